@@ -1,0 +1,51 @@
+// Package refdata finds the reference recordings that tests compare with: bytes of real servers, golden
+// metrics, traces. They are too large for the repository; a clone without them skips those tests.
+package refdata
+
+import (
+	"os"
+	"path/filepath"
+)
+
+// TB is the part of testing.TB that this package uses.
+type TB interface {
+	Helper()
+	Skipf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// EnvDir names the folder of recordings, instead of shared/data beside the repository.
+// EnvRequire, if not empty, turns "not there" from a skip into a failure; CI sets it.
+const (
+	EnvDir     = "SGLANGTEST_DATA"
+	EnvRequire = "SGLANGTEST_REQUIRE_DATA"
+)
+
+// Path returns the path of a recording, given relative to the folder of recordings, or skips the test.
+func Path(tb TB, name string) string {
+	tb.Helper()
+	root := os.Getenv(EnvDir)
+	if root == "" {
+		dir, err := os.Getwd()
+		if err != nil {
+			tb.Fatalf("refdata: %v", err)
+		}
+		for ; ; dir = filepath.Dir(dir) {
+			if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+				root = filepath.Join(filepath.Dir(dir), "shared", "data")
+				break
+			}
+			if dir == filepath.Dir(dir) {
+				tb.Fatalf("refdata: no go.mod above the working directory")
+			}
+		}
+	}
+	path := filepath.Join(root, filepath.FromSlash(name))
+	if _, err := os.Stat(path); err != nil {
+		if os.Getenv(EnvRequire) != "" {
+			tb.Fatalf("reference recording %s is required but missing: %v", name, err)
+		}
+		tb.Skipf("reference recording %s is not on this machine: put the recordings beside the repository or set %s", name, EnvDir)
+	}
+	return path
+}

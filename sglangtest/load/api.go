@@ -1,0 +1,77 @@
+package load
+
+import (
+	"context"
+	"iter"
+	"time"
+)
+
+// An API names one of the HTTP APIs of an SGLang server.
+type API string
+
+// The APIs that [Sender] speaks.
+const (
+	Generate        API = "generate"         // POST /generate, SGLang's own
+	Completions     API = "completions"      // POST /v1/completions
+	ChatCompletions API = "chat_completions" // POST /v1/chat/completions
+)
+
+// A Source yields the requests of a workload. [RequestGenerator] is one.
+type Source interface {
+	// Plan reads the whole workload once, in constant memory, and describes it. Any fault of the workload
+	// (a malformed row, no rows, an impossible length) is its error, so that a run can fail before it starts.
+	Plan() (Plan, error)
+	// Requests yields the workload from its beginning, in order of Arrival. Each call starts anew and yields
+	// the same requests. The sequence ends after the first error.
+	Requests() iter.Seq2[Request, error]
+}
+
+// A Plan describes a workload before it is run.
+type Plan struct {
+	Dataset  string `json:"dataset"`
+	Arrivals string `json:"arrivals"` // the arrival process, such as "poisson 8/s"
+	Seed     uint64 `json:"seed"`
+	Requests int    `json:"requests"`
+	// RequestedRate is the arrival process's own rate in requests/s; 0 stands for all at once ("inf").
+	RequestedRate float64 `json:"requested_rate"`
+	// LastArrival is the arrival of the last request.
+	LastArrival time.Duration `json:"last_arrival_ns"`
+	// InputTokens and OutputTokens are totals of the lengths that are known beforehand.
+	InputTokens  int64 `json:"input_tokens"`
+	OutputTokens int64 `json:"output_tokens"`
+	// LongestInput and LongestTotal (input + output) are the largest over all requests, in tokens.
+	LongestInput int `json:"longest_input"`
+	LongestTotal int `json:"longest_total"`
+	// UnknownInputs is the number of requests whose input length only the server can know.
+	UnknownInputs int `json:"unknown_inputs"`
+}
+
+// A Doer carries out one request. [Sender] is one; a user's own client can be another.
+type Doer interface {
+	// Do sends req and returns when its answer has ended or failed; it always fills in res. On entry res
+	// holds ID, Arrival, Due, InputLen, OutputLen, Conversation and Turn; Do sets everything else. It must
+	// return soon after ctx is done. Do is called from many goroutines at once.
+	Do(ctx context.Context, clock Clock, req *Request, res *Result)
+}
+
+// A Recorder receives what happens in a run. metrics.Collector is one.
+type Recorder interface {
+	// Begin is called once, after the warm-up and before the first release. An error ends the run.
+	Begin(ctx context.Context, info Info) error
+	// Arrived is called when a request's time has come, before it waits for a place under a concurrency cap.
+	// One goroutine makes these calls, in order of arrival. The recorder must not keep req.
+	Arrived(req *Request)
+	// Record is called exactly once for each request that arrived, when it has ended. It is called from many
+	// goroutines at once. The recorder must not keep res or modify it.
+	Record(res *Result)
+	// End is called once, after the last Record, whether the run succeeded or not, if Begin succeeded.
+	// Its context is not that of the run and still works if the run was cancelled.
+	End(ctx context.Context) error
+}
+
+// Info describes a run that is about to start.
+type Info struct {
+	Clock          Clock
+	Plan           Plan
+	MaxConcurrency int // 0: no cap
+}

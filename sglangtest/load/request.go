@@ -1,0 +1,101 @@
+package load
+
+import (
+	"errors"
+	"time"
+)
+
+// A Segment is a run of tokens that are named rather than stored: positions Offset to Offset+Length of an
+// endless pseudo-random token stream. Equal (Stream, position) pairs are equal tokens, so two prompts that
+// begin with the same segment share a prefix in a server's radix cache. Token ids are made only when a
+// request body is written; see [TokenID].
+type Segment struct {
+	Stream uint64 `json:"stream"`
+	Offset int    `json:"offset"` // tokens, ≥ 0
+	Length int    `json:"length"` // tokens, > 0
+}
+
+// A Message is one turn of a chat prompt.
+type Message struct {
+	Role    string `json:"role"`
+	Content string `json:"content"`
+}
+
+// A Prompt holds the input of a request in exactly one of four forms.
+// It is not modified by this package after it has been made, and may be shared.
+type Prompt struct {
+	Segments []Segment `json:"segments,omitempty"`  // tokens by name; the length is exact without a tokenizer
+	TokenIDs []int32   `json:"input_ids,omitempty"` // tokens by value
+	Text     string    `json:"prompt,omitempty"`    // text; its length in tokens is known only to the server
+	Messages []Message `json:"messages,omitempty"`  // chat turns; likewise
+}
+
+// Tokens returns the prompt's length in tokens, or 0 if only the server can know it (text and messages).
+func (p Prompt) Tokens() int {
+	n := len(p.TokenIDs)
+	for _, s := range p.Segments {
+		n += s.Length
+	}
+	return n
+}
+
+// IsZero reports whether the prompt holds nothing in any form.
+func (p Prompt) IsZero() bool { return p.forms() == 0 }
+
+func (p Prompt) forms() int {
+	n := 0
+	for _, has := range []bool{len(p.Segments) > 0, len(p.TokenIDs) > 0, p.Text != "", len(p.Messages) > 0} {
+		if has {
+			n++
+		}
+	}
+	return n
+}
+
+// Validate reports an error unless the prompt has exactly one form and its segments are well formed.
+func (p Prompt) Validate() error {
+	switch p.forms() {
+	case 0:
+		return errors.New("prompt is empty: want one of segments, input_ids, prompt or messages")
+	case 1:
+	default:
+		return errors.New("prompt has more than one of segments, input_ids, prompt and messages")
+	}
+	for _, s := range p.Segments {
+		if s.Offset < 0 || s.Length <= 0 {
+			return errors.New("prompt segment needs offset ≥ 0 and length > 0")
+		}
+	}
+	return nil
+}
+
+// A Request is one request of a workload: when it arrives, what it asks and how much it wants back.
+type Request struct {
+	// ID is the position in the workload, counted from 0. It is unique within a run.
+	ID int
+	// Arrival is the intended arrival, an offset from the run's start.
+	Arrival time.Duration
+	Prompt  Prompt
+	// InputLen is the prompt's length in tokens as the dataset states it; 0 if only the server can know it.
+	InputLen int
+	// OutputLen is the number of output tokens to ask for (max_new_tokens). It is > 0 in generated requests.
+	OutputLen int
+	// Sampling overrides the sender's sampling parameters for this request, field by field. Nil overrides nothing.
+	Sampling *SamplingParams
+	// Conversation names the conversation that the request is a turn of; empty for a single request.
+	Conversation string
+	// Turn is the position in the conversation, counted from 0.
+	Turn int
+}
+
+// TokenID returns the token at position pos of the given stream, in the half-open range [lo, hi).
+// It is a pure function: the same arguments give the same token on every machine and in every version.
+// hi must exceed lo.
+func TokenID(stream uint64, pos int, lo, hi int32) int32 {
+	// splitmix64 (Steele, Lea, Flood, OOPSLA 2014) over the position, then a multiply-shift into the range.
+	z := stream + (uint64(pos)+1)*0x9e3779b97f4a7c15
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9
+	z = (z ^ (z >> 27)) * 0x94d049bb133111eb
+	z ^= z >> 31
+	return lo + int32((z>>32)*uint64(hi-lo)>>32)
+}

@@ -1,0 +1,111 @@
+package load
+
+import "time"
+
+// An Outcome says how a request ended. The zero value is not an outcome.
+type Outcome string
+
+// The outcomes. Every one but OutcomeOK is a failure.
+const (
+	// OutcomeOK: the answer came to its end, with finish reason "stop" or "length" (or another that is not "abort").
+	OutcomeOK Outcome = "ok"
+	// OutcomeHTTP: the server answered with a status other than 200; see Result.Status.
+	OutcomeHTTP Outcome = "http_error"
+	// OutcomeEngine: the answer's status was 200 but it held an error object, in the stream or as its body.
+	OutcomeEngine Outcome = "engine_error"
+	// OutcomeAbort: the engine ended the request with finish reason "abort".
+	OutcomeAbort Outcome = "abort"
+	// OutcomeTimeout: the request's own deadline passed.
+	OutcomeTimeout Outcome = "timeout"
+	// OutcomeTruncated: the connection closed cleanly or not before the answer's end.
+	OutcomeTruncated Outcome = "truncated"
+	// OutcomeRefused: no connection could be made because nothing listened.
+	OutcomeRefused Outcome = "refused"
+	// OutcomeReset: the connection broke before any part of the answer arrived.
+	OutcomeReset Outcome = "reset"
+	// OutcomeCancelled: the run was cancelled while the request was under way. The request never ended.
+	OutcomeCancelled Outcome = "cancelled"
+	// OutcomeProtocol: what came back is not the answer of the API that was asked: not JSON, no event stream, no token count.
+	OutcomeProtocol Outcome = "protocol_error"
+	// OutcomeTransport: any other failure below HTTP: name resolution, TLS, no free local port, …
+	OutcomeTransport Outcome = "transport_error"
+	// OutcomeRejected: the request was refused on the client's side, before it was sent, by admission control or by a policy.
+	OutcomeRejected Outcome = "rejected"
+)
+
+// Outcomes lists every outcome, OutcomeOK first.
+func Outcomes() []Outcome {
+	return []Outcome{OutcomeOK, OutcomeHTTP, OutcomeEngine, OutcomeAbort, OutcomeTimeout, OutcomeTruncated, OutcomeRefused,
+		OutcomeReset, OutcomeCancelled, OutcomeProtocol, OutcomeTransport, OutcomeRejected}
+}
+
+// A Result is what became of one request. All times are offsets from the run's start, and
+// Arrival ≤ Due ≤ Released ≤ Send ≤ Completion.
+type Result struct {
+	ID           int
+	Conversation string
+	Turn         int
+
+	// Arrival is the intended arrival of the schedule.
+	Arrival time.Duration
+	// Due is when nothing but the client itself stood between the request and its release: Arrival, or with a
+	// concurrency cap the moment at which the request got its place.
+	Due time.Duration
+	// Released is when the client let go of the request: its body was ready and was handed to the transport.
+	Released time.Duration
+	// Send is when the request began to be written on its connection. If Sent is false it equals Completion.
+	Send time.Duration
+	// FirstToken is when the first output token had been read; 0 if none came.
+	FirstToken time.Duration
+	// LastToken is when the last output token had been read; 0 if none came.
+	LastToken time.Duration
+	// Completion is when the last byte of the answer had been read, or the failure was known.
+	Completion time.Duration
+
+	// Sent is false if the request never left: ServerLatency is then 0 and the whole latency is QueueTime.
+	Sent bool
+	// Connect is the part of Send − Released spent on getting a connection; about 0 if one was reused.
+	Connect time.Duration
+	// Reused says that the connection had served a request before.
+	Reused bool
+	// Overhead is the time the client spent between reads of the answer on parsing and recording it. It
+	// delays later reads only, never the stamp of the read before it.
+	Overhead time.Duration
+
+	API     API     // the API that was called
+	Outcome Outcome // how the request ended
+	Status  int     // HTTP status; 0 if no answer came
+	Message string  // the server's error message, or the transport's; empty if Outcome is OutcomeOK
+
+	// InputLen and OutputLen repeat what the request asked for.
+	InputLen, OutputLen int
+	// PromptTokens, OutputTokens and CachedTokens are the server's own counts. OutputTokens of a failed
+	// request counts what had arrived. CachedTokens is 0 if the server did not report it.
+	PromptTokens, OutputTokens, CachedTokens int
+	// Retractions is how often the engine took the request back to its queue (SGLang's num_retractions).
+	Retractions int
+	// FinishReason is the engine's: "stop", "length", "abort", …; empty if none came.
+	FinishReason string
+	// Worker names the server that processed the request, where that is known: the target's name, or the
+	// weight version that the server answered with if that is not SGLang's "default".
+	Worker string
+	// Chunks lists the events that carried output. It is empty if the answer was not streamed.
+	Chunks Chunks
+	// Text is the output text, if the sender was asked to keep it.
+	Text string
+}
+
+// QueueTime returns Send − Arrival: the time before the request left for the server.
+func (r *Result) QueueTime() time.Duration { return r.Send - r.Arrival }
+
+// ServerLatency returns Completion − Send.
+func (r *Result) ServerLatency() time.Duration { return r.Completion - r.Send }
+
+// TotalLatency returns Completion − Arrival, which is QueueTime + ServerLatency exactly.
+func (r *Result) TotalLatency() time.Duration { return r.Completion - r.Arrival }
+
+// Lateness returns Released − Due: how much later than it should the client released the request, by its own fault.
+func (r *Result) Lateness() time.Duration { return r.Released - r.Due }
+
+// OK reports whether the request succeeded.
+func (r *Result) OK() bool { return r.Outcome == OutcomeOK }

@@ -1,0 +1,4 @@
+package load
+
+// SamplingParams is replaced by the helper.
+type SamplingParams struct{}

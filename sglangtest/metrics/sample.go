@@ -1,0 +1,55 @@
+package metrics
+
+import (
+	"context"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+)
+
+// Names of values that engine samplers report, as SGLang's /v1/loads calls them.
+const (
+	NumRunning    = "num_running_reqs"     // requests in the running batch
+	NumWaiting    = "num_waiting_reqs"     // requests in the engine's waiting queue
+	NumUsedTokens = "num_used_tokens"      // KV tokens in use
+	MaxTokens     = "max_total_num_tokens" // KV pool size in tokens
+	TokenUsage    = "token_usage"          // used share of the KV pool, 0 to 1
+	GenThroughput = "gen_throughput"       // output tokens/s by the engine's own count
+)
+
+// A Sample is a set of values read from one source at one moment.
+type Sample struct {
+	At     time.Duration      `json:"at_ns"`            // when the values had been read, offset from the run's start
+	Cost   time.Duration      `json:"cost_ns"`          // how long reading them took; they are at most this old, plus the source's own delay
+	Source string             `json:"source"`           // the sampler's name, such as "server-0"
+	Values map[string]float64 `json:"values,omitempty"` // nil if the sample failed
+	Err    string             `json:"error,omitempty"`  // why it failed: a gap is recorded, never filled in
+}
+
+// A Sampler reads values from one source. Sample is never called twice at once on one Sampler.
+type Sampler interface {
+	Name() string
+	// Sample reads the values. The map it returns belongs to the caller.
+	Sample(ctx context.Context) (map[string]float64, error)
+}
+
+// An Event is something that was done or noticed in a run: a parameter change, a failure, the verdict of a check.
+type Event struct {
+	At     time.Duration  `json:"at_ns"`
+	Kind   string         `json:"kind"`             // such as "param_update"
+	Source string         `json:"source,omitempty"` // what it concerns, such as "server-0"
+	Data   map[string]any `json:"data,omitempty"`   // particulars, by kind; times in it end in _ns
+}
+
+// A Sink stores what a run yields, as it happens. Its methods but Begin and End do not return errors: a sink
+// keeps the first one and returns it from End. They are safe for concurrent use and must not keep what
+// pointers lead to.
+type Sink interface {
+	Begin(info load.Info) error
+	Arrived(req *load.Request)
+	Result(res *load.Result)
+	Sample(s Sample)
+	Event(e Event)
+	// End makes everything durable and returns the first error that storing met.
+	End() error
+}

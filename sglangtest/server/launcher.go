@@ -1,0 +1,45 @@
+package server
+
+import (
+	"context"
+)
+
+// A Launcher brings up one server. Implementations are safe for concurrent use.
+type Launcher interface {
+	// Launch starts the server that spec describes and returns as soon as it has an address; it need not be
+	// ready. Canceling ctx ends the attempt, not the instance. If Launch fails, nothing of the server is left.
+	Launch(ctx context.Context, spec Spec) (Instance, error)
+}
+
+// A Spec says what to launch.
+type Spec struct {
+	Name   string // unique within the manager, such as "server-0"
+	Config Config
+}
+
+// An Instance is a server that a Launcher has started.
+type Instance interface {
+	// URL is the server's base URL, such as "http://127.0.0.1:30000", without a trailing slash.
+	URL() string
+	// Exited is closed when the server has ended, by Stop or by itself.
+	Exited() <-chan struct{}
+	// Err says why the server ended by itself; nil before Exited is closed and after a wanted stop.
+	Err() error
+	// Stop ends the server and returns when it has ended and its port is free. When ctx is done it stops
+	// waiting politely and uses force. Stop may be called again, and after the server has ended by itself.
+	Stop(ctx context.Context) error
+}
+
+// A Simulated instance is one whose engine is a simulation. Every result that comes from it says so.
+type Simulated interface {
+	Instance
+	// Simulation describes the engine's profile and the error it is known to have.
+	Simulation() Simulation
+}
+
+// A Simulation says by what an engine was simulated.
+type Simulation struct {
+	Profile    string `json:"profile"`     // the step-time profile's name
+	Calibrated string `json:"calibrated"`  // what it was calibrated on
+	KnownError string `json:"known_error"` // its measured error, or that none was measured
+}
