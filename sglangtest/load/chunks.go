@@ -101,3 +101,6 @@ func ChunksFrom(enc []byte) (Chunks, error) {
 	}
 	return c, nil
 }
+
+// Reset empties the list and keeps its memory for reuse. Copies of the list become invalid.
+func (c *Chunks) Reset() { *c = Chunks{enc: c.enc[:0]} }

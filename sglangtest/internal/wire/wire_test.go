@@ -1,0 +1,203 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// events reads all of r and returns the data of its events.
+func events(t testing.TB, r io.Reader) (data []string, rest bool) {
+	var e Events
+	e.Reset(r)
+	for {
+		err := e.Fill()
+		for {
+			d, ok := e.Next()
+			if !ok {
+				break
+			}
+			data = append(data, string(d))
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+			return data, e.Rest()
+		}
+	}
+}
+
+func TestEvents(t *testing.T) {
+	long := strings.Repeat("x", 100_000)
+	for _, tc := range []struct {
+		name, in string
+		want     []string
+		rest     bool
+	}{
+		{"one", "data: a\n\n", []string{"a"}, false},
+		{"no space after the colon", "data:a\n\n", []string{"a"}, false},
+		{"only the first space is dropped", "data:  a\n\n", []string{" a"}, false},
+		{"carriage returns", "data: a\r\n\r\ndata: b\r\n\r\n", []string{"a", "b"}, false},
+		{"comments and other fields", ": hi\n\nevent: x\nid: 7\ndata: a\nretry: 1\n\n", []string{"a"}, false},
+		{"two data lines are one event", "data: a\ndata: b\n\n", []string{"a\nb"}, false},
+		{"blank lines between", "\n\n\ndata: a\n\n\n\ndata: b\n\n", []string{"a", "b"}, false},
+		{"empty data", "data:\n\n", []string{""}, false},
+		{"longer than the buffer", "data: " + long + "\n\ndata: b\n\n", []string{long, "b"}, false},
+		{"cut in an event", "data: a\n\ndata: b", []string{"a"}, true},
+		{"cut before the blank line", "data: a\n\ndata: b\n", []string{"a"}, true},
+		{"nothing", "", nil, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for name, r := range map[string]io.Reader{
+				"whole":        strings.NewReader(tc.in),
+				"byte by byte": iotest.OneByteReader(strings.NewReader(tc.in)),
+				"data and EOF": iotest.DataErrReader(strings.NewReader(tc.in)),
+			} {
+				got, rest := events(t, r)
+				require.Equal(t, tc.want, got, name)
+				require.Equal(t, tc.rest, rest, name)
+			}
+		})
+	}
+}
+
+// FuzzEvents compares with a line reader that holds the whole stream, and reads of one byte with one read of all.
+func FuzzEvents(f *testing.F) {
+	f.Add([]byte("data: a\n\ndata:b\r\n\r\n: c\ndata: d\ndata: e\n\n"), uint8(3))
+	f.Fuzz(func(t *testing.T, in []byte, step uint8) {
+		var want []string
+		var lines []string
+		rest := in
+		for {
+			line, after, found := bytes.Cut(rest, []byte("\n"))
+			if !found {
+				break
+			}
+			rest = after
+			line = bytes.TrimSuffix(line, []byte("\r"))
+			if len(line) == 0 {
+				if lines != nil {
+					want = append(want, strings.Join(lines, "\n"))
+				}
+				lines = nil
+			} else if v, ok := bytes.CutPrefix(line, []byte("data:")); ok {
+				lines = append(lines, string(bytes.TrimPrefix(v, []byte(" "))))
+			}
+		}
+		got, _ := events(t, bytes.NewReader(in))
+		require.Equal(t, want, got)
+		got, _ = events(t, &stepReader{in, int(step)%17 + 1})
+		require.Equal(t, want, got)
+	})
+}
+
+type stepReader struct {
+	b []byte
+	n int
+}
+
+func (r *stepReader) Read(p []byte) (int, error) {
+	if len(r.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, r.b[:min(r.n, len(r.b))])
+	r.b = r.b[n:]
+	return n, nil
+}
+
+func TestParseGenerate(t *testing.T) {
+	var c Chunk
+	require.True(t, ParseGenerate([]byte(`{"text":"a \"b\"","output_ids":[1,2],"meta_info":{"id":"r","finish_reason":{"type":"abort","message":"Aborted","status_code":null},
+		"prompt_tokens":6,"completion_tokens":12,"cached_tokens":5,"num_retractions":1,"weight_version":"server-1","x":[{"y":"}"}]}}`), &c))
+	require.Equal(t, `a \"b\"`, string(c.Text))
+	require.Equal(t, `a "b"`, Unquote(c.Text))
+	require.Equal(t, []int{6, 12, 5, 1}, []int{c.PromptTokens, c.CompletionTokens, c.CachedTokens, c.Retractions})
+	require.Equal(t, []string{"abort", "Aborted", "server-1"}, []string{string(c.FinishReason), string(c.AbortMessage), string(c.Worker)})
+
+	require.True(t, ParseGenerate([]byte(`{"error":{"message":"top_p must be in (0, 1], got 2.","code":400}}`), &c))
+	require.True(t, c.Failed)
+	require.Equal(t, "top_p must be in (0, 1], got 2.", string(c.Message))
+	require.Equal(t, -1, c.CompletionTokens)
+
+	for _, bad := range []string{``, `[]`, `{`, `{"text":"a}`, `{"text" "a"}`, `{"a":1 "b":2}`, `{"meta_info":{"a":}}`, `data`} {
+		require.False(t, ParseGenerate([]byte(bad), &c), bad)
+	}
+}
+
+func TestErrorMessage(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"error":{"message":"too long"}}`:                                     "too long",
+		`{"error":"unknown field ` + "`x`" + `"}`:                              "unknown field `x`",
+		`{"object":"error","message":"queue is full","type":"503","code":503}`: "queue is full",
+		`{"detail":"Not Found"}`:                                               "Not Found",
+		`{"detail":[{"loc":["body"]}]}`:                                        `[{"loc":["body"]}]`,
+		"Internal Server Error\n":                                              "Internal Server Error",
+		`{"message":"a \u00fc"}`:                                               "a ü",
+		``:                                                                     "",
+	} {
+		require.Equal(t, want, ErrorMessage([]byte(body)))
+	}
+}
+
+// FuzzMembers compares the walk over an object with encoding/json.
+func FuzzMembers(f *testing.F) {
+	f.Add([]byte(`{"text":"a\\","meta_info":{"x":[1,{"y":"}"}],"n":-1.5e3},"k\u0041":null , "t":true}`))
+	f.Add([]byte(`{"":""}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var c Chunk
+		ParseGenerate(in, &c) // must not panic
+		ParseOpenAI(in, &c)
+		ErrorMessage(in)
+		var want map[string]json.RawMessage
+		if json.Unmarshal(in, &want) != nil || want == nil {
+			return
+		}
+		got := map[string]json.RawMessage{}
+		m := object(in)
+		for m.next() {
+			// encoding/json replaces invalid UTF-8 in keys; the walk does not look inside strings
+			got[strings.ToValidUTF8(string(m.key), "\ufffd")] = bytes.Clone(m.val)
+		}
+		if m.bad {
+			t.Fatalf("valid object refused: %q", in)
+		}
+		if len(got) < len(want) {
+			t.Fatalf("members lost: %q, want %q", got, want)
+		}
+		for k, v := range want {
+			if g, ok := got[k]; ok && !bytes.Equal(g, v) {
+				t.Fatalf("member %q is %q, want %q", k, g, v)
+			}
+		}
+	})
+}
+
+func TestAppendString(t *testing.T) {
+	for _, s := range []string{"", "plain", "a\"b\\c", "tab\t", "é", "\x00", "\xff", "<html>&"} {
+		var got string
+		require.NoError(t, json.Unmarshal(AppendString(nil, s), &got))
+		require.Equal(t, strings.ToValidUTF8(s, "\ufffd"), got)
+	}
+}
+
+func BenchmarkParseGenerate(b *testing.B) {
+	for _, size := range []int{16, 4096} {
+		b.Run(fmt.Sprintf("text=%d", size), func(b *testing.B) {
+			data := []byte(`{"text":"` + strings.Repeat("x", size) + `","output_ids":[68880],"meta_info":{"id":"67b6419a1734468993d8915093b360ac","finish_reason":null,"prompt_tokens":6,"weight_version":"default","num_retractions":0,"queue_time":0.0,"reasoning_tokens":0,"completion_tokens":1,"cached_tokens":5,"cached_tokens_details":{"device":5,"host":0},"dp_rank":null}}`)
+			var c Chunk
+			b.ReportAllocs()
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				ParseGenerate(data, &c)
+			}
+		})
+	}
+}

@@ -1,0 +1,248 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
+)
+
+// maxBody bounds an answer that is not streamed; with logprobs they reach some megabytes.
+const maxBody = 256 << 20
+
+// read reads the answer and fills in everything from Completion on.
+func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *http.Response, res *Result) {
+	res.Status = resp.StatusCode
+	streamed := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
+	if resp.StatusCode == http.StatusOK && s.stream && streamed {
+		s.readStream(ctx, rctx, clock, a, resp.Body, res)
+		return
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	at := clock.Now()
+	res.complete(at)
+	switch {
+	case err != nil:
+		s.failed(ctx, rctx, res, OutcomeTruncated, err)
+	case resp.StatusCode != http.StatusOK:
+		res.fail(OutcomeHTTP, wire.ErrorMessage(body))
+	default:
+		s.readWhole(body, a, res)
+		if res.Outcome == OutcomeOK && s.stream {
+			res.fail(OutcomeProtocol, fmt.Sprintf("asked for an event stream, got %q", resp.Header.Get("Content-Type")))
+		}
+	}
+	res.Overhead = clock.Now() - at
+}
+
+func (s *Sender) parse(data []byte, c *wire.Chunk) bool {
+	if s.api == Generate {
+		return wire.ParseGenerate(data, c)
+	}
+	return wire.ParseOpenAI(data, c)
+}
+
+func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
+	c := &a.chunk
+	if !s.parse(body, c) {
+		res.fail(OutcomeProtocol, "the answer is not a JSON object: "+excerpt(body))
+		return
+	}
+	res.counts(c)
+	if s.keepText {
+		res.Text = wire.Unquote(c.Reasoning) + wire.Unquote(c.Text)
+	}
+	if c.Failed {
+		res.fail(OutcomeEngine, wire.Unquote(c.Message))
+		return
+	}
+	res.OutputTokens = max(c.CompletionTokens, 0)
+	res.finish(c)
+	res.judge(c.CompletionTokens >= 0)
+}
+
+// readStream reads an event stream. Each read is stamped when it returns, before anything is parsed.
+func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.Reader, res *Result) {
+	var (
+		ended   bool // [DONE] was seen
+		counted bool // the server gave a token count
+		text    textReader
+		readErr error
+	)
+	text.keep, text.cumulative = s.keepText, s.api == Generate && !s.incremental
+	a.events.Reset(body)
+	at := clock.Now()
+	for readErr == nil {
+		readErr = a.events.Fill()
+		now := clock.Now()
+		at = now
+		for {
+			data, ok := a.events.Next()
+			if !ok {
+				break
+			}
+			if ended {
+				continue // nothing follows [DONE] that anyone defines
+			}
+			if string(data) == "[DONE]" {
+				ended = true
+				continue
+			}
+			c := &a.chunk
+			if !s.parse(data, c) {
+				res.fail(OutcomeProtocol, "an event is not a JSON object: "+excerpt(data))
+				res.complete(at)
+				return
+			}
+			if c.Failed {
+				if res.Outcome == "" {
+					res.fail(OutcomeEngine, wire.Unquote(c.Message))
+				}
+				continue
+			}
+			tokens := 0
+			if c.CompletionTokens >= 0 {
+				counted = true
+				tokens = max(c.CompletionTokens-res.OutputTokens, 0)
+				res.OutputTokens = max(c.CompletionTokens, res.OutputTokens)
+			}
+			bytes, ok := text.add(c)
+			if !ok {
+				res.fail(OutcomeProtocol, "an event's text does not begin with the text before it: the server streams "+
+					"increments (--incremental-streaming-output); use WithIncrementalStreaming")
+				res.complete(at)
+				return
+			}
+			if c.Output && (tokens > 0 || bytes > 0) {
+				res.Chunks.Append(Chunk{At: at, Tokens: tokens, TextBytes: bytes})
+				if res.FirstToken == 0 {
+					res.FirstToken = at
+				}
+				res.LastToken = at
+			}
+			res.counts(c)
+			res.finish(c)
+		}
+		if readErr == nil {
+			res.Overhead += clock.Now() - now
+		}
+	}
+	res.complete(at)
+	res.Text = text.String()
+	switch {
+	case ended:
+		res.judge(counted)
+	case res.Outcome != "": // an error event explains why the stream broke off
+	case errors.Is(readErr, io.EOF):
+		res.fail(OutcomeTruncated, "the stream ended without [DONE]")
+	case errors.Is(readErr, wire.ErrEventTooLong):
+		res.fail(OutcomeProtocol, readErr.Error())
+	default:
+		s.failed(ctx, rctx, res, OutcomeTruncated, readErr)
+	}
+}
+
+// counts takes over what an event says of the request as a whole.
+func (r *Result) counts(c *wire.Chunk) {
+	if c.PromptTokens >= 0 {
+		r.PromptTokens = c.PromptTokens
+	}
+	if c.CachedTokens >= 0 {
+		r.CachedTokens = c.CachedTokens
+	}
+	if c.Retractions >= 0 {
+		r.Retractions = c.Retractions
+	}
+	if len(c.Worker) > 0 && string(c.Worker) != "default" && string(c.Worker) != r.Worker {
+		r.Worker = string(c.Worker)
+	}
+}
+
+func (r *Result) finish(c *wire.Chunk) {
+	if c.FinishReason == nil {
+		return
+	}
+	switch string(c.FinishReason) { // no allocation for the usual ones
+	case "length":
+		r.FinishReason = "length"
+	case "stop":
+		r.FinishReason = "stop"
+	default:
+		r.FinishReason = string(c.FinishReason)
+	}
+	if r.FinishReason == "abort" {
+		r.fail(OutcomeAbort, wire.Unquote(c.AbortMessage))
+	}
+}
+
+// judge gives the outcome of an answer that came to its end, unless a failure has been noted.
+func (r *Result) judge(counted bool) {
+	switch {
+	case r.Outcome != "":
+	case !counted:
+		r.fail(OutcomeProtocol, "the answer has no token count (completion_tokens)")
+	case r.FinishReason == "":
+		r.fail(OutcomeProtocol, "the answer has no finish reason")
+	default:
+		r.Outcome = OutcomeOK
+	}
+}
+
+func excerpt(b []byte) string {
+	const most = 200
+	if len(b) > most {
+		return fmt.Sprintf("%q… (%d bytes)", b[:most], len(b))
+	}
+	return fmt.Sprintf("%q", b)
+}
+
+// A textReader follows the text of a stream. Chunks of /generate repeat the text from its beginning, unless the
+// server runs with --incremental-streaming-output.
+type textReader struct {
+	keep       bool
+	cumulative bool
+	head       [16]byte // beginning of the text, to notice chunks that do not repeat it
+	length     int      // of the latest text, as it stands in the JSON
+	latest     []byte   // the latest text of a cumulative stream, if texts are kept
+	deltas     strings.Builder
+}
+
+// add takes in a chunk and returns the number of bytes that it added; false if the text is not cumulative after all.
+func (t *textReader) add(c *wire.Chunk) (int, bool) {
+	if !t.cumulative {
+		n := len(c.Reasoning) + len(c.Text)
+		if t.keep && n > 0 {
+			t.deltas.WriteString(wire.Unquote(c.Reasoning))
+			t.deltas.WriteString(wire.Unquote(c.Text))
+		}
+		return n, true
+	}
+	n := len(c.Text)
+	if n < t.length && c.FinishReason == nil { // at the end, a stop string may have been cut off
+		return 0, false
+	}
+	known := min(n, t.length, len(t.head))
+	if string(c.Text[:known]) != string(t.head[:known]) {
+		return 0, false
+	}
+	if known < len(t.head) {
+		copy(t.head[:], c.Text)
+	}
+	grown := max(n-t.length, 0)
+	t.length = n
+	if t.keep {
+		t.latest = append(t.latest[:0], c.Text...)
+	}
+	return grown, true
+}
+
+func (t *textReader) String() string {
+	if t.cumulative {
+		return wire.Unquote(t.latest)
+	}
+	return t.deltas.String()
+}

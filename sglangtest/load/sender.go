@@ -1,0 +1,355 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
+)
+
+// A Target is one place that requests can be sent to.
+type Target struct {
+	URL  string // base URL, such as "http://127.0.0.1:30000"
+	Name string // goes into Result.Worker if the server does not name itself
+}
+
+// A Picker chooses the target of each request. It is called from many goroutines at once.
+// An error refuses the request: its outcome is OutcomeRejected.
+type Picker interface {
+	Pick(ctx context.Context, req *Request) (Target, error)
+}
+
+// A Sender sends requests to an SGLang server, or to anything that answers like one, and measures the answers.
+// It never retries. It is safe for concurrent use; create it with [NewSender] and release it with Close.
+//
+// Output tokens are counted by the server's own completion_tokens, never by events: an event may carry any
+// number of tokens. On the OpenAI routes the sender therefore asks for usage on each event.
+type Sender struct {
+	api                 API
+	model               string
+	stream              bool
+	incremental         bool
+	keepText            bool
+	timeout             time.Duration
+	tokenLow, tokenHigh int32
+	sampling            SamplingParams
+	fields              []byte // of sampling
+	header              http.Header
+	picker              Picker
+	target              Target
+	rt                  http.RoundTripper
+	owned               *http.Transport // rt, if the sender made it
+	maxConns            int
+	attempts            sync.Pool
+	urls                sync.Map // base URL → *url.URL of the API
+}
+
+// A SenderOption configures a [Sender].
+type SenderOption func(*Sender) error
+
+// WithAPI selects the API to call. Default: [Generate].
+func WithAPI(api API) SenderOption {
+	return func(s *Sender) error {
+		if api.path() == "" {
+			return fmt.Errorf("unknown API %q: want %s, %s or %s", api, Generate, Completions, ChatCompletions)
+		}
+		s.api = api
+		return nil
+	}
+}
+
+// WithModel sets the model name that the OpenAI routes send. Default: "default", which a server with one model accepts.
+func WithModel(name string) SenderOption {
+	return func(s *Sender) error { s.model = name; return nil }
+}
+
+// WithStreaming says whether answers are streamed. Default: true. Without streaming there is no time to first
+// token and no inter-token latency.
+func WithStreaming(on bool) SenderOption {
+	return func(s *Sender) error { s.stream = on; return nil }
+}
+
+// WithIncrementalStreaming says that the server runs with --incremental-streaming-output: its /generate sends
+// in each event the text that came since the last one, not the text from the beginning.
+func WithIncrementalStreaming() SenderOption {
+	return func(s *Sender) error { s.incremental = true; return nil }
+}
+
+// WithTexts makes results carry the output text. Default: texts are not kept.
+func WithTexts() SenderOption {
+	return func(s *Sender) error { s.keepText = true; return nil }
+}
+
+// WithTimeout sets the deadline of each request, counted from its release. Default: none.
+func WithTimeout(d time.Duration) SenderOption {
+	return func(s *Sender) error {
+		if d <= 0 {
+			return fmt.Errorf("timeout %v: want > 0", d)
+		}
+		s.timeout = d
+		return nil
+	}
+}
+
+// WithSamplingParams sets the sampling parameters of all requests. A request's own override them field by
+// field. MaxNewTokens is not used here: the number of tokens comes from the request. Unless it is set,
+// ignore_eos is true, so that a request yields exactly the tokens that it asks for.
+func WithSamplingParams(p SamplingParams) SenderOption {
+	return func(s *Sender) error {
+		s.sampling = p
+		return p.Validate()
+	}
+}
+
+// WithTokenRange sets the half-open range of the token ids that stand for a prompt's segments.
+// Default: [[DefaultTokenLow], [DefaultTokenHigh]).
+func WithTokenRange(low, high int32) SenderOption {
+	return func(s *Sender) error {
+		if low < 0 || high <= low {
+			return fmt.Errorf("token range [%d, %d): want 0 ≤ low < high", low, high)
+		}
+		s.tokenLow, s.tokenHigh = low, high
+		return nil
+	}
+}
+
+// WithHeader adds a header to every request.
+func WithHeader(key, value string) SenderOption {
+	return func(s *Sender) error { s.header.Add(key, value); return nil }
+}
+
+// WithAPIKey sends "Authorization: Bearer key".
+func WithAPIKey(key string) SenderOption { return WithHeader("Authorization", "Bearer "+key) }
+
+// WithPicker makes p choose the target of each request, instead of the URL given to [NewSender], which must then be empty.
+func WithPicker(p Picker) SenderOption {
+	return func(s *Sender) error { s.picker = p; return nil }
+}
+
+// WithMaxConnections limits the connections to each target. A request that finds none free waits; the wait
+// shows as Result.Connect. Default: no limit, so that the number of connections follows the load.
+func WithMaxConnections(n int) SenderOption {
+	return func(s *Sender) error {
+		if n <= 0 {
+			return fmt.Errorf("max connections %d: want > 0", n)
+		}
+		s.maxConns = n
+		return nil
+	}
+}
+
+// WithTransport makes the sender use rt instead of a transport of its own. Result.Send then is exact only if rt
+// reports to net/http/httptrace; otherwise it is the time of the hand-over. It excludes WithMaxConnections.
+func WithTransport(rt http.RoundTripper) SenderOption {
+	return func(s *Sender) error { s.rt = rt; return nil }
+}
+
+// NewSender returns a sender to the server at baseURL. All faults of the options are reported together.
+func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
+	s := &Sender{
+		api: Generate, model: "default", stream: true, tokenLow: DefaultTokenLow, tokenHigh: DefaultTokenHigh,
+		header: http.Header{"Content-Type": {"application/json"}},
+		target: Target{URL: strings.TrimSuffix(baseURL, "/")},
+	}
+	var faults []error
+	for _, opt := range opts {
+		faults = append(faults, opt(s))
+	}
+	switch {
+	case s.picker != nil && baseURL != "":
+		faults = append(faults, errors.New("a picker and a base URL exclude each other: pass an empty URL"))
+	case s.picker == nil:
+		_, err := s.url(s.target.URL)
+		faults = append(faults, err)
+	}
+	if s.rt != nil && s.maxConns > 0 {
+		faults = append(faults, errors.New("WithTransport and WithMaxConnections exclude each other"))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("load: sender: %w", err)
+	}
+	var err error
+	if s.fields, err = samplingFields(s.api, s.sampling); err != nil {
+		return nil, fmt.Errorf("load: sender: sampling parameters: %w", err)
+	}
+	if s.rt == nil {
+		s.owned = &http.Transport{
+			MaxConnsPerHost:     s.maxConns,
+			MaxIdleConnsPerHost: 1 << 20, // as many as the load has needed
+			// SGLang closes idle connections after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE). Closing them first avoids
+			// sending a request into a connection that is about to go.
+			IdleConnTimeout:    4 * time.Second,
+			DisableCompression: true,
+			ReadBufferSize:     16 << 10,
+		}
+		s.rt = s.owned
+	}
+	s.attempts.New = func() any { return newAttempt() }
+	return s, nil
+}
+
+// Close closes idle connections. Requests under way are not touched.
+func (s *Sender) Close() {
+	if s.owned != nil {
+		s.owned.CloseIdleConnections()
+	}
+}
+
+func (s *Sender) url(base string) (*url.URL, error) {
+	if u, ok := s.urls.Load(base); ok {
+		return u.(*url.URL), nil
+	}
+	u, err := url.Parse(base)
+	if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		err = errors.New(`want a base URL such as "http://127.0.0.1:30000"`)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("target %q: %w", base, err)
+	}
+	u.Path = strings.TrimSuffix(u.Path, "/") + s.api.path()
+	s.urls.Store(base, u)
+	return u, nil
+}
+
+// An attempt is the state of one request under way; it is reused.
+type attempt struct {
+	body   requestBody
+	events wire.Events
+	chunk  wire.Chunk
+	trace  httptrace.ClientTrace
+
+	clock   Clock
+	gotConn time.Duration
+	reused  bool
+	sent    bool
+}
+
+func newAttempt() *attempt {
+	a := new(attempt)
+	a.trace.GotConn = func(info httptrace.GotConnInfo) {
+		a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true
+	}
+	return a
+}
+
+// requestBody is the body of a request. The transport closes it when it no longer needs it, which may be
+// after the round trip has failed: only then may the buffer be used again.
+type requestBody struct {
+	bytes.Reader
+	buf    []byte
+	closed atomic.Bool
+}
+
+func (b *requestBody) Close() error { b.closed.Store(true); return nil }
+
+// Do implements [Doer].
+func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
+	res.API = s.api
+	target, u, fields, err := s.prepare(ctx, req)
+	a := s.attempts.Get().(*attempt)
+	if err == nil {
+		a.body.buf, err = s.appendBody(a.body.buf[:0], req, fields)
+	}
+	if err != nil {
+		s.attempts.Put(a)
+		res.Released = clock.Now()
+		res.fail(OutcomeRejected, err.Error())
+		res.complete(res.Released)
+		return
+	}
+	res.Worker = target.Name
+	a.body.Reset(a.body.buf)
+	a.body.closed.Store(false)
+	a.clock, a.sent = clock, false
+
+	rctx := ctx
+	if s.timeout > 0 {
+		var cancel context.CancelFunc
+		rctx, cancel = context.WithTimeout(ctx, s.timeout)
+		defer cancel()
+	}
+	hreq := (&http.Request{
+		Method: http.MethodPost, URL: u, Host: u.Host, Header: s.header,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Body: &a.body, ContentLength: int64(len(a.body.buf)),
+	}).WithContext(httptrace.WithClientTrace(rctx, &a.trace))
+	res.Released = clock.Now()
+	resp, err := s.rt.RoundTrip(hreq)
+	at := clock.Now()
+	if a.sent {
+		res.Sent, res.Send, res.Connect, res.Reused = true, a.gotConn, a.gotConn-res.Released, a.reused
+	} else if err == nil { // a transport that does not report to httptrace
+		res.Sent, res.Send = true, res.Released
+	}
+	if err != nil {
+		s.failed(ctx, rctx, res, roundTripOutcome(res, err), err)
+		res.complete(at)
+	} else {
+		s.read(ctx, rctx, clock, a, resp, res)
+		resp.Body.Close()
+	}
+	if a.body.closed.Load() {
+		s.attempts.Put(a)
+	}
+}
+
+// prepare finds out where the request goes and which sampling parameters it carries.
+func (s *Sender) prepare(ctx context.Context, req *Request) (t Target, u *url.URL, fields []byte, err error) {
+	t = s.target
+	if s.picker != nil {
+		if t, err = s.picker.Pick(ctx, req); err != nil {
+			return t, nil, nil, err
+		}
+	}
+	if u, err = s.url(t.URL); err != nil {
+		return t, nil, nil, err
+	}
+	if req.Sampling == nil {
+		return t, u, s.fields, nil
+	}
+	fields, err = samplingFields(s.api, s.sampling.Merge(*req.Sampling))
+	return t, u, fields, err
+}
+
+// complete sets Completion, and Send for a request that never left.
+func (r *Result) complete(at time.Duration) {
+	r.Completion = at
+	if !r.Sent {
+		r.Send = at
+	}
+}
+
+func (r *Result) fail(o Outcome, message string) { r.Outcome, r.Message = o, message }
+
+// failed classifies a failure below HTTP. What ended the request's context takes precedence.
+func (s *Sender) failed(ctx, rctx context.Context, res *Result, o Outcome, err error) {
+	switch {
+	case ctx.Err() != nil:
+		res.fail(OutcomeCancelled, context.Cause(ctx).Error())
+	case rctx.Err() != nil:
+		res.fail(OutcomeTimeout, fmt.Sprintf("no end within %v", s.timeout))
+	default:
+		res.fail(o, err.Error())
+	}
+}
+
+func roundTripOutcome(res *Result, err error) Outcome {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return OutcomeRefused
+	case res.Sent && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)):
+		return OutcomeReset
+	}
+	return OutcomeTransport
+}
