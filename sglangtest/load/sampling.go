@@ -84,14 +84,14 @@ func (s *Strings) UnmarshalJSON(data []byte) error {
 // samplingKeys are the JSON names of SamplingParams.
 var samplingKeys = jsonKeys(reflect.TypeFor[SamplingParams]())
 
-// UnmarshalJSON reads a JSON object. Keys that it lacks leave their field as it is. Unknown keys are errors,
-// all of them reported, each with the nearest valid name. It does not check ranges; see [SamplingParams.Validate].
+// UnmarshalJSON reads a JSON object and merges it over p; see [SamplingParams.Merge]. Unknown keys are errors, all of
+// them reported, each with the nearest valid name. It does not check ranges; see [SamplingParams.Validate].
 func (p *SamplingParams) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {
 		return nil
 	}
 	type fields SamplingParams // without this method
-	read := fields(*p)
+	var read fields            // of its own, because decoding into p would write through pointers that p may share
 	if err := decodeObject(data, &read, samplingKeys); err != nil {
 		return fmt.Errorf("sampling parameters: %w", err)
 	}
@@ -100,7 +100,7 @@ func (p *SamplingParams) UnmarshalJSON(data []byte) error {
 			*raw = nil
 		}
 	}
-	*p = SamplingParams(read)
+	*p = *p.Merge((*SamplingParams)(&read))
 	return nil
 }
 
