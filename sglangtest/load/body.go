@@ -33,16 +33,21 @@ func (a API) path() string {
 // (SGLang 0.5.23, entrypoints/openai/protocol.py).
 var openAINames = map[string]string{"min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 
-// samplingFields returns the members that p adds to a request body, each preceded by a comma, in the order of
-// their names. The number of tokens stands apart: it comes from the request.
-func samplingFields(api API, p SamplingParams) ([]byte, error) {
-	raw, err := json.Marshal(p)
-	if err != nil {
-		return nil, err
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &fields); err != nil {
-		return nil, err
+// samplingFields returns the members that p, which may be nil, adds to a request body, each preceded by a comma,
+// in the order of their names. The number of tokens stands apart: it is the request's OutputLen.
+func samplingFields(api API, p *SamplingParams) ([]byte, error) {
+	fields := map[string]json.RawMessage{}
+	if p != nil {
+		if p.N != nil && *p.N > 1 {
+			return nil, fmt.Errorf("sampling parameter n is %d: a result describes one answer, so n must be 1", *p.N)
+		}
+		raw, err := json.Marshal(p)
+		if err != nil {
+			return nil, fmt.Errorf("sampling parameters: %w", err)
+		}
+		if err := json.Unmarshal(raw, &fields); err != nil {
+			return nil, fmt.Errorf("sampling parameters: %w", err)
+		}
 	}
 	delete(fields, "max_new_tokens")
 	if _, ok := fields["ignore_eos"]; !ok {

@@ -167,4 +167,3 @@ func TestBrokenAnswers(t *testing.T) {
 		require.Equal(t, OutcomeTruncated, res.Outcome, "cut at %d", cut)
 	}
 }
-

@@ -80,7 +80,8 @@ type Request struct {
 	InputLen int
 	// OutputLen is the number of output tokens to ask for (max_new_tokens). It is > 0 in generated requests.
 	OutputLen int
-	// Sampling overrides the sender's sampling parameters for this request, field by field. Nil overrides nothing.
+	// Sampling holds the request's sampling parameters; nil means none. Unless it sets ignore_eos, the sender
+	// sends ignore_eos: true, so that a request yields exactly OutputLen tokens. MaxNewTokens is not used.
 	Sampling *SamplingParams
 	// Conversation names the conversation that the request is a turn of; empty for a single request.
 	Conversation string

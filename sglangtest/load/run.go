@@ -177,6 +177,8 @@ type runner struct {
 	workers int
 	idle    []chan struct{} // parked workers; a value makes its receiver the leader
 	vacant  bool            // the workload has not ended and nobody leads
+	taken   int             // places given out so far, at most cap
+	freed   []time.Duration // when places that were given back became free, in that order; unused without a cap
 	ended   bool            // there is nothing left to lead
 	err     error           // why the workload ended early
 }
@@ -194,12 +196,11 @@ func (r *runner) run(src Source) error {
 // work is the life of a worker. It begins as the leader.
 func (r *runner) work() {
 	var (
-		res   Result
-		place time.Duration // when the worker got its place by another request's end; 0 if it had one
-		wake  = make(chan struct{}, 1)
+		res  Result
+		wake = make(chan struct{}, 1)
 	)
 	for {
-		req, ok := r.lead(place)
+		req, ok := r.lead()
 		if !ok {
 			return
 		}
@@ -207,20 +208,20 @@ func (r *runner) work() {
 		chunks.Reset()
 		res = Result{
 			ID: req.ID, Conversation: req.Conversation, Turn: req.Turn,
-			Arrival: req.Arrival, Due: max(req.Arrival, place),
+			Arrival: req.Arrival, Due: max(req.Arrival, r.place()),
 			InputLen: req.InputLen, OutputLen: req.OutputLen, Chunks: chunks,
 		}
 		r.promote()
 		r.do.Do(r.ctx, r.clock, &req, &res)
 		r.rec.Record(&res)
-		if place, ok = r.follow(wake); !ok {
+		if !r.follow(wake, res.Completion) {
 			return
 		}
 	}
 }
 
 // lead takes the next request and waits for its arrival; false if there is none or the run is over.
-func (r *runner) lead(place time.Duration) (Request, bool) {
+func (r *runner) lead() (Request, bool) {
 	req, err, ok := r.next()
 	if ok && err == nil {
 		if err = r.waiter.WaitUntil(r.ctx, r.clock.Time(req.Arrival)); err == nil {
@@ -272,21 +273,38 @@ func (r *runner) promote() {
 	}
 }
 
-// follow takes the lead if nobody has it, or waits for it. It returns when the worker got a place that all
-// others were waiting for, or 0; false means that the run is over.
-func (r *runner) follow(wake chan struct{}) (place time.Duration, ok bool) {
-	r.mu.Lock()
-	if r.ended {
-		r.mu.Unlock()
-		return 0, false
+// place takes the place that the next request gets and returns when it became free: requests get places in the
+// order in which places are given back. It is 0 for a place that nobody has had.
+func (r *runner) place() time.Duration {
+	if r.cap == 0 {
+		return 0
 	}
-	if r.vacant {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.taken < r.cap {
+		r.taken++
+		return 0
+	}
+	at := r.freed[0] // there is one: the leader's own at least
+	r.freed = r.freed[:copy(r.freed, r.freed[1:])]
+	return at
+}
+
+// follow gives back the place of a request that ended at the given time, and takes the lead if nobody has it, or
+// waits for it; false means that the run is over.
+func (r *runner) follow(wake chan struct{}, ended time.Duration) bool {
+	r.mu.Lock()
+	if r.cap > 0 {
+		r.freed = append(r.freed, ended)
+	}
+	if r.ended || r.vacant {
+		lead := !r.ended
 		r.vacant = false
 		r.mu.Unlock()
-		return r.clock.Now(), true
+		return lead
 	}
 	r.idle = append(r.idle, wake)
 	r.mu.Unlock()
-	_, ok = <-wake
-	return 0, ok
+	_, ok := <-wake
+	return ok
 }

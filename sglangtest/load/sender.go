@@ -43,8 +43,6 @@ type Sender struct {
 	keepText            bool
 	timeout             time.Duration
 	tokenLow, tokenHigh int32
-	sampling            SamplingParams
-	fields              []byte // of sampling
 	header              http.Header
 	picker              Picker
 	target              Target
@@ -53,6 +51,7 @@ type Sender struct {
 	maxConns            int
 	attempts            sync.Pool
 	urls                sync.Map // base URL → *url.URL of the API
+	sampling            atomic.Pointer[encodedSampling]
 }
 
 // A SenderOption configures a [Sender].
@@ -99,16 +98,6 @@ func WithTimeout(d time.Duration) SenderOption {
 		}
 		s.timeout = d
 		return nil
-	}
-}
-
-// WithSamplingParams sets the sampling parameters of all requests. A request's own override them field by
-// field. MaxNewTokens is not used here: the number of tokens comes from the request. Unless it is set,
-// ignore_eos is true, so that a request yields exactly the tokens that it asks for.
-func WithSamplingParams(p SamplingParams) SenderOption {
-	return func(s *Sender) error {
-		s.sampling = p
-		return p.Validate()
 	}
 }
 
@@ -179,10 +168,6 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("load: sender: %w", err)
 	}
-	var err error
-	if s.fields, err = samplingFields(s.api, s.sampling); err != nil {
-		return nil, fmt.Errorf("load: sender: sampling parameters: %w", err)
-	}
 	if s.rt == nil {
 		s.owned = &http.Transport{
 			MaxConnsPerHost:     s.maxConns,
@@ -211,11 +196,8 @@ func (s *Sender) url(base string) (*url.URL, error) {
 		return u.(*url.URL), nil
 	}
 	u, err := url.Parse(base)
-	if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		err = errors.New(`want a base URL such as "http://127.0.0.1:30000"`)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("target %q: %w", base, err)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf(`target %q: want a base URL such as "http://127.0.0.1:30000"`, base)
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/") + s.api.path()
 	s.urls.Store(base, u)
@@ -315,11 +297,22 @@ func (s *Sender) prepare(ctx context.Context, req *Request) (t Target, u *url.UR
 	if u, err = s.url(t.URL); err != nil {
 		return t, nil, nil, err
 	}
-	if req.Sampling == nil {
-		return t, u, s.fields, nil
+	// Requests of one workload usually share their parameters, so the latest encoding serves nearly all.
+	enc := s.sampling.Load()
+	if enc == nil || enc.params != req.Sampling {
+		enc = &encodedSampling{params: req.Sampling}
+		if enc.fields, err = samplingFields(s.api, req.Sampling); err != nil {
+			return t, nil, nil, err
+		}
+		s.sampling.Store(enc)
 	}
-	fields, err = samplingFields(s.api, s.sampling.Merge(*req.Sampling))
-	return t, u, fields, err
+	return t, u, enc.fields, nil
+}
+
+// encodedSampling holds what samplingFields makes of params.
+type encodedSampling struct {
+	params *SamplingParams
+	fields []byte
 }
 
 // complete sets Completion, and Send for a request that never left.

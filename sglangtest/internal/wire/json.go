@@ -195,4 +195,3 @@ func AppendString(b []byte, s string) []byte {
 	}
 	return append(b, q...)
 }
-
