@@ -49,3 +49,24 @@ func Path(tb TB, name string) string {
 	}
 	return path
 }
+
+// EnvSGLang holds the base URL of a real SGLang server. EnvRequireSGLang, if not empty, turns its absence from
+// a skip into a failure; CI sets it.
+const (
+	EnvSGLang        = "SGLANGTEST_SGLANG_URL"
+	EnvRequireSGLang = "SGLANGTEST_REQUIRE_SGLANG"
+)
+
+// SGLang returns the base URL of a real SGLang server, or skips the test. The server is shared by all tests:
+// what a test changes, it must change back.
+func SGLang(tb TB) string {
+	tb.Helper()
+	url := os.Getenv(EnvSGLang)
+	if url == "" {
+		if os.Getenv(EnvRequireSGLang) != "" {
+			tb.Fatalf("a real SGLang server is required, but %s is not set", EnvSGLang)
+		}
+		tb.Skipf("no real SGLang server: set %s to the base URL of one", EnvSGLang)
+	}
+	return url
+}

@@ -1,0 +1,259 @@
+package sglangtest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/sglangtest/harness/sglangtest/internal/nearest"
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/server"
+)
+
+// A NodeConfig describes an experiment on one server. It is the same in Go and in JSON. A field that is zero
+// is left to the default in its comment; there is no other default. [NodeConfig.Validate] checks it.
+type NodeConfig struct {
+	// The server. Zero values leave a setting to SGLang, or to the profile of a simulated engine.
+	ModelPath                string  `json:"model_path,omitempty"`                // required by servers that load a model
+	TokenizerPath            string  `json:"tokenizer_path,omitempty"`            // default: the model's
+	GPUID                    *int    `json:"gpu_id,omitempty"`                    // CUDA device; default: the launcher's choice
+	Port                     int     `json:"port,omitempty"`                      // default: a free one
+	MaxRunningRequests       int     `json:"max_running_requests,omitempty"`      // ≥ 1
+	MemFractionStatic        float64 `json:"mem_fraction_static,omitempty"`       // (0, 1)
+	ChunkedPrefillSize       int     `json:"chunked_prefill_size,omitempty"`      // tokens ≥ 1, or -1: prompts are not cut
+	ScheduleConservativeness float64 `json:"schedule_conservativeness,omitempty"` // > 0
+	EnableTorchCompile       bool    `json:"enable_torch_compile,omitempty"`
+	Quantization             string  `json:"quantization,omitempty"`
+
+	// The workload.
+	DatasetName     string               `json:"dataset_name"`                // required: one of DatasetNames
+	DatasetPath     string               `json:"dataset_path,omitempty"`      // required by the datasets that are files
+	RandomInputLen  int                  `json:"random_input_len,omitempty"`  // tokens; with dataset "random": required
+	RandomOutputLen int                  `json:"random_output_len,omitempty"` // tokens; with dataset "random": required
+	NumPrompts      int                  `json:"num_prompts,omitempty"`       // requests; default: as many as the dataset and Duration give
+	RequestRate     Rate                 `json:"request_rate,omitempty"`      // Poisson arrivals/s, or Inf; this or TraceSpeed is required
+	TraceSpeed      float64              `json:"trace_speed,omitempty"`       // > 0: arrive at the dataset's own times, this many times as fast
+	Duration        Seconds              `json:"duration,omitempty"`          // only arrivals before this time; the dataset repeats until then
+	MaxConcurrency  int                  `json:"max_concurrency,omitempty"`   // cap on requests in flight; default: none
+	SamplingParams  *load.SamplingParams `json:"sampling_params,omitempty"`   // default: ignore_eos, all else the server's
+	Seed            uint64               `json:"seed,omitempty"`
+
+	// The client.
+	API            load.API `json:"api,omitempty"`             // default: "generate"
+	WarmupRequests int      `json:"warmup_requests,omitempty"` // requests before the run, not measured; the cache is flushed after them
+	RequestTimeout Seconds  `json:"request_timeout,omitempty"` // deadline of each request; default: none
+
+	// Batching on the client's side. The only strategy is "continuous": each request leaves when it arrives.
+	BatchStrategy      string  `json:"batch_strategy,omitempty"`
+	StaticBatchSize    int     `json:"static_batch_size,omitempty"`
+	StaticBatchTimeout Seconds `json:"static_batch_timeout,omitempty"`
+
+	// Parameters that change while load runs: what is set at how many seconds from the run's start. The one
+	// parameter that a stock server can change is max_running_requests.
+	EnableDynamicParams bool                       `json:"enable_dynamic_params,omitempty"` // must be set if there is a schedule
+	ParamUpdateSchedule map[Seconds]map[string]int `json:"param_update_schedule,omitempty"`
+
+	// What comes out.
+	OutputDir       string    `json:"output_dir,omitempty"`       // folder of the run; default: nothing is stored
+	OutputFormat    string    `json:"output_format,omitempty"`    // "jsonl" (default), or "csv": a table of the requests as well
+	MetricsInterval Seconds   `json:"metrics_interval,omitempty"` // how often the engine is sampled; default: 0.25
+	Percentiles     []float64 `json:"percentiles,omitempty"`      // in (0, 100); default: 90, 95, 99, 99.9
+}
+
+// DefaultMetricsInterval is how often the engine is sampled if a config does not say.
+const DefaultMetricsInterval Seconds = 0.25
+
+// DatasetNames lists the datasets that a config can name.
+//
+//	azure-conversation  2,000 requests of a production trace, built in
+//	azure               an Azure LLM trace (CSV) at dataset_path
+//	sharegpt            first turns of ShareGPT conversations (JSON) at dataset_path
+//	jsonl               requests in the format of load.JSONLines at dataset_path
+//	random              random token ids, as bench_serving's random-ids with range ratio 0
+func DatasetNames() []string {
+	return []string{"azure-conversation", "azure", "sharegpt", "jsonl", "random"}
+}
+
+// LoadNodeConfig reads a config from a JSON file. Unknown keys and wrong types are reported together with
+// everything that [NodeConfig.Validate] finds.
+func LoadNodeConfig(path string) (NodeConfig, error) {
+	var cfg NodeConfig
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return cfg, fmt.Errorf("sglangtest: config: %w", err)
+	}
+	if err := errors.Join(decodeStrict(data, &cfg), cfg.Validate()); err != nil {
+		return cfg, fmt.Errorf("sglangtest: config %s:\n%w", path, err)
+	}
+	return cfg, nil
+}
+
+// Save writes the config to a JSON file that [LoadNodeConfig] reads back. It replaces what was there.
+func (c NodeConfig) Save(path string) error {
+	data, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("sglangtest: config: %w", err)
+	}
+	if err := os.WriteFile(path, append(data, '\n'), 0o666); err != nil {
+		return fmt.Errorf("sglangtest: config: %w", err)
+	}
+	return nil
+}
+
+// decodeStrict decodes the JSON object data into the struct that into points to. It reports all faults, each
+// with its key, and for an unknown key the nearest known one.
+func decodeStrict(data []byte, into any) error {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(data, &members); err != nil {
+		return fmt.Errorf("not a JSON object: %w", err)
+	}
+	fields := map[string]reflect.Value{}
+	v := reflect.ValueOf(into).Elem()
+	for i := range v.NumField() {
+		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		fields[name] = v.Field(i)
+	}
+	var faults []error
+	for _, key := range slices.Sorted(maps.Keys(members)) {
+		field, ok := fields[key]
+		if !ok {
+			faults = append(faults, fmt.Errorf("%s: unknown key; did you mean %q?", key, nearest.Name(key, slices.Sorted(maps.Keys(fields)))))
+			continue
+		}
+		if err := json.Unmarshal(members[key], field.Addr().Interface()); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Validate reports all faults of the config at once, each with its JSON key and what would be valid.
+func (c NodeConfig) Validate() error {
+	var faults []error
+	check := func(ok bool, key, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+		}
+	}
+	check(c.MaxRunningRequests >= 0, "max_running_requests", "%d; want ≥ 1", c.MaxRunningRequests)
+	check(c.Port >= 0 && c.Port <= 65535, "port", "%d; want 1 to 65535", c.Port)
+	check(c.GPUID == nil || *c.GPUID >= 0, "gpu_id", "want ≥ 0")
+	check(c.MemFractionStatic >= 0 && c.MemFractionStatic < 1, "mem_fraction_static", "%v; want between 0 and 1", c.MemFractionStatic)
+	check(c.ChunkedPrefillSize >= -1, "chunked_prefill_size", "%d; want ≥ 1, or -1 for no chunking", c.ChunkedPrefillSize)
+	check(c.ScheduleConservativeness >= 0, "schedule_conservativeness", "%v; want > 0", c.ScheduleConservativeness)
+
+	check(slices.Contains(DatasetNames(), c.DatasetName), "dataset_name", "%q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
+	isFile := slices.Contains([]string{"azure", "sharegpt", "jsonl"}, c.DatasetName)
+	check(!isFile || c.DatasetPath != "", "dataset_path", "required with dataset_name %q", c.DatasetName)
+	check(isFile || c.DatasetPath == "", "dataset_path", "dataset %q is not a file", c.DatasetName)
+	if c.DatasetName == "random" {
+		check(c.RandomInputLen > 0, "random_input_len", "%d; want ≥ 1", c.RandomInputLen)
+		check(c.RandomOutputLen > 0, "random_output_len", "%d; want ≥ 1", c.RandomOutputLen)
+		check(c.NumPrompts > 0 || c.Duration > 0, "num_prompts", "with dataset_name \"random\", num_prompts or duration is required")
+	} else {
+		check(c.RandomInputLen == 0, "random_input_len", "only with dataset_name \"random\"")
+		check(c.RandomOutputLen == 0, "random_output_len", "only with dataset_name \"random\"")
+	}
+	check(c.NumPrompts >= 0, "num_prompts", "%d; want ≥ 1", c.NumPrompts)
+	check(c.RequestRate >= 0, "request_rate", "%v; want > 0 or \"inf\"", float64(c.RequestRate))
+	check(c.TraceSpeed >= 0 && !math.IsInf(c.TraceSpeed, 0), "trace_speed", "%v; want > 0", c.TraceSpeed)
+	check(c.RequestRate != 0 || c.TraceSpeed != 0, "request_rate", "required, unless trace_speed is given; want a number of requests/s or \"inf\"")
+	check(c.RequestRate == 0 || c.TraceSpeed == 0, "trace_speed", "excludes request_rate")
+	check(c.Duration >= 0, "duration", "%v; want > 0 seconds", float64(c.Duration))
+	check(c.Duration <= 0 || c.RequestRate != Inf, "duration", "with request_rate \"inf\" all requests arrive at once: give num_prompts instead")
+	check(c.MaxConcurrency >= 0, "max_concurrency", "%d; want ≥ 1", c.MaxConcurrency)
+	if c.SamplingParams != nil {
+		if err := c.SamplingParams.Validate(); err != nil {
+			faults = append(faults, fmt.Errorf("sampling_params: %w", err))
+		}
+		n := c.SamplingParams.N
+		check(n == nil || *n == 1, "sampling_params.n", "a result describes one answer; want 1")
+	}
+	check(slices.Contains([]load.API{"", load.Generate, load.Completions, load.ChatCompletions}, c.API), "api", "%q; want %s, %s or %s", c.API, load.Generate, load.Completions, load.ChatCompletions)
+	check(c.WarmupRequests >= 0, "warmup_requests", "%d; want ≥ 0", c.WarmupRequests)
+	check(c.RequestTimeout >= 0, "request_timeout", "%v; want > 0 seconds", float64(c.RequestTimeout))
+
+	check(c.BatchStrategy == "" || c.BatchStrategy == "continuous", "batch_strategy", "%q; want \"continuous\"", c.BatchStrategy)
+	check(c.StaticBatchSize == 0, "static_batch_size", "only with batch_strategy \"static\", which is not available")
+	check(c.StaticBatchTimeout == 0, "static_batch_timeout", "only with batch_strategy \"static\", which is not available")
+
+	check(c.EnableDynamicParams || len(c.ParamUpdateSchedule) == 0, "param_update_schedule", "needs enable_dynamic_params: true")
+	for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
+		path := fmt.Sprintf("param_update_schedule[%q]", fmt.Sprint(float64(at)))
+		check(at >= 0, path, "want ≥ 0 seconds")
+		check(len(c.ParamUpdateSchedule[at]) > 0, path, "sets nothing")
+		check(c.Duration <= 0 || at < c.Duration, path, "not before the end of the workload at %v s", float64(c.Duration))
+		for name, value := range c.ParamUpdateSchedule[at] {
+			check(name == server.ParamMaxRunningRequests, path+"."+name, "cannot be changed while a server runs; want %s", server.ParamMaxRunningRequests)
+			check(value >= 1, path+"."+name, "%d; want ≥ 1", value)
+			check(c.MaxRunningRequests == 0 || value <= c.MaxRunningRequests, path+"."+name, "%d; the limit can be changed up to the start-up value max_running_requests = %d, not beyond", value, c.MaxRunningRequests)
+		}
+	}
+
+	check(slices.Contains([]string{"", "jsonl", "csv"}, c.OutputFormat), "output_format", "%q; want \"jsonl\" or \"csv\"", c.OutputFormat)
+	check(c.OutputFormat == "" || c.OutputDir != "", "output_format", "needs output_dir")
+	check(c.MetricsInterval >= 0, "metrics_interval", "%v; want > 0 seconds", float64(c.MetricsInterval))
+	for i, p := range c.Percentiles {
+		check(p > 0 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want between 0 and 100", p)
+	}
+	return errors.Join(faults...)
+}
+
+// Server returns the arguments of the experiment's server.
+func (c NodeConfig) Server() server.Config {
+	cfg := server.Config{
+		ModelPath: c.ModelPath, TokenizerPath: c.TokenizerPath, Port: c.Port, MaxRunningRequests: c.MaxRunningRequests,
+		MemFractionStatic: c.MemFractionStatic, ChunkedPrefillSize: c.ChunkedPrefillSize,
+		ScheduleConservativeness: c.ScheduleConservativeness, EnableTorchCompile: c.EnableTorchCompile, Quantization: c.Quantization,
+	}
+	if c.GPUID != nil {
+		cfg.GPUs = []int{*c.GPUID}
+	}
+	return cfg
+}
+
+// Generator returns the experiment's workload.
+func (c NodeConfig) Generator() (*load.RequestGenerator, error) {
+	var ds load.Dataset
+	switch c.DatasetName {
+	case "azure-conversation":
+		ds = load.AzureConversation()
+	case "azure":
+		ds = load.AzureTrace(filepath.FromSlash(c.DatasetPath))
+	case "sharegpt":
+		ds = load.ShareGPT(filepath.FromSlash(c.DatasetPath))
+	case "jsonl":
+		ds = load.JSONLines(filepath.FromSlash(c.DatasetPath))
+	case "random":
+		ds = load.Random(c.RandomInputLen, c.RandomOutputLen, 0)
+	default:
+		return nil, fmt.Errorf("sglangtest: config: dataset_name: %q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
+	}
+	arrivals := load.TraceTimes(c.TraceSpeed)
+	if c.RequestRate == Inf {
+		arrivals = load.AllAtOnce()
+	} else if c.RequestRate > 0 {
+		arrivals = load.Poisson(float64(c.RequestRate))
+	}
+	opts := []load.GeneratorOption{load.WithArrivals(arrivals), load.WithSeed(c.Seed)}
+	if c.NumPrompts > 0 {
+		opts = append(opts, load.WithLimit(c.NumPrompts))
+	}
+	if c.Duration > 0 {
+		opts = append(opts, load.WithDuration(c.Duration.Duration()))
+		if c.DatasetName != "random" {
+			opts = append(opts, load.WithRepeat())
+		}
+	}
+	if c.SamplingParams != nil {
+		opts = append(opts, load.WithSampling(*c.SamplingParams))
+	}
+	return load.NewRequestGenerator(ds, opts...)
+}
