@@ -98,8 +98,11 @@ func (b *builder) notes() {
 	if a, sch := s.Rates.Achieved, s.Rates.Scheduled; a != nil && sch != nil {
 		if diff := *a / *sch - 1; math.Abs(diff) > clientTolerance {
 			why := ""
+			if s.QueueTime.Failed > 0 {
+				why = fmt.Sprintf("; %d were never sent", s.QueueTime.Failed)
+			}
 			if s.MaxConcurrency > 0 {
-				why = fmt.Sprintf("; at most %d could be under way at once", s.MaxConcurrency)
+				why += fmt.Sprintf("; at most %d could be under way at once", s.MaxConcurrency)
 			}
 			add("requests were sent at %.4g/s, %+.1f %% from the scheduled %.4g/s%s", *a, 100*diff, *sch, why)
 		}

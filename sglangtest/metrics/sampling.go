@@ -13,7 +13,8 @@ type samplerLoop struct {
 	sampler  Sampler
 	name     string
 	interval time.Duration
-	missed   atomic.Int64 // moments at which the sampler was still busy with an earlier one
+	missed   atomic.Int64 // moments at which the sampler was still busy with an earlier one, up to its last return
+	busy     atomic.Int64 // the tick whose sample is under way, plus 1; 0 if none is
 }
 
 // run samples until ctx is done. The sample that is under way at that time is dropped: it failed because the
@@ -29,14 +30,16 @@ func (l *samplerLoop) run(ctx context.Context, clock load.Clock, emit func(Sampl
 			return
 		case <-timer.C:
 		}
+		l.busy.Store(tick + 1)
 		start := clock.Now()
 		values, err := l.sampler.Sample(ctx)
 		at := clock.Now()
-		next := max(tick+1, l.ticksUntil(at))
-		l.missed.Add(next - tick - 1)
 		if ctx.Err() != nil {
 			return
 		}
+		l.busy.Store(0)
+		next := max(tick+1, l.ticksUntil(at))
+		l.missed.Add(next - tick - 1)
 		s := Sample{At: at, Cost: at - start, Source: l.name, Values: values}
 		if err != nil {
 			s.Values, s.Err = nil, err.Error()
@@ -44,6 +47,16 @@ func (l *samplerLoop) run(ctx context.Context, clock load.Clock, emit func(Sampl
 		emit(s)
 		tick = next
 	}
+}
+
+// missedBy returns the number of moments missed by the run's end. A sample that was under way then, or still is, is
+// charged with the moments that it covered until then.
+func (l *samplerLoop) missedBy(end time.Duration) int {
+	n := l.missed.Load()
+	if busy := l.busy.Load(); busy > 0 {
+		n += max(0, int64(end/l.interval)-(busy-1))
+	}
+	return int(n)
 }
 
 // ticksUntil returns the smallest k ≥ 0 with k·interval ≥ t.

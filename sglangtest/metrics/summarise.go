@@ -44,9 +44,9 @@ func (b *builder) requests() {
 	for _, r := range b.rs {
 		n := counts[r.Outcome]
 		if n == nil {
-			n = &OutcomeCount{Outcome: r.Outcome, Message: r.Message}
+			n = &OutcomeCount{Outcome: r.Outcome, Message: shorten(r.Message)}
 			if r.Status != 0 && !r.OK() {
-				n.Message = fmt.Sprintf("status %d: %s", r.Status, r.Message)
+				n.Message = fmt.Sprintf("status %d: %s", r.Status, n.Message)
 			}
 			counts[r.Outcome] = n
 		}
@@ -73,6 +73,15 @@ func (b *builder) requests() {
 	slices.Sort(unfinished)
 	q.Unfinished = len(unfinished)
 	q.UnfinishedIDs = unfinished[:min(20, len(unfinished))]
+}
+
+// shorten cuts a message that may be a whole error page.
+func shorten(message string) string {
+	const most = 300
+	if r := []rune(message); len(r) > most {
+		return string(r[:most]) + " …"
+	}
+	return message
 }
 
 func (b *builder) durations() {
@@ -274,7 +283,7 @@ func (b *builder) itl() {
 			tokens += ch.Tokens
 			last = ch.At
 		}
-		if tokens != r.OutputTokens {
+		if tokens == 0 || tokens != r.OutputTokens {
 			b.buf = b.buf[:start]
 			b.sum.Streams.Uncounted++
 			continue
@@ -346,7 +355,7 @@ func countGoodput(slo SLO, all int, seconds float64, each func(yield func(ttft, 
 
 func (b *builder) samplers() {
 	for _, l := range b.c.samplers {
-		s := SamplerSummary{Source: l.name, IntervalS: l.interval.Seconds(), Missed: int(l.missed.Load())}
+		s := SamplerSummary{Source: l.name, IntervalS: l.interval.Seconds(), Missed: l.missedBy(b.c.ended)}
 		var running, waiting, usage gaugeSum
 		for _, x := range b.c.samples {
 			if x.Source != l.name {

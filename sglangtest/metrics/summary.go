@@ -81,7 +81,7 @@ const NoRecord load.Outcome = "no_record"
 type OutcomeCount struct {
 	Outcome load.Outcome `json:"outcome"`
 	Count   int          `json:"count"`
-	Message string       `json:"message,omitempty"` // of the first such request by ID, with its HTTP status
+	Message string       `json:"message,omitempty"` // of the first such request by ID, with its HTTP status; cut after 300 characters
 }
 
 // Durations are the lengths of a run by several definitions, in seconds.
