@@ -113,6 +113,8 @@ func (s *Summary) Check(limits ...Limit) error {
 }
 
 // AtMost demands that the quantile (0.5, 1, or a percentile of the summary divided by 100) of a latency is at most d.
+// Requests that failed count as over any limit, except for ITL, which is over the tokens of the successful ones: pair it
+// with AtLeast(SuccessShare, …).
 func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
 	return Limit{func(s *Summary) (*Miss, error) {
 		dist, ok := s.Distribution(metric)
@@ -136,12 +138,12 @@ func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
 		m := &Miss{What: what, Measured: float64(got), Limit: ms(d), Unit: "ms"}
 		if got.Valid() {
 			over := m.Measured - m.Limit
-			m.text = fmt.Sprintf("%s is %.5g ms, %.4g ms (%.1f %%) above the limit of %.5g ms", what, m.Measured, over, 100*over/m.Limit, m.Limit)
+			m.text = fmt.Sprintf("%s is %s ms, %s ms (%.1f %%) above the limit of %s ms", what, sig(m.Measured), sig(over), 100*over/m.Limit, sig(m.Limit))
 			if m.Limit == 0 {
-				m.text = fmt.Sprintf("%s is %.5g ms, above the limit of 0 ms", what, m.Measured)
+				m.text = fmt.Sprintf("%s is %s ms, above the limit of 0 ms", what, sig(m.Measured))
 			}
 		} else {
-			m.text = fmt.Sprintf("%s has no value because it falls among the failures; the limit is %.5g ms", what, m.Limit)
+			m.text = fmt.Sprintf("%s has no value because it falls among the failures; the limit is %s ms", what, sig(m.Limit))
 		}
 		if dist.Failed > 0 {
 			m.text += fmt.Sprintf("; %d of %d requests failed and count as missed", dist.Failed, dist.Count+dist.Failed)
@@ -182,6 +184,6 @@ func AtLeast(q Quantity, min float64) Limit {
 			return nil, nil
 		}
 		return &Miss{What: string(q), Measured: got, Limit: min, Unit: unit, text: fmt.Sprintf(
-			"%s is %.5g %s, %.4g (%.1f %%) below the limit of %.5g", q, got, unit, min-got, 100*(min-got)/min, min)}, nil
+			"%s is %s %s, %s (%.1f %%) below the limit of %s", q, sig(got), unit, sig(min-got), 100*(min-got)/min, sig(min))}, nil
 	}}
 }

@@ -39,8 +39,8 @@ func TestCheck(t *testing.T) {
 			require.ErrorAs(t, err, &missed)
 			require.Len(t, missed.Missed, 5)
 			require.Equal(t, `metrics: TTFT p99 is 609 ms, 109 ms (21.8 %) above the limit of 500 ms; 3 of 1000 requests failed and count as missed
-metrics: TTFT p99.9 has no value because it falls among the failures; the limit is 3.6e+06 ms; 3 of 1000 requests failed and count as missed
-metrics: TTFT p100 has no value because it falls among the failures; the limit is 3.6e+06 ms; 3 of 1000 requests failed and count as missed
+metrics: TTFT p99.9 has no value because it falls among the failures; the limit is 3600000 ms; 3 of 1000 requests failed and count as missed
+metrics: TTFT p100 has no value because it falls among the failures; the limit is 3600000 ms; 3 of 1000 requests failed and count as missed
 metrics: success share is 0.997 of all requests, 0.003 (0.3 %) below the limit of 1
 metrics: goodput share is 0.772 of all requests, 0.128 (14.2 %) below the limit of 0.9`, err.Error())
 

@@ -67,8 +67,8 @@ func (b *builder) client() {
 	slip := (released.length() - due.length()).Abs()
 	if cl.DueRate != nil && cl.ReleaseRate != nil && slip > bound {
 		if diff := *cl.ReleaseRate / *cl.DueRate - 1; math.Abs(diff) > clientTolerance {
-			add("client released requests at %.4g/s instead of %.4g/s (%+.1f %%): the server saw another load than the one asked for; use a faster client machine or a lower rate",
-				*cl.ReleaseRate, *cl.DueRate, 100*diff)
+			add("client released requests at %s/s instead of %s/s (%+.1f %%): the server saw another load than the one asked for; use a faster client machine or a lower rate",
+				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
 		}
 	}
 	for _, s := range b.sum.Samplers {
@@ -104,7 +104,7 @@ func (b *builder) notes() {
 			if s.MaxConcurrency > 0 {
 				why += fmt.Sprintf("; at most %d could be under way at once", s.MaxConcurrency)
 			}
-			add("requests were sent at %.4g/s, %+.1f %% from the scheduled %.4g/s%s", *a, 100*diff, *sch, why)
+			add("requests were sent at %s/s, %+.1f %% from the scheduled %s/s%s", sig(*a), 100*diff, sig(*sch), why)
 		}
 	}
 	st := s.Streams

@@ -92,7 +92,9 @@ func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 		if err := c.sink.Begin(info); err != nil {
 			return fmt.Errorf("metrics: begin: open sink: %w", err)
 		}
+		c.sinkMu.Lock()
 		c.sinkOpen = true
+		c.sinkMu.Unlock()
 	}
 	c.state, c.info = stateRunning, info
 	ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))

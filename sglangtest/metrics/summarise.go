@@ -256,7 +256,7 @@ func tpotMS(r *load.Result) (float64, bool) {
 }
 
 func (b *builder) itl() {
-	b.buf = b.buf[:0]
+	b.buf = slices.Grow(b.buf[:0], int(b.sum.Throughput.OutputTokens)) // at once: doubling would hold it three times over
 	for _, r := range b.rs {
 		if !r.OK() {
 			continue

@@ -3,6 +3,7 @@ package metrics
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -47,11 +48,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	t.row("arrival rate", "requested %s, scheduled %s, achieved %s", requested, rateText(s.Rates.Scheduled), rateText(s.Rates.Achieved))
 	th := s.Throughput
-	t.row("throughput", "%.4g ok requests/s, %.5g input tok/s, %.5g output tok/s", th.Requests, th.InputTokensPerS, th.OutputTokensPerS)
+	t.row("throughput", "%s ok requests/s, %s input tok/s, %s output tok/s", sig(th.Requests), sig(th.InputTokensPerS), sig(th.OutputTokensPerS))
 	t.row("tokens", "%d in (%d cached), %d out; %d out of failed requests not counted", th.InputTokens, th.CachedTokens, th.OutputTokens, th.FailedOutputTokens)
 	t.row("in flight", "peak %d, mean %.2f", s.InFlight.Peak, s.InFlight.Mean)
 	if g := s.Goodput; g != nil {
-		t.row("goodput", "%.4g requests/s, %.2f %% of all requests (%s)", g.PerSecond, 100*g.Share, g.SLO)
+		t.row("goodput", "%s requests/s, %.2f %% of all requests (%s)", sig(g.PerSecond), 100*g.Share, g.SLO)
 	}
 	t.latencies(s)
 
@@ -74,7 +75,7 @@ func (s *Summary) WriteTable(w io.Writer) error {
 			*Gauge
 		}{{"running", x.Running}, {"waiting", x.Waiting}, {"KV used", x.TokenUsage}} {
 			if g.Gauge != nil {
-				parts = append(parts, fmt.Sprintf("%s mean %.3g max %.4g", g.name, g.Mean, g.Max))
+				parts = append(parts, fmt.Sprintf("%s mean %s max %s", g.name, sig(g.Mean), sig(g.Max)))
 			}
 		}
 		parts = append(parts, fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed))
@@ -179,7 +180,16 @@ func rateText(r *float64) string {
 	if r == nil {
 		return "undefined"
 	}
-	return fmt.Sprintf("%.4g/s", *r)
+	return sig(*r) + "/s"
+}
+
+// sig formats v with five significant digits and without an exponent.
+func sig(v float64) string {
+	short, err := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 5, 64), 64)
+	if err != nil {
+		panic(err) // FormatFloat writes what ParseFloat reads
+	}
+	return strconv.FormatFloat(short, 'f', -1, 64)
 }
 
 func orUnknown(s string) string {

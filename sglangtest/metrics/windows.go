@@ -177,8 +177,9 @@ func (c *Collector) windowParams(ws []Window) {
 
 // WriteWindows writes windows as a table, one line each.
 func WriteWindows(w io.Writer, ws []Window) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\tout tok/s\tTTFT p50 ms\tin flight\trunning\twaiting\t  parameters in force")
+	var sb strings.Builder
+	t := tabwriter.NewWriter(&sb, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\tout tok/s\tTTFT p50 ms\tin flight\trun avg/max\twait avg/max\t  parameters in force")
 	gauge := func(g *Gauge) string {
 		if g == nil {
 			return "-"
@@ -200,5 +201,13 @@ func WriteWindows(w io.Writer, ws []Window) error {
 		fmt.Fprintf(t, "%g\t%g\t%d\t%d\t%d\t%.1f\t%s\t%.2f\t%s\t%s\t  %s\n", x.From.Seconds(), x.To.Seconds(), x.Arrivals, x.Completions,
 			x.Failures, x.OutputTokensPerS, ttft, x.InFlightMean, gauge(x.Running), gauge(x.Waiting), strings.Join(params, " "))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(sb.String()) {
+		if _, err := io.WriteString(w, strings.TrimRight(line, " \n")+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
