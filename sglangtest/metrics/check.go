@@ -1,0 +1,189 @@
+package metrics
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// A Metric names one of the strict latencies of a [Summary].
+type Metric string
+
+// The latencies that [AtMost] can limit; see the fields of [Summary] for their definitions.
+const (
+	TTFT          Metric = "TTFT"
+	ServerTTFT    Metric = "server TTFT"
+	ITL           Metric = "ITL"
+	TPOT          Metric = "TPOT"
+	TotalLatency  Metric = "total latency"
+	ServerLatency Metric = "server latency"
+	QueueTime     Metric = "queue time"
+)
+
+// Distribution returns the distribution of a latency, and false for a name that is not one.
+func (s *Summary) Distribution(m Metric) (Distribution, bool) {
+	switch m {
+	case TTFT:
+		return s.TTFT, true
+	case ServerTTFT:
+		return s.ServerTTFT, true
+	case ITL:
+		return s.ITL, true
+	case TPOT:
+		return s.TPOT, true
+	case TotalLatency:
+		return s.TotalLatency, true
+	case ServerLatency:
+		return s.ServerLatency, true
+	case QueueTime:
+		return s.QueueTime, true
+	}
+	return Distribution{}, false
+}
+
+// A Quantity names a number of a [Summary] that should be large.
+type Quantity string
+
+// The quantities that [AtLeast] can limit.
+const (
+	RequestThroughput Quantity = "request throughput" // successful requests/s
+	OutputThroughput  Quantity = "output throughput"  // output tokens/s of successful requests
+	SuccessShare      Quantity = "success share"      // successful ÷ arrived requests, 0 to 1
+	GoodputRate       Quantity = "goodput"            // good requests/s; needs WithGoodput
+	GoodputShare      Quantity = "goodput share"      // good ÷ arrived requests, 0 to 1; needs WithGoodput
+)
+
+// A Limit is a demand on a summary. Make one with [AtMost] or [AtLeast].
+type Limit struct {
+	// check returns what was missed, or nil; its error says that the summary cannot tell.
+	check func(s *Summary) (*Miss, error)
+}
+
+// A Miss is a limit that was not met.
+type Miss struct {
+	What     string  // such as "TTFT p99"
+	Measured float64 // NaN if the quantile falls among the failures
+	Limit    float64
+	Unit     string // such as "ms"
+	text     string
+}
+
+// String says what was missed and by how much.
+func (m Miss) String() string { return m.text }
+
+// A CheckError says which limits a run missed.
+type CheckError struct{ Missed []Miss }
+
+func (e *CheckError) Error() string {
+	lines := make([]string, len(e.Missed))
+	for i, m := range e.Missed {
+		lines[i] = "metrics: " + m.text
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Check returns nil if the run met every limit, a *[CheckError] if it missed some, and another error (both joined, if
+// need be) if the summary cannot tell: an unknown name, a quantile that was not computed, nothing that was measured.
+// A request that failed counts as one that missed a latency limit.
+func (s *Summary) Check(limits ...Limit) error {
+	var errs []error
+	var missed []Miss
+	for _, l := range limits {
+		if l.check == nil {
+			errs = append(errs, errors.New("metrics: check: a zero Limit; use AtMost or AtLeast"))
+			continue
+		}
+		miss, err := l.check(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("metrics: check: %w", err))
+		}
+		if miss != nil {
+			missed = append(missed, *miss)
+		}
+	}
+	if len(missed) > 0 {
+		errs = append([]error{&CheckError{missed}}, errs...)
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
+// AtMost demands that the quantile (0.5, 1, or a percentile of the summary divided by 100) of a latency is at most d.
+// Requests that failed count as over any limit, except for ITL, which is over the tokens of the successful ones: pair it
+// with AtLeast(SuccessShare, …).
+func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
+	return Limit{func(s *Summary) (*Miss, error) {
+		dist, ok := s.Distribution(metric)
+		if !ok {
+			return nil, fmt.Errorf("%q is not a latency of the summary", metric)
+		}
+		what := fmt.Sprintf("%s p%.10g", metric, quantile*100)
+		if !(quantile > 0 && quantile <= 1) || d < 0 {
+			return nil, fmt.Errorf("%s at most %v: want a quantile in (0, 1] and a limit ≥ 0", what, d)
+		}
+		got, err := dist.Quantile(quantile)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		if dist.Count+dist.Failed == 0 {
+			return nil, fmt.Errorf("%s: nothing was measured, so a limit is neither met nor missed", what)
+		}
+		if float64(got) <= ms(d) {
+			return nil, nil
+		}
+		m := &Miss{What: what, Measured: float64(got), Limit: ms(d), Unit: "ms"}
+		if got.Valid() {
+			over := m.Measured - m.Limit
+			m.text = fmt.Sprintf("%s is %s ms, %s ms (%.1f %%) above the limit of %s ms", what, sig(m.Measured), sig(over), 100*over/m.Limit, sig(m.Limit))
+			if m.Limit == 0 {
+				m.text = fmt.Sprintf("%s is %s ms, above the limit of 0 ms", what, sig(m.Measured))
+			}
+		} else {
+			m.text = fmt.Sprintf("%s has no value because it falls among the failures; the limit is %s ms", what, sig(m.Limit))
+		}
+		if dist.Failed > 0 {
+			m.text += fmt.Sprintf("; %d of %d requests failed and count as missed", dist.Failed, dist.Count+dist.Failed)
+		}
+		return m, nil
+	}}
+}
+
+// AtLeast demands that a quantity is at least min, in the quantity's unit.
+func AtLeast(q Quantity, min float64) Limit {
+	return Limit{func(s *Summary) (*Miss, error) {
+		var got float64
+		unit := "requests/s"
+		switch q {
+		case RequestThroughput:
+			got = s.Throughput.Requests
+		case OutputThroughput:
+			got, unit = s.Throughput.OutputTokensPerS, "tokens/s"
+		case SuccessShare:
+			got, unit = float64(s.Requests.OK)/float64(s.Requests.Arrived), "of all requests"
+		case GoodputRate, GoodputShare:
+			if s.Goodput == nil {
+				return nil, fmt.Errorf("%s: the run had no goodput limits; use WithGoodput", q)
+			}
+			if got = s.Goodput.PerSecond; q == GoodputShare {
+				got, unit = s.Goodput.Share, "of all requests"
+			}
+		default:
+			return nil, fmt.Errorf("%q is not a quantity of the summary", q)
+		}
+		if s.Requests.Arrived == 0 {
+			return nil, fmt.Errorf("%s: no request arrived, so a limit is neither met nor missed", q)
+		}
+		if !(min > 0) || math.IsInf(min, 0) {
+			return nil, fmt.Errorf("%s at least %g: want a limit > 0", q, min)
+		}
+		if got >= min {
+			return nil, nil
+		}
+		return &Miss{What: string(q), Measured: got, Limit: min, Unit: unit, text: fmt.Sprintf(
+			"%s is %s %s, %s (%.1f %%) below the limit of %s", q, sig(got), unit, sig(min-got), 100*(min-got)/min, sig(min))}, nil
+	}}
+}

@@ -1,0 +1,134 @@
+package metrics
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+)
+
+// Client says how well the client itself did its work, and whether the run's latencies can be taken for the server's.
+type Client struct {
+	OK      bool     `json:"ok"`      // nothing speaks against the client
+	Reasons []string `json:"reasons"` // what does, with numbers; empty if OK
+
+	MaxLateness Millis `json:"max_lateness_ms"` // the bound on the 99th percentile of Lateness
+	Late        int    `json:"late"`            // requests released later than that
+	// Lateness is Released − Due: how late the client released each request by its own fault.
+	Lateness Distribution `json:"lateness"`
+	// Connect is the time to get a connection, of the requests that opened one.
+	Connect Distribution `json:"connect"`
+	// Overhead is the time spent between reads on parsing and recording an answer.
+	Overhead Distribution `json:"overhead"`
+	// DueRate and ReleaseRate are the rates, in requests/s, at which requests should have been released (the schedule, or
+	// with a concurrency cap the free places) and at which they were. Null if not defined.
+	DueRate     *float64 `json:"due_per_s"`
+	ReleaseRate *float64 `json:"release_per_s"`
+}
+
+// A client is not OK if its rates differ by more than this share, or if a sampler has more gaps than this share.
+const clientTolerance = 0.01
+
+func (b *builder) client() {
+	always := func(f func(r *load.Result) time.Duration) func(r *load.Result) (time.Duration, contribution) {
+		return func(r *load.Result) (time.Duration, contribution) { return f(r), value }
+	}
+	bound := b.c.maxLateness
+	cl := Client{MaxLateness: millis(bound)}
+	cl.Overhead = b.distribution(false, always(func(r *load.Result) time.Duration { return r.Overhead }))
+	cl.Connect = b.distribution(false, func(r *load.Result) (time.Duration, contribution) {
+		if !r.Sent || r.Reused {
+			return 0, nothing
+		}
+		return r.Connect, value
+	})
+	cl.Lateness = b.distribution(false, always((*load.Result).Lateness))
+	p99 := quantile(b.buf, 0, 0.99) // b.buf holds the latenesses, sorted
+	var due, released span
+	for _, r := range b.rs {
+		due.add(r.Due)
+		released.add(r.Released)
+		if r.Lateness() > bound {
+			cl.Late++
+		}
+	}
+	cl.DueRate, cl.ReleaseRate = due.rate(), released.rate()
+
+	add := func(format string, args ...any) { cl.Reasons = append(cl.Reasons, fmt.Sprintf(format, args...)) }
+	switch {
+	case len(b.rs) == 0:
+		add("no request was released: nothing was measured")
+	case p99 > ms(bound):
+		add("client released %d of %d requests more than %v late; p99 %.1f ms: the measured latencies include the client's own delay; use a faster client machine or a lower rate",
+			cl.Late, len(b.rs), bound, p99)
+	}
+	// On a short run one late release within the bound can be more than a hundredth of the run.
+	slip := (released.length() - due.length()).Abs()
+	if cl.DueRate != nil && cl.ReleaseRate != nil && slip > bound {
+		if diff := *cl.ReleaseRate / *cl.DueRate - 1; math.Abs(diff) > clientTolerance {
+			add("client released requests at %s/s instead of %s/s (%+.1f %%): the server saw another load than the one asked for; use a faster client machine or a lower rate",
+				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
+		}
+	}
+	for _, s := range b.sum.Samplers {
+		if gaps, all := s.Failed+s.Missed, s.Taken+s.Failed+s.Missed; float64(gaps) > clientTolerance*float64(all) {
+			add("sampler %s has %d gaps in %d samples (%d missed, %d failed): its means and maxima do not cover the whole run",
+				s.Source, gaps, all, s.Missed, s.Failed)
+		}
+	}
+	cl.OK = len(cl.Reasons) == 0
+	b.sum.Client = cl
+}
+
+// notes says what the numbers do not say by themselves.
+func (b *builder) notes() {
+	s := b.sum
+	add := func(format string, args ...any) { s.Notes = append(s.Notes, fmt.Sprintf(format, args...)) }
+	q := s.Requests
+	if n := q.Planned - q.Arrived; n > 0 {
+		add("the run ended before its workload did: %d of %d requests never arrived", n, q.Planned)
+	}
+	if q.Unfinished > 0 {
+		add("%d requests never came to an end; the first IDs: %v", q.Unfinished, q.UnfinishedIDs)
+	}
+	if q.Failed > 0 {
+		add("%d of %d requests failed: they count as +infinity in percentiles and are not in mean, min and max", q.Failed, q.Arrived)
+	}
+	if a, sch := s.Rates.Achieved, s.Rates.Scheduled; a != nil && sch != nil {
+		if diff := *a / *sch - 1; math.Abs(diff) > clientTolerance {
+			why := ""
+			if s.QueueTime.Failed > 0 {
+				why = fmt.Sprintf("; %d were never sent", s.QueueTime.Failed)
+			}
+			if s.MaxConcurrency > 0 {
+				why += fmt.Sprintf("; at most %d could be under way at once", s.MaxConcurrency)
+			}
+			add("requests were sent at %s/s, %+.1f %% from the scheduled %s/s%s", sig(*a), 100*diff, sig(*sch), why)
+		}
+	}
+	st := s.Streams
+	if st.NoTokens > 0 {
+		add("%d successful requests brought no output token: they count as failed in TTFT", st.NoTokens)
+	}
+	if st.NotStreamed > 0 {
+		add("%d answers were not streamed: their TTFT is their total latency, and they have no TPOT and no ITL", st.NotStreamed)
+	}
+	if st.OneRead > 0 {
+		add("%d streamed answers came in one read: they have no TPOT", st.OneRead)
+	}
+	if st.Uncounted > 0 {
+		add("%d answers have no ITL: how many tokens each of their events added is not known", st.Uncounted)
+	}
+	if n := st.CoalescedTokens; n*20 > s.ITL.Count {
+		add("%.0f %% of the ITL values are 0: their events came in the same read as the one before", 100*float64(n)/float64(s.ITL.Count))
+	}
+	if n := s.BenchServing.UnsplitChunks; n > 0 {
+		add("bench_serving: %d gaps could not be split over retokenised text and are left out of its ITL", n)
+	}
+	if n := len(b.c.percentiles); n > 0 && q.Arrived > 0 {
+		if p := b.c.percentiles[n-1]; float64(q.Arrived)*(1-p/100) < 1 {
+			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
+		}
+	}
+}

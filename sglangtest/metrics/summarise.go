@@ -1,0 +1,431 @@
+package metrics
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+)
+
+// Summary computes the summary of the run. It panics before End. Each call computes it anew, in a time that is
+// dominated by sorting one number for each output token, for which it needs eight bytes each.
+func (c *Collector) Summary() *Summary {
+	b := &builder{c: c, rs: c.finished("Summary"), sum: &Summary{SchemaVersion: SchemaVersion, Simulation: c.simulation,
+		Started: c.info.Clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}}
+	b.requests()
+	b.durations()
+	b.throughput()
+	b.inFlight()
+	b.latencies()
+	b.itl()
+	b.goodput()
+	b.samplers()
+	b.client()
+	b.sum.BenchServing = b.benchServing()
+	b.notes()
+	return b.sum
+}
+
+type builder struct {
+	c   *Collector
+	rs  []*load.Result // by ID
+	sum *Summary
+	buf []float64 // scratch for the distribution being computed
+}
+
+func (b *builder) requests() {
+	q := &b.sum.Requests
+	q.Planned, q.Arrived, q.OK = b.c.info.Plan.Requests, b.c.arrived, b.c.completed
+	q.Failed = q.Arrived - q.OK
+	counts := make(map[load.Outcome]*OutcomeCount)
+	var unfinished []int
+	for _, r := range b.rs {
+		n := counts[r.Outcome]
+		if n == nil {
+			n = &OutcomeCount{Outcome: r.Outcome, Message: shorten(r.Message)}
+			if r.Status != 0 && !r.OK() {
+				n.Message = fmt.Sprintf("status %d: %s", r.Status, n.Message)
+			}
+			counts[r.Outcome] = n
+		}
+		n.Count++
+		if r.Outcome == load.OutcomeCancelled {
+			unfinished = append(unfinished, r.ID)
+		}
+	}
+	if n := len(b.c.pending); n > 0 {
+		counts[NoRecord] = &OutcomeCount{Outcome: NoRecord, Count: n, Message: "arrived, but nothing was recorded of it"}
+		unfinished = slices.AppendSeq(unfinished, maps.Keys(b.c.pending))
+	}
+	order := load.Outcomes()
+	for _, o := range slices.Sorted(maps.Keys(counts)) {
+		if o != NoRecord && !slices.Contains(order, o) {
+			order = append(order, o)
+		}
+	}
+	for _, o := range append(order, NoRecord) {
+		if n := counts[o]; n != nil {
+			q.Outcomes = append(q.Outcomes, *n)
+		}
+	}
+	slices.Sort(unfinished)
+	q.Unfinished = len(unfinished)
+	q.UnfinishedIDs = unfinished[:min(20, len(unfinished))]
+}
+
+// shorten cuts a message that may be a whole error page.
+func shorten(message string) string {
+	const most = 300
+	if r := []rune(message); len(r) > most {
+		return string(r[:most]) + " …"
+	}
+	return message
+}
+
+func (b *builder) durations() {
+	last := b.c.lastArr
+	for _, r := range b.rs {
+		last = max(last, r.Completion)
+	}
+	b.sum.Durations = Durations{
+		Measured: (last - b.c.firstArr).Seconds(),
+		Arrivals: (b.c.lastArr - b.c.firstArr).Seconds(),
+		Drain:    (last - b.c.lastArr).Seconds(),
+	}
+	if r := b.c.info.Plan.RequestedRate; r > 0 {
+		b.sum.Rates.Requested = &r
+	}
+	b.sum.Rates.Scheduled = rate(b.c.arrived, b.c.firstArr, b.c.lastArr)
+	var sends span
+	for _, r := range b.rs {
+		if r.Sent {
+			sends.add(r.Send)
+		}
+	}
+	b.sum.Rates.Achieved = sends.rate()
+}
+
+func (b *builder) throughput() {
+	t := &b.sum.Throughput
+	for _, r := range b.rs {
+		t.Retractions += r.Retractions
+		if !r.OK() {
+			t.FailedOutputTokens += int64(r.OutputTokens)
+			continue
+		}
+		if r.PromptTokens > 0 {
+			t.InputTokens += int64(r.PromptTokens)
+		} else {
+			t.InputTokens += int64(r.InputLen)
+		}
+		t.OutputTokens += int64(r.OutputTokens)
+		t.CachedTokens += int64(r.CachedTokens)
+	}
+	d := b.sum.Durations.Measured
+	t.Requests = perSecond(float64(b.sum.Requests.OK), d)
+	t.InputTokensPerS = perSecond(float64(t.InputTokens), d)
+	t.OutputTokensPerS = perSecond(float64(t.OutputTokens), d)
+}
+
+// perSecond returns n/d, or 0 for a run without length, which has no rate and would make JSON impossible.
+func perSecond(n, d float64) float64 {
+	if d <= 0 {
+		return 0
+	}
+	return n / d
+}
+
+func (b *builder) inFlight() {
+	var starts, ends []time.Duration
+	var total time.Duration
+	for _, r := range b.rs {
+		if r.Sent {
+			starts, ends = append(starts, r.Send), append(ends, r.Completion)
+			total += r.ServerLatency()
+		}
+	}
+	slices.Sort(starts)
+	slices.Sort(ends)
+	open, ended := 0, 0
+	for _, s := range starts {
+		for ended < len(ends) && ends[ended] <= s {
+			ended++
+			open--
+		}
+		open++
+		b.sum.InFlight.Peak = max(b.sum.InFlight.Peak, open)
+	}
+	b.sum.InFlight.Mean = perSecond(total.Seconds(), b.sum.Durations.Measured)
+}
+
+// What a request contributes to a distribution.
+type contribution int
+
+const (
+	nothing contribution = iota // the latency is not defined for it
+	value
+	missing // it failed: +infinity
+)
+
+// distribution collects f over all recorded results; those that arrived without a record count as failed if
+// strict is true.
+func (b *builder) distribution(strict bool, f func(r *load.Result) (time.Duration, contribution)) Distribution {
+	b.buf = b.buf[:0]
+	failed := 0
+	for _, r := range b.rs {
+		switch d, what := f(r); what {
+		case value:
+			b.buf = append(b.buf, ms(d))
+		case missing:
+			failed++
+		}
+	}
+	if strict {
+		failed += len(b.c.pending)
+	}
+	return newDistribution(b.buf, failed, b.c.percentiles)
+}
+
+// ifOK makes a failure of every result that did not succeed.
+func ifOK(f func(r *load.Result) time.Duration) func(r *load.Result) (time.Duration, contribution) {
+	return func(r *load.Result) (time.Duration, contribution) {
+		if !r.OK() {
+			return 0, missing
+		}
+		return f(r), value
+	}
+}
+
+func (b *builder) latencies() {
+	s := b.sum
+	s.TotalLatency = b.distribution(true, ifOK((*load.Result).TotalLatency))
+	s.ServerLatency = b.distribution(true, ifOK((*load.Result).ServerLatency))
+	ttft := func(from func(*load.Result) time.Duration) Distribution {
+		return b.distribution(true, func(r *load.Result) (time.Duration, contribution) {
+			if !r.OK() || r.FirstToken == 0 {
+				return 0, missing
+			}
+			return r.FirstToken - from(r), value
+		})
+	}
+	s.TTFT = ttft(func(r *load.Result) time.Duration { return r.Arrival })
+	s.ServerTTFT = ttft(func(r *load.Result) time.Duration { return r.Send })
+	s.QueueTime = b.distribution(true, func(r *load.Result) (time.Duration, contribution) {
+		if !r.Sent {
+			return 0, missing
+		}
+		return r.QueueTime(), value
+	})
+
+	b.buf = b.buf[:0]
+	failed := len(b.c.pending)
+	for _, r := range b.rs {
+		if !r.OK() {
+			failed++
+			continue
+		}
+		switch {
+		case r.FirstToken == 0:
+			s.Streams.NoTokens++
+		case notStreamed(r):
+			s.Streams.NotStreamed++
+		case r.OutputTokens > 1 && r.LastToken == r.FirstToken:
+			s.Streams.OneRead++
+		}
+		if tpot, ok := tpotMS(r); ok {
+			b.buf = append(b.buf, tpot)
+		}
+	}
+	s.TPOT = newDistribution(b.buf, failed, b.c.percentiles)
+}
+
+// notStreamed reports whether the answer came as a whole. A result of virtual time, whose chunks are not kept, has a
+// first token before its completion.
+func notStreamed(r *load.Result) bool {
+	return r.Chunks.Len() == 0 && r.OutputTokens != 1 && r.FirstToken != 0 && r.FirstToken == r.Completion
+}
+
+// tpotMS returns the strict TPOT of a success, if it could be observed.
+func tpotMS(r *load.Result) (float64, bool) {
+	if r.OutputTokens < 2 || r.LastToken <= r.FirstToken {
+		return 0, false
+	}
+	return ms(r.LastToken-r.FirstToken) / float64(r.OutputTokens-1), true
+}
+
+func (b *builder) itl() {
+	b.buf = slices.Grow(b.buf[:0], int(b.sum.Throughput.OutputTokens)) // at once: doubling would hold it three times over
+	for _, r := range b.rs {
+		if !r.OK() {
+			continue
+		}
+		if r.Chunks.Len() == 0 {
+			if r.OutputTokens > 1 && !notStreamed(r) {
+				b.sum.Streams.Uncounted++
+			}
+			continue
+		}
+		start, tokens := len(b.buf), 0
+		coalesced := 0
+		var last time.Duration
+		for ch := range r.Chunks.All() {
+			if ch.Tokens == 0 {
+				continue
+			}
+			if tokens > 0 {
+				b.buf = appendN(b.buf, ms(ch.At-last)/float64(ch.Tokens), ch.Tokens)
+				if ch.At == last {
+					coalesced += ch.Tokens
+				}
+			}
+			tokens += ch.Tokens
+			last = ch.At
+		}
+		if tokens == 0 || tokens != r.OutputTokens {
+			b.buf = b.buf[:start]
+			b.sum.Streams.Uncounted++
+			continue
+		}
+		b.sum.Streams.CoalescedTokens += coalesced
+	}
+	b.sum.ITL = newDistribution(b.buf, 0, b.c.percentiles)
+}
+
+func appendN(s []float64, v float64, n int) []float64 {
+	for range n {
+		s = append(s, v)
+	}
+	return s
+}
+
+func (b *builder) goodput() {
+	if b.c.slo == nil {
+		return
+	}
+	slo := *b.c.slo
+	b.sum.Goodput = countGoodput(slo, b.sum.Requests.Arrived, b.sum.Durations.Measured, func(yield func(ttft, tpot, e2e float64)) {
+		for _, r := range b.rs {
+			if !r.OK() || r.FirstToken == 0 {
+				continue
+			}
+			tpot, _ := tpotMS(r)
+			yield(ms(r.FirstToken-r.Arrival), tpot, ms(r.TotalLatency()))
+		}
+	})
+}
+
+// countGoodput counts by the rules of SGLang 0.5.23, sglang/benchmark/goodput.py: all values in ms, met if ≤, shares of
+// all requests.
+func countGoodput(slo SLO, all int, seconds float64, each func(yield func(ttft, tpot, e2e float64))) *Goodput {
+	g := &Goodput{SLO: slo, ByLimit: make(map[string]float64)}
+	limits := []struct {
+		name  string
+		limit time.Duration
+		met   int
+	}{{"ttft", slo.TTFT, 0}, {"tpot", slo.TPOT, 0}, {"e2el", slo.E2E, 0}}
+	each(func(ttft, tpot, e2e float64) {
+		good := true
+		for i, v := range []float64{ttft, tpot, e2e} {
+			switch l := &limits[i]; {
+			case l.limit == 0:
+			case v <= ms(l.limit):
+				l.met++
+			default:
+				good = false
+			}
+		}
+		if good {
+			g.Good++
+		}
+	})
+	g.PerSecond = perSecond(float64(g.Good), seconds)
+	if all == 0 {
+		return g
+	}
+	g.Share = float64(g.Good) / float64(all)
+	for _, l := range limits {
+		if l.limit > 0 {
+			g.ByLimit[l.name] = float64(l.met) / float64(all)
+		}
+	}
+	return g
+}
+
+func (b *builder) samplers() {
+	for _, l := range b.c.samplers {
+		s := SamplerSummary{Source: l.name, IntervalS: l.interval.Seconds(), Missed: l.missedBy(b.c.ended)}
+		var running, waiting, usage gaugeSum
+		for _, x := range b.c.samples {
+			if x.Source != l.name {
+				continue
+			}
+			s.MaxCost = max(s.MaxCost, millis(x.Cost))
+			if x.Err != "" {
+				s.Failed++
+				continue
+			}
+			s.Taken++
+			running.add(x.Values, NumRunning)
+			waiting.add(x.Values, NumWaiting)
+			usage.add(x.Values, TokenUsage)
+		}
+		s.Running, s.Waiting, s.TokenUsage = running.gauge(), waiting.gauge(), usage.gauge()
+		b.sum.Samplers = append(b.sum.Samplers, s)
+	}
+}
+
+// A gaugeSum adds up the values of one name.
+type gaugeSum struct {
+	n        int
+	sum, max float64
+}
+
+func (g *gaugeSum) add(values map[string]float64, name string) {
+	v, ok := values[name]
+	if !ok {
+		return
+	}
+	if g.n == 0 || v > g.max {
+		g.max = v
+	}
+	g.n++
+	g.sum += v
+}
+
+func (g gaugeSum) gauge() *Gauge {
+	if g.n == 0 {
+		return nil
+	}
+	return &Gauge{Mean: g.sum / float64(g.n), Max: g.max}
+}
+
+// A span is the first and last of a set of moments.
+type span struct {
+	n           int
+	first, last time.Duration
+}
+
+func (s *span) add(t time.Duration) {
+	if s.n == 0 || t < s.first {
+		s.first = t
+	}
+	if s.n == 0 || t > s.last {
+		s.last = t
+	}
+	s.n++
+}
+
+func (s span) rate() *float64 { return rate(s.n, s.first, s.last) }
+
+func (s span) length() time.Duration { return s.last - s.first }
+
+// rate returns (n − 1) / (last − first) per second, or nil if that is not defined.
+func rate(n int, first, last time.Duration) *float64 {
+	if n < 2 || last <= first {
+		return nil
+	}
+	r := float64(n-1) / (last - first).Seconds()
+	return &r
+}

@@ -1,0 +1,166 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+)
+
+// SchemaVersion is the version of [Summary]'s JSON form. It changes when a field changes its meaning.
+const SchemaVersion = 1
+
+// A Simulation says that the engine was a simulation, and how far it can be trusted.
+type Simulation struct {
+	Profile    string `json:"profile"`     // the step-time profile's name
+	Calibrated string `json:"calibrated"`  // what it was calibrated on
+	KnownError string `json:"known_error"` // its measured error, or that none was measured
+}
+
+// A Summary says what a run showed. Its latencies are the strict ones of this package, from the intended
+// arrival and with failures counted; BenchServing holds the definitions of SGLang's own benchmark beside them.
+// It is plain data: what json.Marshal writes, json.Unmarshal reads back.
+type Summary struct {
+	SchemaVersion  int         `json:"schema_version"`
+	Simulation     *Simulation `json:"simulation"` // null: no simulation was declared
+	Started        time.Time   `json:"started"`    // wall clock of offset 0
+	Plan           load.Plan   `json:"plan"`
+	MaxConcurrency int         `json:"max_concurrency"` // 0: no cap
+
+	Requests   Requests   `json:"requests"`
+	Durations  Durations  `json:"durations"`
+	Rates      Rates      `json:"rates"`
+	Throughput Throughput `json:"throughput"`
+	InFlight   InFlight   `json:"in_flight"`
+
+	// TTFT is FirstToken − Arrival. A success without any output token has none and counts as failed.
+	TTFT Distribution `json:"ttft"`
+	// ServerTTFT is FirstToken − Send, likewise.
+	ServerTTFT Distribution `json:"server_ttft"`
+	// ITL is the time between tokens, over the tokens of all successful requests. The first event with tokens
+	// starts the clock; each later one that adds k > 0 tokens after a gap g since the one before contributes k
+	// values of g/k. Events that add no token do not move the stamp. Events that one read returned together have the
+	// same stamp, so that tokens which the server or the network held back show as one long gap and zeros; see
+	// Streams.CoalescedTokens. It is over tokens, so failures have no place in it.
+	ITL Distribution `json:"itl"`
+	// TPOT is (LastToken − FirstToken) / (OutputTokens − 1) of each request with more than one output token.
+	TPOT Distribution `json:"tpot"`
+	// TotalLatency is Completion − Arrival: the end-to-end latency that a user sees.
+	TotalLatency Distribution `json:"total_latency"`
+	// ServerLatency is Completion − Send.
+	ServerLatency Distribution `json:"server_latency"`
+	// QueueTime is Send − Arrival of every request that was sent, failed later or not. One that never left counts as
+	// failed.
+	QueueTime Distribution `json:"queue_time"`
+
+	Streams      Streams          `json:"streams"`
+	Goodput      *Goodput         `json:"goodput"` // null: no limits were given
+	Client       Client           `json:"client"`
+	Samplers     []SamplerSummary `json:"samplers"`
+	BenchServing BenchServing     `json:"bench_serving"`
+	// Notes name what a reader has to know to read the numbers right.
+	Notes []string `json:"notes"`
+}
+
+// Requests counts the requests of a run: Arrived = OK + Failed.
+type Requests struct {
+	Planned int `json:"planned"` // by the workload's plan
+	Arrived int `json:"arrived"`
+	OK      int `json:"ok"`
+	Failed  int `json:"failed"` // every other outcome, and those that never got one
+	// Outcomes adds up to Arrived: outcomes that occurred, in the order of load.Outcomes, unknown ones and NoRecord last.
+	Outcomes []OutcomeCount `json:"outcomes"`
+	// Unfinished counts the requests that arrived and never came to an end: cancelled, or without any record.
+	Unfinished    int   `json:"unfinished"`
+	UnfinishedIDs []int `json:"unfinished_ids"` // the first 20, ascending
+}
+
+// NoRecord stands in [Requests.Outcomes] for requests that arrived and of which nothing was recorded.
+const NoRecord load.Outcome = "no_record"
+
+// An OutcomeCount is the number of requests that ended in one way.
+type OutcomeCount struct {
+	Outcome load.Outcome `json:"outcome"`
+	Count   int          `json:"count"`
+	Message string       `json:"message,omitempty"` // of the first such request by ID, with its HTTP status; cut after 300 characters
+}
+
+// Durations are the lengths of a run by several definitions, in seconds.
+type Durations struct {
+	Measured float64 `json:"measured_s"` // first arrival to last completion (success or failure); the divisor of Throughput
+	Arrivals float64 `json:"arrivals_s"` // first to last arrival
+	Drain    float64 `json:"drain_s"`    // last arrival to last completion: no load was added in this time
+}
+
+// Rates are arrival rates in requests/s. A rate that a run cannot define (one request; all at once) is null.
+type Rates struct {
+	Requested *float64 `json:"requested_per_s"` // the plan's; null for all at once ("inf")
+	Scheduled *float64 `json:"scheduled_per_s"` // (n − 1) / (last − first) of the intended arrivals
+	Achieved  *float64 `json:"achieved_per_s"`  // the same of Send, over the requests that were sent
+}
+
+// Throughput is per second of Durations.Measured and of successful requests, unless a name says otherwise.
+type Throughput struct {
+	Requests           float64 `json:"requests_per_s"`
+	InputTokensPerS    float64 `json:"input_tokens_per_s"` // by the server's count where it gave one
+	OutputTokensPerS   float64 `json:"output_tokens_per_s"`
+	InputTokens        int64   `json:"input_tokens"`
+	OutputTokens       int64   `json:"output_tokens"`
+	CachedTokens       int64   `json:"cached_tokens"` // of InputTokens, by the server's count
+	FailedOutputTokens int64   `json:"failed_output_tokens"`
+	Retractions        int     `json:"retractions"`
+}
+
+// InFlight counts requests between Send and Completion, failed ones included, exactly: at an instant at which
+// one ends and another is sent, the end comes first.
+type InFlight struct {
+	Peak int     `json:"peak"`
+	Mean float64 `json:"mean"` // over Durations.Measured
+}
+
+// Streams says for how many successful requests the token latencies could be observed.
+type Streams struct {
+	NotStreamed int `json:"not_streamed"` // the whole answer came at once: TTFT is the total latency; no TPOT, no ITL
+	OneRead     int `json:"one_read"`     // streamed, but all of several tokens came in one read: no TPOT
+	NoTokens    int `json:"no_tokens"`    // no output token: counted as failed in TTFT
+	// Uncounted answers have no ITL: the token counts of their events do not add up to the answer's (the server did not
+	// say how many tokens each event added), or no events were kept.
+	Uncounted int `json:"uncounted"`
+	// CoalescedTokens is how many of the ITL values are 0 because their event came in the same read as the one before.
+	CoalescedTokens int `json:"coalesced_tokens"`
+}
+
+// An SLO is a set of limits that a good request meets; 0 is no limit.
+type SLO struct {
+	TTFT time.Duration `json:"ttft_ns,omitempty"`
+	TPOT time.Duration `json:"tpot_ns,omitempty"` // met by a request that has no TPOT
+	E2E  time.Duration `json:"e2e_ns,omitempty"`
+}
+
+// A Goodput counts the requests that succeeded and met every limit of SLO.
+type Goodput struct {
+	SLO       SLO                `json:"slo"`
+	Good      int                `json:"good"`
+	PerSecond float64            `json:"good_per_s"`
+	Share     float64            `json:"share"`    // of all requests that arrived; failures count against it
+	ByLimit   map[string]float64 `json:"by_limit"` // the same for each limit alone: ttft, tpot, e2el
+}
+
+// A SamplerSummary says how sampling one source went and what it showed.
+type SamplerSummary struct {
+	Source    string  `json:"source"`
+	IntervalS float64 `json:"interval_s"`
+	Taken     int     `json:"taken"`  // samples with values
+	Failed    int     `json:"failed"` // attempts that failed
+	Missed    int     `json:"missed"` // moments skipped because an attempt took longer than the interval
+	MaxCost   Millis  `json:"max_cost_ms"`
+	// What an engine reported; null if the source does not report it. Means are over samples, each of the same weight.
+	Running    *Gauge `json:"running"`
+	Waiting    *Gauge `json:"waiting"`
+	TokenUsage *Gauge `json:"token_usage"`
+}
+
+// A Gauge sums up a sampled value.
+type Gauge struct {
+	Mean float64 `json:"mean"`
+	Max  float64 `json:"max"`
+}

@@ -1,0 +1,189 @@
+package metrics
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/stretchr/testify/require"
+)
+
+// Ten requests, one each 100 ms: seven good ones, a refused one, an HTTP error, a cancelled one; and one that vanished.
+func mixedRun(t testing.TB, opts ...Option) *Collector {
+	var rs []load.Result
+	for i := range 7 {
+		rs = append(rs, answer(i, time.Duration(i)*100*msec, msec, time.Duration(20+i)*msec, 10*msec, 5))
+	}
+	refused := failure(7, 700*msec, load.OutcomeRefused, 0, "connection refused")
+	refused.Sent, refused.Send = false, refused.Completion
+	broken := failure(8, 800*msec, load.OutcomeHTTP, 503, "queue full")
+	broken.OutputTokens = 3
+	rs = append(rs, refused, broken, failure(9, 900*msec, load.OutcomeCancelled, 0, "run cancelled"))
+	return collect(t, load.Plan{Requests: 20, RequestedRate: 10, Dataset: "random", Arrivals: "uniform 10/s", Seed: 7}, rs,
+		[]load.Request{{ID: 10, Arrival: time.Second}}, opts...)
+}
+
+func TestSummaryCounts(t *testing.T) {
+	s := mixedRun(t).Summary()
+	require.Equal(t, Requests{Planned: 20, Arrived: 11, OK: 7, Failed: 4, Unfinished: 2, UnfinishedIDs: []int{9, 10}, Outcomes: []OutcomeCount{
+		{Outcome: load.OutcomeOK, Count: 7},
+		{Outcome: load.OutcomeHTTP, Count: 1, Message: "status 503: queue full"},
+		{Outcome: load.OutcomeRefused, Count: 1, Message: "connection refused"},
+		{Outcome: load.OutcomeCancelled, Count: 1, Message: "run cancelled"},
+		{Outcome: NoRecord, Count: 1, Message: "arrived, but nothing was recorded of it"},
+	}}, s.Requests)
+	require.Equal(t, Durations{Measured: 1, Arrivals: 1, Drain: 0}, s.Durations)
+	require.InDelta(t, 10, *s.Rates.Scheduled, 1e-9)
+	require.EqualValues(t, 10, *s.Rates.Requested)
+	require.Equal(t, Throughput{Requests: 7, InputTokensPerS: 70, OutputTokensPerS: 35, InputTokens: 70, OutputTokens: 35, FailedOutputTokens: 3}, s.Throughput)
+	require.Contains(t, s.Notes, "the run ended before its workload did: 9 of 20 requests never arrived")
+}
+
+func TestStrictLatencies(t *testing.T) {
+	s := mixedRun(t, WithPercentiles(60, 95)).Summary()
+	// TTFT of request i is 21 + i ms; four of eleven have none.
+	require.Equal(t, 7, s.TTFT.Count)
+	require.Equal(t, 4, s.TTFT.Failed)
+	require.InDelta(t, 24, float64(s.TTFT.Mean), 1e-9)
+	require.InDelta(t, 26, float64(s.TTFT.Median), 1e-9, "the sixth of eleven")
+	require.InDelta(t, 27, float64(s.TTFT.Percentiles[0].Value), 1e-9, "p60 is exactly the seventh of eleven, the last success")
+	require.False(t, s.TTFT.Percentiles[1].Value.Valid(), "p95 falls among the failures")
+	require.InDelta(t, 23, float64(s.ServerTTFT.Mean), 1e-9)
+	require.InDelta(t, 10, float64(s.TPOT.Mean), 1e-9)
+	require.InDelta(t, 64, float64(s.TotalLatency.Mean), 1e-9)
+	require.InDelta(t, 63, float64(s.ServerLatency.Mean), 1e-9)
+	require.Equal(t, 9, s.QueueTime.Count, "failed or not, they were sent")
+	require.Equal(t, 2, s.QueueTime.Failed, "the refused and the lost one never left")
+	require.Equal(t, 28, s.ITL.Count)
+	require.Zero(t, s.ITL.Failed)
+	require.InDelta(t, 10, float64(s.ITL.Max), 1e-9)
+}
+
+func TestITLPerToken(t *testing.T) {
+	r := answer(0, 0, 0, 10*msec, 0, 1)
+	r.Chunks = load.Chunks{}
+	for _, c := range []load.Chunk{
+		{At: 10 * msec, Tokens: 2, TextBytes: 4},  // starts the clock; its second token has no gap
+		{At: 40 * msec, Tokens: 3, TextBytes: 4},  // three of 10 ms
+		{At: 50 * msec, TextBytes: 4},             // held-back text: no token, the stamp stays
+		{At: 60 * msec, Tokens: 1, TextBytes: 4},  // 20 ms
+		{At: 60 * msec, Tokens: 2, TextBytes: 4},  // the same read: two of 0
+		{At: 100 * msec, Tokens: 1, TextBytes: 4}, // 40 ms
+	} {
+		r.Chunks.Append(c)
+	}
+	r.OutputTokens, r.LastToken, r.Completion = 9, 100*msec, 100*msec
+	s := collect(t, load.Plan{}, []load.Result{r}, nil, WithPercentiles(90)).Summary()
+	require.Equal(t, 7, s.ITL.Count) // 0 0 10 10 10 20 40
+	require.InDelta(t, 90.0/7, float64(s.ITL.Mean), 1e-9)
+	require.InDelta(t, 10, float64(s.ITL.Median), 1e-9)
+	require.InDelta(t, 28, float64(s.ITL.Percentiles[0].Value), 1e-9)
+	require.Equal(t, 2, s.Streams.CoalescedTokens)
+	require.InDelta(t, 90.0/8, float64(s.TPOT.Mean), 1e-9)
+
+	// The same stream of a server that counts only at the end: no ITL rather than a guess.
+	r.OutputTokens = 12
+	s = collect(t, load.Plan{}, []load.Result{r}, nil).Summary()
+	require.Zero(t, s.ITL.Count)
+	require.Equal(t, 1, s.Streams.Uncounted)
+	require.Contains(t, s.Notes, "1 answers have no ITL: how many tokens each of their events added is not known")
+}
+
+func TestOneReadHasNoTPOT(t *testing.T) {
+	r := answer(0, 0, 0, 10*msec, 0, 5) // five tokens, all at 10 ms
+	s := collect(t, load.Plan{}, []load.Result{r}, nil).Summary()
+	require.Zero(t, s.TPOT.Count)
+	require.Equal(t, 1, s.Streams.OneRead)
+}
+
+func TestInFlight(t *testing.T) {
+	at := func(id int, send, completion time.Duration) load.Result {
+		r := answer(id, send, 0, completion-send, 0, 1)
+		return r
+	}
+	s := collect(t, load.Plan{}, []load.Result{
+		at(0, 0, 10*msec), at(1, 5*msec, 15*msec), at(2, 10*msec, 20*msec), // the third starts as the first ends
+		at(3, 30*msec, 40*msec), at(4, 35*msec, 35*msec),
+	}, nil).Summary()
+	require.Equal(t, 2, s.InFlight.Peak)
+	require.InDelta(t, 1, s.InFlight.Mean, 1e-9) // 40 ms of 40 ms
+}
+
+func TestGoodput(t *testing.T) {
+	s := mixedRun(t, WithGoodput(SLO{TTFT: 24 * msec, E2E: 63 * msec})).Summary()
+	require.Equal(t, 3, s.Goodput.Good) // TTFT 21…27, E2E 61…67
+	require.InDelta(t, 3.0/11, s.Goodput.Share, 1e-12)
+	require.Equal(t, map[string]float64{"ttft": 4.0 / 11, "e2el": 3.0 / 11}, s.Goodput.ByLimit)
+	require.InDelta(t, 3, s.Goodput.PerSecond, 1e-12)
+}
+
+func TestSummaryJSONRoundTrip(t *testing.T) {
+	s := mixedRun(t, WithGoodput(SLO{TTFT: time.Second}), WithSimulation(Simulation{Profile: "h100", KnownError: "TTFT p50 3 %"})).Summary()
+	first, err := json.Marshal(s)
+	require.NoError(t, err)
+	var back Summary
+	require.NoError(t, json.Unmarshal(first, &back))
+	second, err := json.Marshal(back)
+	require.NoError(t, err)
+	require.JSONEq(t, string(first), string(second))
+	require.Equal(t, SchemaVersion, back.SchemaVersion)
+	require.Equal(t, s.String(), back.String())
+}
+
+func TestClientVerdict(t *testing.T) {
+	run := func(late time.Duration, every int, opts ...Option) Client {
+		var rs []load.Result
+		for i := range 100 {
+			r := answer(i, time.Duration(i)*10*msec, 20*msec, msec, msec, 2)
+			if i%every == every-1 {
+				r.Released += late
+			}
+			rs = append(rs, r)
+		}
+		return collect(t, load.Plan{}, rs, nil, opts...).Summary().Client
+	}
+	require.True(t, run(4*msec, 2).OK)
+	c := run(9*msec, 10)
+	require.False(t, c.OK)
+	require.Equal(t, []string{"client released 10 of 100 requests more than 5ms late; p99 9.0 ms: the measured latencies include the client's own delay; use a faster client machine or a lower rate"}, c.Reasons)
+	require.True(t, run(9*msec, 10, WithMaxLateness(10*msec)).OK)
+	require.Equal(t, 100, c.Lateness.Count)
+
+	// The last release 16 ms late stretches 990 ms by more than 1 %, though p99 may be within its bound.
+	c = run(16*msec, 100, WithMaxLateness(15*msec))
+	require.Len(t, c.Reasons, 1)
+	require.Contains(t, c.Reasons[0], "client released requests at 98.41/s instead of 100/s (-1.6 %)")
+
+	require.Equal(t, []string{"no request was released: nothing was measured"}, collect(t, load.Plan{}, nil, nil).Summary().Client.Reasons)
+}
+
+func TestTable(t *testing.T) {
+	s := mixedRun(t, WithSimulation(Simulation{Profile: "h100-llama8b", Calibrated: "SGLang 0.5.23 on one H100", KnownError: "TTFT p50 3 %, p99 11 %"})).Summary()
+	text := s.String()
+	for _, line := range strings.Split(text, "\n") {
+		require.LessOrEqual(t, len([]rune(line)), tableWidth, line)
+	}
+	lines := strings.Split(text, "\n")
+	require.Equal(t, "SIMULATED      by profile h100-llama8b, calibrated on SGLang 0.5.23 on one H100", lines[0])
+	require.Equal(t, "known error    TTFT p50 3 %, p99 11 %", lines[1])
+	require.Contains(t, text, "               1 http_error: status 503: queue full\n")
+	require.Contains(t, text, "\nTTFT                 7      4       24.0      26.0    failed    failed    failed    failed\n")
+	require.Contains(t, text, "arrival rate   requested 10/s, scheduled 10/s, achieved 8.8988/s\n")
+
+	many := mixedRun(t, WithPercentiles(1, 5, 10, 25, 75, 90, 95)).Summary().String()
+	require.Contains(t, many, "p90       p95\n", "the rest follows in a block of its own")
+	require.True(t, strings.HasPrefix(many, "engine         real (no simulation was declared)\n"))
+}
+
+func TestEmptyRun(t *testing.T) {
+	c := collect(t, load.Plan{Requests: 5}, nil, nil)
+	s := c.Summary()
+	_, err := json.Marshal(s)
+	require.NoError(t, err)
+	require.False(t, s.TTFT.Median.Valid())
+	require.NotEmpty(t, s.String())
+	require.Empty(t, c.Windows(time.Second))
+	require.True(t, s.BenchServing.NoSuccess)
+}

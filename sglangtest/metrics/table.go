@@ -1,0 +1,200 @@
+package metrics
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const tableWidth = 100
+
+// String returns what [Summary.WriteTable] writes.
+func (s *Summary) String() string {
+	var sb strings.Builder
+	_ = s.WriteTable(&sb) // a Builder does not fail
+	return sb.String()
+}
+
+// WriteTable writes the summary for a terminal, at most 100 columns wide (longer messages are wrapped).
+func (s *Summary) WriteTable(w io.Writer) error {
+	t := &tableWriter{}
+	if sim := s.Simulation; sim != nil {
+		t.row("SIMULATED", "by profile %s, calibrated on %s", sim.Profile, orUnknown(sim.Calibrated))
+		t.row("known error", "%s", sim.KnownError)
+	} else {
+		t.row("engine", "real (no simulation was declared)")
+	}
+	t.row("workload", "%s, arrivals %s, seed %d", orUnknown(s.Plan.Dataset), orUnknown(s.Plan.Arrivals), s.Plan.Seed)
+	capText := "no concurrency cap"
+	if s.MaxConcurrency > 0 {
+		capText = fmt.Sprintf("at most %d at once", s.MaxConcurrency)
+	}
+	t.row("started", "%s, %s", s.Started.Format(time.RFC3339), capText)
+
+	q := s.Requests
+	t.row("requests", "%d planned, %d arrived, %d ok, %d failed, %d unfinished", q.Planned, q.Arrived, q.OK, q.Failed, q.Unfinished)
+	for _, o := range q.Outcomes {
+		if o.Outcome != "ok" {
+			t.row("", "%d %s: %s", o.Count, o.Outcome, o.Message)
+		}
+	}
+	d := s.Durations
+	t.row("duration", "%.2f s from first arrival to last completion (%.2f s of arrivals, %.2f s drain)", d.Measured, d.Arrivals, d.Drain)
+	requested := "all at once"
+	if s.Rates.Requested != nil {
+		requested = rateText(s.Rates.Requested)
+	}
+	t.row("arrival rate", "requested %s, scheduled %s, achieved %s", requested, rateText(s.Rates.Scheduled), rateText(s.Rates.Achieved))
+	th := s.Throughput
+	t.row("throughput", "%s ok requests/s, %s input tok/s, %s output tok/s", sig(th.Requests), sig(th.InputTokensPerS), sig(th.OutputTokensPerS))
+	t.row("tokens", "%d in (%d cached), %d out; %d out of failed requests not counted", th.InputTokens, th.CachedTokens, th.OutputTokens, th.FailedOutputTokens)
+	t.row("in flight", "peak %d, mean %.2f", s.InFlight.Peak, s.InFlight.Mean)
+	if g := s.Goodput; g != nil {
+		t.row("goodput", "%s requests/s, %.2f %% of all requests (%s)", sig(g.PerSecond), 100*g.Share, g.SLO)
+	}
+	t.latencies(s)
+
+	c := s.Client
+	lateness, _ := c.Lateness.Quantile(1)
+	verdict := "ok"
+	if !c.OK {
+		verdict = "NOT OK"
+	}
+	t.line("")
+	t.row("client", "%s; late by %s ms in the median, at most %s ms; parsing p50 %s ms; connecting p50 %s ms (%d)", verdict,
+		cell(c.Lateness.Median, 0), cell(lateness, 0), cell(c.Overhead.Median, 0), cell(c.Connect.Median, 0), c.Connect.Count)
+	for _, r := range c.Reasons {
+		t.row("", "%s", r)
+	}
+	for _, x := range s.Samplers {
+		var parts []string
+		for _, g := range []struct {
+			name string
+			*Gauge
+		}{{"running", x.Running}, {"waiting", x.Waiting}, {"KV used", x.TokenUsage}} {
+			if g.Gauge != nil {
+				parts = append(parts, fmt.Sprintf("%s mean %s max %s", g.name, sig(g.Mean), sig(g.Max)))
+			}
+		}
+		parts = append(parts, fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed))
+		t.row("sampled "+x.Source, "%s", strings.Join(parts, "; "))
+	}
+	for i, n := range s.Notes {
+		label := ""
+		if i == 0 {
+			label = "notes"
+		}
+		t.row(label, "%s", n)
+	}
+	_, err := io.WriteString(w, t.sb.String())
+	return err
+}
+
+// String lists the limits.
+func (s SLO) String() string {
+	var parts []string
+	for _, l := range []struct {
+		name string
+		d    time.Duration
+	}{{"TTFT", s.TTFT}, {"TPOT", s.TPOT}, {"E2E", s.E2E}} {
+		if l.d > 0 {
+			parts = append(parts, fmt.Sprintf("%s ≤ %v", l.name, l.d))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+type tableWriter struct{ sb strings.Builder }
+
+func (t *tableWriter) line(s string) { t.sb.WriteString(strings.TrimRight(s, " ") + "\n") }
+
+// row writes a label and a text, which is wrapped at blanks.
+func (t *tableWriter) row(label, format string, args ...any) {
+	const indent = 15
+	text := strings.Fields(fmt.Sprintf(format, args...))
+	line := fmt.Sprintf("%-*s", indent-1, label)
+	used := len([]rune(line))
+	fresh := true
+	for _, word := range text {
+		n := len([]rune(word))
+		if !fresh && used+1+n > tableWidth {
+			t.line(line)
+			line, used = strings.Repeat(" ", indent-1), indent-1
+		}
+		line += " " + word
+		used += 1 + n
+		fresh = false
+	}
+	t.line(line)
+}
+
+// latencies writes one line for each latency; more than five percentiles continue in a further block.
+func (t *tableWriter) latencies(s *Summary) {
+	rows := []struct {
+		name string
+		d    Distribution
+	}{{"TTFT", s.TTFT}, {"server TTFT", s.ServerTTFT}, {"ITL (tokens)", s.ITL}, {"TPOT", s.TPOT}, {"total latency", s.TotalLatency},
+		{"server latency", s.ServerLatency}, {"queue time", s.QueueTime}, {"client late", s.Client.Lateness}}
+	ps := s.TTFT.Percentiles
+	for from := 0; from == 0 || from < len(ps); from += 5 {
+		to := min(from+5, len(ps))
+		head := fmt.Sprintf("%-14s %7s %6s", "latency in ms", "values", "failed")
+		if from == 0 {
+			head += fmt.Sprintf(" %10s %9s", "mean", "p50")
+		}
+		for _, p := range ps[from:to] {
+			head += fmt.Sprintf(" %9s", fmt.Sprintf("p%g", p.P))
+		}
+		t.line("")
+		t.line(head)
+		for _, r := range rows {
+			line := fmt.Sprintf("%-14s %7d %6d", r.name, r.d.Count, r.d.Failed)
+			if from == 0 {
+				line += fmt.Sprintf(" %10s %9s", cell(r.d.Mean, 0), cell(r.d.Median, r.d.Failed))
+			}
+			for _, p := range r.d.Percentiles[min(from, len(r.d.Percentiles)):min(to, len(r.d.Percentiles))] {
+				line += fmt.Sprintf(" %9s", cell(p.Value, r.d.Failed))
+			}
+			t.line(line)
+		}
+	}
+}
+
+// cell formats a value; one that is not there is "failed" if failures can be the reason.
+func cell(m Millis, failed int) string {
+	switch {
+	case m.Valid() && m < 10:
+		return fmt.Sprintf("%.3f", float64(m))
+	case m.Valid():
+		return fmt.Sprintf("%.1f", float64(m))
+	case failed > 0:
+		return "failed"
+	default:
+		return "-"
+	}
+}
+
+func rateText(r *float64) string {
+	if r == nil {
+		return "undefined"
+	}
+	return sig(*r) + "/s"
+}
+
+// sig formats v with five significant digits and without an exponent.
+func sig(v float64) string {
+	short, err := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 5, 64), 64)
+	if err != nil {
+		panic(err) // FormatFloat writes what ParseFloat reads
+	}
+	return strconv.FormatFloat(short, 'f', -1, 64)
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "(not named)"
+	}
+	return s
+}
