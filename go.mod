@@ -3,7 +3,6 @@ module github.com/sglangtest/harness
 go 1.25.0
 
 require (
-	github.com/hashicorp/go-retryablehttp v0.7.8
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.47.0

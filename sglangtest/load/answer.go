@@ -19,6 +19,7 @@ func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *
 	res.Status = resp.StatusCode
 	streamed := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if resp.StatusCode == http.StatusOK && s.stream && streamed {
+		res.Streamed = true
 		s.readStream(ctx, rctx, clock, a, resp.Body, res)
 		return
 	}
@@ -60,7 +61,9 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 		res.fail(OutcomeEngine, wire.Unquote(c.Message))
 		return
 	}
-	res.OutputTokens = max(c.CompletionTokens, 0)
+	if res.OutputTokens = max(c.CompletionTokens, 0); res.OutputTokens > 0 {
+		res.FirstToken, res.LastToken = res.Completion, res.Completion
+	}
 	res.finish(c)
 	res.judge(c.CompletionTokens >= 0)
 }

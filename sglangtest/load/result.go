@@ -55,7 +55,8 @@ type Result struct {
 	Released time.Duration
 	// Send is when the request began to be written on its connection. If Sent is false it equals Completion.
 	Send time.Duration
-	// FirstToken is when the first output token had been read; 0 if none came.
+	// FirstToken is when the first output token had been read; 0 if none came. In an answer that was not streamed
+	// every token arrives with the end: FirstToken and LastToken are Completion.
 	FirstToken time.Duration
 	// LastToken is when the last output token had been read; 0 if none came.
 	LastToken time.Duration
@@ -72,10 +73,11 @@ type Result struct {
 	// delays later reads only, never the stamp of the read before it.
 	Overhead time.Duration
 
-	API     API     // the API that was called
-	Outcome Outcome // how the request ended
-	Status  int     // HTTP status; 0 if no answer came
-	Message string  // the server's error message, or the transport's; empty if Outcome is OutcomeOK
+	API      API     // the API that was called
+	Streamed bool    // the answer came as an event stream
+	Outcome  Outcome // how the request ended
+	Status   int     // HTTP status; 0 if no answer came
+	Message  string  // the server's error message, or the transport's; empty if Outcome is OutcomeOK
 
 	// InputLen and OutputLen repeat what the request asked for.
 	InputLen, OutputLen int
@@ -89,7 +91,7 @@ type Result struct {
 	// Worker names the server that processed the request, where that is known: the target's name, or the
 	// weight version that the server answered with if that is not SGLang's "default".
 	Worker string
-	// Chunks lists the events that carried output. It is empty if the answer was not streamed.
+	// Chunks lists the events that carried output. It is empty unless Streamed.
 	Chunks Chunks
 	// Text is the output text, if the sender was asked to keep it.
 	Text string

@@ -30,7 +30,7 @@ func Example() {
 			FirstToken: arrival + time.Duration(40+i)*time.Millisecond,
 			LastToken:  arrival + 500*time.Millisecond,
 			Completion: arrival + 500*time.Millisecond,
-			API:        load.Generate, Outcome: load.OutcomeOK, OutputTokens: 24,
+			API:        load.Generate, Streamed: true, Outcome: load.OutcomeOK, OutputTokens: 24,
 		}
 		if i == 17 {
 			res.Outcome, res.Status, res.Message = load.OutcomeHTTP, 503, "queue full"

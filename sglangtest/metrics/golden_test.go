@@ -99,6 +99,7 @@ func (g *goldenRequest) result(t *testing.T, api load.API) load.Result {
 		}
 		return r
 	}
+	r.Streamed = true
 	for _, e := range g.Events {
 		at := offset(e.TS)
 		r.Completion = at

@@ -37,7 +37,7 @@ const msec = time.Millisecond
 // answer makes a successful /generate result on time: tokens come at first, first+gap, …, one in each event.
 func answer(id int, arrival, queue, first, gap time.Duration, tokens int) load.Result {
 	r := load.Result{ID: id, Arrival: arrival, Due: arrival, Released: arrival, Send: arrival + queue, Sent: true, Reused: true,
-		API: load.Generate, Outcome: load.OutcomeOK, InputLen: 10, PromptTokens: 10, OutputLen: tokens, OutputTokens: tokens}
+		API: load.Generate, Streamed: true, Outcome: load.OutcomeOK, InputLen: 10, PromptTokens: 10, OutputLen: tokens, OutputTokens: tokens}
 	for i := range tokens {
 		r.Chunks.Append(load.Chunk{At: r.Send + first + time.Duration(i)*gap, Tokens: 1, TextBytes: 4})
 	}

@@ -229,7 +229,7 @@ func (b *builder) latencies() {
 		switch {
 		case r.FirstToken == 0:
 			s.Streams.NoTokens++
-		case notStreamed(r):
+		case !r.Streamed:
 			s.Streams.NotStreamed++
 		case r.OutputTokens > 1 && r.LastToken == r.FirstToken:
 			s.Streams.OneRead++
@@ -239,12 +239,6 @@ func (b *builder) latencies() {
 		}
 	}
 	s.TPOT = newDistribution(b.buf, failed, b.c.percentiles)
-}
-
-// notStreamed reports whether the answer came as a whole. A result of virtual time, whose chunks are not kept, has a
-// first token before its completion.
-func notStreamed(r *load.Result) bool {
-	return r.Chunks.Len() == 0 && r.OutputTokens != 1 && r.FirstToken != 0 && r.FirstToken == r.Completion
 }
 
 // tpotMS returns the strict TPOT of a success, if it could be observed.
@@ -262,7 +256,7 @@ func (b *builder) itl() {
 			continue
 		}
 		if r.Chunks.Len() == 0 {
-			if r.OutputTokens > 1 && !notStreamed(r) {
+			if r.OutputTokens > 1 && r.Streamed {
 				b.sum.Streams.Uncounted++
 			}
 			continue
