@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
@@ -45,9 +47,9 @@ type wireResult struct {
 	FinishReasonBase64 []byte         `json:"finish_reason_base64"`
 	Worker             string         `json:"worker"`
 	WorkerBase64       []byte         `json:"worker_base64"`
-	ChunkGaps          []int64        `json:"chunk_gap_ns"`
-	ChunkTokens        []int          `json:"chunk_tokens"`
-	ChunkTextBytes     []int          `json:"chunk_text_bytes"`
+	ChunkGaps          ints           `json:"chunk_gap_ns"`
+	ChunkTokens        ints           `json:"chunk_tokens"`
+	ChunkTextBytes     ints           `json:"chunk_text_bytes"`
 	Text               string         `json:"text"`
 	TextBase64         []byte         `json:"text_base64"`
 }
@@ -118,10 +120,10 @@ func (w *wireResult) chunks() (load.Chunks, error) {
 		at += time.Duration(gap)
 		c := load.Chunk{At: at, Tokens: 1}
 		if w.ChunkTokens != nil {
-			c.Tokens = w.ChunkTokens[i]
+			c.Tokens = int(w.ChunkTokens[i])
 		}
 		if w.ChunkTextBytes != nil {
-			c.TextBytes = w.ChunkTextBytes[i]
+			c.TextBytes = int(w.ChunkTextBytes[i])
 		}
 		if c.At < last || c.Tokens < 0 || c.TextBytes < 0 {
 			return chunks, fmt.Errorf("chunk %d lies before the one before it or has a negative count", i)
@@ -130,6 +132,29 @@ func (w *wireResult) chunks() (load.Chunks, error) {
 		last = at
 	}
 	return chunks, nil
+}
+
+// ints is an array of integers. Reading its elements here takes a fraction of the time that
+// encoding/json takes, and they are nearly all of a line.
+type ints []int64
+
+func (v *ints) UnmarshalJSON(data []byte) error {
+	text := string(data)
+	if len(text) < 2 || text[0] != '[' {
+		return fmt.Errorf("want an array of integers, not %.20s", text)
+	}
+	*v = make(ints, 0, 1+strings.Count(text, ","))
+	text = strings.TrimSpace(text[1 : len(text)-1])
+	for more := text != ""; more; {
+		var element string
+		element, text, more = strings.Cut(text, ",")
+		n, err := strconv.ParseInt(strings.TrimSpace(element), 10, 64)
+		if err != nil {
+			return err
+		}
+		*v = append(*v, n)
+	}
+	return nil
 }
 
 // decodeID reads no more of a result than its id.

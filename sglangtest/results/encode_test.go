@@ -181,6 +181,9 @@ func TestDecodeRefuses(t *testing.T) {
 	const head = `{"id":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":10,"completion_ns":0,"sent":false,"outcome":"ok","input_len":0,"output_len":0`
 	_, err := decodeResult([]byte(head + `}`))
 	require.NoError(t, err)
+	r, err := decodeResult([]byte(head + `, "chunk_gap_ns" : [ 1 , 2 ], "chunk_tokens": [0,2], "a key of the future": {} }`))
+	require.NoError(t, err)
+	require.Equal(t, chunksOf(load.Chunk{At: 11}, load.Chunk{At: 13, Tokens: 2}), r.Chunks)
 	for name, line := range map[string]string{
 		"empty":                 ``,
 		"no members":            `{}`,
@@ -194,6 +197,10 @@ func TestDecodeRefuses(t *testing.T) {
 		"chunk before start":    head + `,"chunk_gap_ns":[-11]}`,
 		"chunks out of order":   head + `,"chunk_gap_ns":[1,-1]}`,
 		"gap overflows":         head + `,"chunk_gap_ns":[1,9223372036854775807]}`,
+		"array is null":         head + `,"chunk_gap_ns":null}`,
+		"array is a number":     head + `,"chunk_gap_ns":1}`,
+		"array of arrays":       head + `,"chunk_gap_ns":[[1]]}`,
+		"array of fractions":    head + `,"chunk_gap_ns":[1,2.5]}`,
 		"bad base64":            head + `,"text_base64":"?"}`,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -94,6 +94,7 @@ func Open(dir string) (*Run, error) {
 		return nil, err
 	}
 	r.Meta.Seed = r.Environment.Seed
+	// In this order no result is seen without its arrival, even while the run goes on.
 	for i, into := range []*lineFile{&r.requests, &r.arrivals, &r.samples, &r.events} {
 		name := journalFiles[i]
 		f, torn, err := findLines(filepath.Join(dir, name))
