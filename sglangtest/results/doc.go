@@ -1,0 +1,98 @@
+// Package results stores runs in folders, while they go on, and reads them back, whether they finished or not.
+//
+// [Create] (or a [ResultManager], which keeps runs side by side below one root) makes a run folder and returns
+// its [Writer], the [metrics.Sink] to which a metrics.Collector passes on what happens. [Open] reads a
+// folder as a [Run].
+//
+// # The run folder
+//
+// This is schema version 1 ([SchemaVersion]). JSON files are UTF-8; a file whose name ends in .jsonl holds
+// one JSON object per line, each ended by one newline. Keys ending in _ns are integers in nanoseconds;
+// those that are moments are offsets from the run's start on the monotonic clock. Lengths and counts whose
+// keys name tokens, and input_len and output_len, are in tokens. Readers should ignore keys that they don't know.
+//
+//	run.json          what the run is and how far it came
+//	config.json       the experiment's configuration, as it was given
+//	environment.json  where and by what the run was made; see Environment
+//	requests.jsonl    one line per request that has ended
+//	arrivals.jsonl    one line per request that has arrived
+//	samples.jsonl     one line per sample of an engine, a GPU or a router
+//	events.jsonl      one line per event: parameter changes, failures, verdicts
+//	summary.json      the summary given to Finish; absent unless the run finished with one
+//	requests.csv      with WithCSV, in finished runs: scalar columns of requests.jsonl; see Run.WriteCSV
+//
+// Files that are not appended to are replaced as a whole: they never hold half of their content. (A crash
+// can leave a file named *.tmp behind, which means nothing.)
+//
+// run.json:
+//
+//	schema_version   1
+//	state            "running", "finished" or "failed"
+//	reason           why it failed; absent otherwise
+//	label            free text
+//	created          when the folder was made; wall-clock time, RFC 3339 with nanoseconds, like the next two
+//	started          the moment that offset 0 stands for; null until the run begins
+//	ended            null until the run has finished or failed
+//	simulated        null if only real engines are measured; else a list of what stood in for them:
+//	                 profile, calibrated (on what), known_error
+//	plan             the workload (load.Plan); null until the run begins
+//	max_concurrency  cap on requests under way; 0 for none
+//	writer           the process that writes: pid, and where Linux tells them start_ticks (clock ticks from
+//	                 boot to its start), boot_id and pid_namespace, by which a reader knows whether it lives
+//	size_bytes       the length of each .jsonl file when the run ended; absent until then, and if storing failed
+//
+// requests.jsonl (a [load.Result]; keys marked * are on every line, others are absent where the value is 0,
+// false or empty):
+//
+//	id*              position in the workload, unique within a run
+//	conversation     the conversation's name
+//	turn             position in the conversation
+//	arrival_ns*      intended arrival
+//	due_ns*          when nothing but the client stood between the request and its release
+//	released_ns*     when the client let go of it
+//	send_ns*         when it began to be written; equals completion_ns if sent is false
+//	first_token_ns   when the first output token had been read; absent if none came
+//	last_token_ns    when the last output token had been read; absent if none came
+//	completion_ns*   when the answer's last byte had been read or the failure was known
+//	sent*            whether the request left
+//	connect_ns       part of send_ns − released_ns spent on getting a connection
+//	reused           whether the connection had served a request before
+//	overhead_ns      time the client spent between reads of the answer
+//	api              "generate", "completions" or "chat_completions"
+//	outcome*         how it ended (load.Outcome); "ok" is the only success
+//	status           HTTP status; absent if no answer came
+//	message          the error's text
+//	input_len*       prompt length asked for
+//	output_len*      output length asked for
+//	prompt_tokens    the server's count, like the next two
+//	output_tokens
+//	cached_tokens    absent too if the server did not report it
+//	retractions      how often the engine took the request back to its queue
+//	finish_reason    the engine's
+//	worker           the server that processed it
+//	chunk_gap_ns     for each chunk of a streamed answer, the time since the chunk before it; for the first
+//	                 since send_ns. Running sums plus send_ns are the times at which chunks had been read
+//	chunk_tokens     the output tokens of each chunk; absent if each has exactly 1
+//	chunk_text_bytes the bytes of text of each chunk; absent if none has any
+//	text             the output, if it was kept
+//
+// The three chunk arrays have equal lengths. A string that is not valid UTF-8 is kept in standard base64
+// under its key with _base64 appended, such as message_base64, so that no byte is lost. Equal results make
+// equal lines.
+//
+// arrivals.jsonl has id and arrival_ns. It is kept when a run has finished: with it anyone can check that
+// every request that arrived has a result, without taking the writer's word.
+//
+// samples.jsonl is a [metrics.Sample]: at_ns, cost_ns, source, values (an object of numbers; values that
+// JSON cannot write are the strings "NaN", "+Inf" and "-Inf") or error. events.jsonl is a [metrics.Event]:
+// at_ns, kind, source, data. Bytes in their strings that are not valid UTF-8 are replaced by U+FFFD.
+//
+// # What survives
+//
+// Every record reaches the operating system within [FlushInterval], a request's arrival before its result.
+// If the process dies, by SIGKILL too, at most the records of that last moment are lost, and the last line of each
+// file may be torn. A crash of the machine can lose more, up to End, which makes all of it durable.
+//
+// [Open] drops a torn last line and says so in Run.Truncated. Any other line that cannot be read is an
+// error that names file and line. Files of a run that has ended are checked against their lengths.
+package results
