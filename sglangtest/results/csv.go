@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // A column is one column of requests.csv.
@@ -35,6 +36,7 @@ var csvColumns = []column{
 	{"total_latency_ns", func(r *load.Result) string { return ns(r.TotalLatency()) }},
 	{"sent", func(r *load.Result) string { return strconv.FormatBool(r.Sent) }},
 	{"connect_ns", func(r *load.Result) string { return ns(r.Connect) }},
+	{"streamed", func(r *load.Result) string { return strconv.FormatBool(r.Streamed) }},
 	{"reused", func(r *load.Result) string { return strconv.FormatBool(r.Reused) }},
 	{"overhead_ns", func(r *load.Result) string { return ns(r.Overhead) }},
 	{"api", func(r *load.Result) string { return string(r.API) }},
@@ -69,7 +71,7 @@ func emptyIfZero(v int64) string {
 // names the profiles of a simulated run and is empty otherwise: a CSV file gets apart from the folder that would say so.
 func (r *Run) WriteCSV(w io.Writer) error { return writeCSV(w, r.Requests(), r.Meta.Simulated) }
 
-func writeCSV(w io.Writer, results iter.Seq2[load.Result, error], simulated []Simulation) error {
+func writeCSV(w io.Writer, results iter.Seq2[load.Result, error], simulated []metrics.Simulation) error {
 	profiles := make([]string, len(simulated))
 	for i, s := range simulated {
 		profiles[i] = s.Profile

@@ -29,6 +29,7 @@ type wireResult struct {
 	Sent               *bool          `json:"sent"`
 	Connect            time.Duration  `json:"connect_ns"`
 	Reused             bool           `json:"reused"`
+	Streamed           bool           `json:"streamed"`
 	Overhead           time.Duration  `json:"overhead_ns"`
 	API                string         `json:"api"`
 	APIBase64          []byte         `json:"api_base64"`
@@ -81,6 +82,7 @@ func decodeResult(line []byte) (load.Result, error) {
 		Sent:         *w.Sent,
 		Connect:      w.Connect,
 		Reused:       w.Reused,
+		Streamed:     w.Streamed,
 		Overhead:     w.Overhead,
 		API:          load.API(text(w.API, w.APIBase64)),
 		Outcome:      load.Outcome(text(*w.Outcome, w.OutcomeBase64)),

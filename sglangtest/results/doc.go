@@ -59,6 +59,7 @@
 //	reused           whether the connection had served a request before
 //	overhead_ns      time the client spent between reads of the answer
 //	api              "generate", "completions" or "chat_completions"
+//	streamed         whether the answer came as an event stream
 //	outcome*         how it ended (load.Outcome); "ok" is the only success
 //	status           HTTP status; absent if no answer came
 //	message          the error's text

@@ -33,6 +33,9 @@ func appendResult(b []byte, r *load.Result) []byte {
 	}
 	b = appendOptionalInt(b, `,"overhead_ns":`, int64(r.Overhead))
 	b = appendOptionalString(b, "api", string(r.API))
+	if r.Streamed {
+		b = append(b, `,"streamed":true`...)
+	}
 	b = appendString(b, "outcome", string(r.Outcome))
 	b = appendOptionalInt(b, `,"status":`, int64(r.Status))
 	b = appendOptionalString(b, "message", r.Message)

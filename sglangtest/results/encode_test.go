@@ -26,7 +26,7 @@ func sampleResult() load.Result {
 	return load.Result{
 		ID: 7, Conversation: "c-1", Turn: 2,
 		Arrival: 1000, Due: 1001, Released: 1002, Send: 1003, FirstToken: 2000, LastToken: 2500, Completion: 3000,
-		Sent: true, Connect: 5, Reused: true, Overhead: 6,
+		Sent: true, Connect: 5, Reused: true, Streamed: true, Overhead: 6,
 		API: load.Generate, Outcome: load.OutcomeOK, Status: 200, Message: "say \"no\"\\\n\x01é",
 		InputLen: 10, OutputLen: 4, PromptTokens: 11, OutputTokens: 4, CachedTokens: 3, Retractions: 1,
 		FinishReason: "length", Worker: "server-0",
@@ -137,7 +137,7 @@ func FuzzResultRoundTrip(f *testing.F) {
 		r := load.Result{
 			ID: id, Conversation: s3, Turn: n, Arrival: time.Duration(a), Due: time.Duration(b), Released: time.Duration(c),
 			Send: time.Duration(a), FirstToken: time.Duration(b), LastToken: time.Duration(c), Completion: time.Duration(a),
-			Sent: flag, Connect: time.Duration(b), Reused: !flag, Overhead: time.Duration(c), API: load.API(s1),
+			Sent: flag, Connect: time.Duration(b), Reused: !flag, Streamed: flag, Overhead: time.Duration(c), API: load.API(s1),
 			Outcome: load.Outcome(s1), Status: n, Message: s2, InputLen: n, OutputLen: id, PromptTokens: n, OutputTokens: id,
 			CachedTokens: n, Retractions: n, FinishReason: s1, Worker: s2, Text: s3,
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // SchemaVersion is the version of the folder's format. Open refuses every other version.
@@ -40,17 +41,10 @@ type Meta struct {
 	Seed uint64
 	// Simulated names what stood in for real engines, one entry for each profile; empty for a run that
 	// measures real engines only.
-	Simulated []Simulation
+	Simulated []metrics.Simulation
 }
 
-// A Simulation says by what an engine was simulated. A server.Simulation converts to it.
-type Simulation struct {
-	Profile    string `json:"profile"`     // the step-time profile's name; required
-	Calibrated string `json:"calibrated"`  // what it was calibrated on
-	KnownError string `json:"known_error"` // its measured error, or that none was measured
-}
-
-func (s Simulation) validate() error {
+func checkSimulation(s metrics.Simulation) error {
 	if s.Profile == "" {
 		return errors.New("results: a simulation needs the name of its profile")
 	}
@@ -77,18 +71,18 @@ const (
 
 // runRecord is the content of run.json.
 type runRecord struct {
-	SchemaVersion  int              `json:"schema_version"`
-	State          State            `json:"state"`
-	Reason         string           `json:"reason,omitempty"`
-	Label          string           `json:"label"`
-	Created        time.Time        `json:"created"`
-	Started        *time.Time       `json:"started"`
-	Ended          *time.Time       `json:"ended"`
-	Simulated      []Simulation     `json:"simulated"`
-	Plan           *load.Plan       `json:"plan"`
-	MaxConcurrency int              `json:"max_concurrency"`
-	Writer         process          `json:"writer"`
-	Sizes          map[string]int64 `json:"size_bytes,omitempty"`
+	SchemaVersion  int                  `json:"schema_version"`
+	State          State                `json:"state"`
+	Reason         string               `json:"reason,omitempty"`
+	Label          string               `json:"label"`
+	Created        time.Time            `json:"created"`
+	Started        *time.Time           `json:"started"`
+	Ended          *time.Time           `json:"ended"`
+	Simulated      []metrics.Simulation `json:"simulated"`
+	Plan           *load.Plan           `json:"plan"`
+	MaxConcurrency int                  `json:"max_concurrency"`
+	Writer         process              `json:"writer"`
+	Sizes          map[string]int64     `json:"size_bytes,omitempty"`
 }
 
 func (r runRecord) write(dir string) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // The pace of TestKilledWriter's child, and how long it writes before it is killed.
@@ -321,7 +322,7 @@ func TestList(t *testing.T) {
 }
 
 func TestCSV(t *testing.T) {
-	w, err := Create(t.TempDir(), Meta{Simulated: []Simulation{{Profile: "p, q"}}})
+	w, err := Create(t.TempDir(), Meta{Simulated: []metrics.Simulation{{Profile: "p, q"}}})
 	require.NoError(t, err)
 	require.NoError(t, w.Begin(load.Info{Clock: load.NewClock(time.Now())}))
 	full, bare := sampleResult(), load.Result{ID: 1, Outcome: load.OutcomeRefused, Message: "a,b\r\n\"c\""}

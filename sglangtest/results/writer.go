@@ -101,7 +101,7 @@ func Create(dir string, meta Meta, opts ...Option) (*Writer, error) {
 	o, err := newOptions(opts)
 	errs := []error{err}
 	for _, s := range meta.Simulated {
-		errs = append(errs, s.validate())
+		errs = append(errs, checkSimulation(s))
 	}
 	config, err := json.MarshalIndent(meta.Config, "", "  ")
 	if err != nil {
@@ -118,7 +118,7 @@ func Create(dir string, meta Meta, opts ...Option) (*Writer, error) {
 			SchemaVersion: SchemaVersion,
 			State:         StateRunning,
 			Label:         meta.Label,
-			Simulated:     append([]Simulation(nil), meta.Simulated...),
+			Simulated:     append([]metrics.Simulation(nil), meta.Simulated...),
 			Writer:        currentProcess(),
 		},
 	}
@@ -179,8 +179,8 @@ func (w *Writer) Dir() string { return w.dir }
 
 // AddSimulation records that an engine of the run is simulated; a profile that is known already is not
 // added again. It must be called before Begin, because launching servers is what tells.
-func (w *Writer) AddSimulation(s Simulation) error {
-	if err := s.validate(); err != nil {
+func (w *Writer) AddSimulation(s metrics.Simulation) error {
+	if err := checkSimulation(s); err != nil {
 		return err
 	}
 	w.mu.Lock()

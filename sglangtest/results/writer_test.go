@@ -21,7 +21,7 @@ import (
 func TestFinishedRun(t *testing.T) {
 	m, err := NewResultManager(t.TempDir(), WithCSV())
 	require.NoError(t, err)
-	sim := Simulation{Profile: "h100-llama8b", Calibrated: "H100", KnownError: "TTFT 3 %"}
+	sim := metrics.Simulation{Profile: "h100-llama8b", Calibrated: "H100", KnownError: "TTFT 3 %"}
 	w, err := m.Create("first", Meta{Label: "a label", Config: map[string]any{"request_rate": "inf"}, Seed: math.MaxUint64})
 	require.NoError(t, err)
 	require.NoError(t, w.AddSimulation(sim))
@@ -51,7 +51,7 @@ func TestFinishedRun(t *testing.T) {
 	require.Equal(t, StateFinished, run.State)
 	require.Equal(t, "a label", run.Meta.Label)
 	require.Equal(t, uint64(math.MaxUint64), run.Meta.Seed)
-	require.Equal(t, []Simulation{sim}, run.Meta.Simulated)
+	require.Equal(t, []metrics.Simulation{sim}, run.Meta.Simulated)
 	require.True(t, run.Started.Equal(clock.Start()))
 	require.False(t, run.Ended.Before(run.Created))
 	require.Equal(t, &plan, run.Plan)
@@ -215,7 +215,7 @@ func TestCreateRefuses(t *testing.T) {
 
 	// All faults at once, before anything is made.
 	bad := filepath.Join(root, "bad")
-	_, err = Create(bad, Meta{Config: math.NaN(), Simulated: []Simulation{{}}})
+	_, err = Create(bad, Meta{Config: math.NaN(), Simulated: []metrics.Simulation{{}}})
 	require.ErrorContains(t, err, "config")
 	require.ErrorContains(t, err, "profile")
 	require.NoDirExists(t, bad)

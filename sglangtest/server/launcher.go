@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // A Launcher brings up one server. Implementations are safe for concurrent use.
@@ -34,12 +36,5 @@ type Instance interface {
 type Simulated interface {
 	Instance
 	// Simulation describes the engine's profile and the error it is known to have.
-	Simulation() Simulation
-}
-
-// A Simulation says by what an engine was simulated.
-type Simulation struct {
-	Profile    string `json:"profile"`     // the step-time profile's name
-	Calibrated string `json:"calibrated"`  // what it was calibrated on
-	KnownError string `json:"known_error"` // its measured error, or that none was measured
+	Simulation() metrics.Simulation
 }
