@@ -1,0 +1,59 @@
+// Command dynamic changes the running-request limit of a server while load runs, and shows the number of running
+// requests following it.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/sglangtest/harness/examples/internal/cli"
+	"github.com/sglangtest/harness/sglangtest"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/server"
+)
+
+func main() {
+	rate := flag.Float64("rate", 8, "requests per second, Poisson")
+	high := flag.Int("high", 64, "limit at the start and in the last third")
+	low := flag.Int("low", 8, "limit in the second third")
+	seconds := flag.Float64("seconds", 30, "for how long requests arrive")
+	url := flag.String("url", "", "base `URL` of a server that already runs (default: a simulated one)")
+	out := flag.String("out", "", "folder of the run (default runs/dynamic-TIME)")
+	flag.Parse()
+	ctx, stop := cli.Context()
+	defer stop()
+
+	third := sglangtest.Seconds(*seconds / 3)
+	opts := []sglangtest.RunOption{sglangtest.WithProgress(cli.Progress(os.Stderr))}
+	if *url != "" {
+		opts = append(opts, sglangtest.WithLauncher(server.Attach(*url)))
+	}
+	run, err := sglangtest.RunNode(ctx, sglangtest.NodeConfig{
+		MaxRunningRequests:  *high,
+		DatasetName:         "azure-conversation",
+		RequestRate:         sglangtest.Rate(*rate),
+		Duration:            3 * third,
+		Seed:                1,
+		EnableDynamicParams: true,
+		ParamUpdateSchedule: map[sglangtest.Seconds]map[string]int{
+			third:     {server.ParamMaxRunningRequests: *low},
+			2 * third: {server.ParamMaxRunningRequests: *high},
+		},
+		OutputDir: cli.RunDir(*out, "dynamic"),
+	}, opts...)
+	cli.Exit(err)
+	cli.Exit(run.Summary.WriteTable(os.Stdout))
+
+	fmt.Println("\nThe run in windows of 2 s:")
+	cli.Exit(metrics.WriteWindows(os.Stdout, run.Collector.Windows(2*time.Second)))
+	fmt.Println()
+	for _, e := range run.Collector.Events() {
+		if e.Kind == metrics.KindParamUpdate {
+			fmt.Printf("%s := %v: asked at %.3f s, held from %.3f s (%s, read back %v)\n", e.Data["name"], e.Data["value"],
+				float64(e.Data["asked_ns"].(int64))/1e9, float64(e.Data["held_ns"].(int64))/1e9, e.Data["mechanism"], e.Data["read_back"])
+		}
+	}
+	fmt.Println("\nEverything measured is in", run.Dir)
+}

@@ -1,0 +1,47 @@
+// Package nodetest is an experiment as a Go test: it fails when a latency objective is missed, and says by how much.
+//
+//	go test ./examples/nodetest
+//	go test ./examples/nodetest -args -rate 40
+package nodetest
+
+import (
+	"flag"
+	"testing"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/server"
+)
+
+var (
+	rate     = flag.Float64("rate", 8, "requests per second, Poisson")
+	requests = flag.Int("requests", 30, "requests to send")
+	ttft     = flag.Duration("ttft", 500*time.Millisecond, "objective for the 95th percentile of TTFT")
+	tpot     = flag.Duration("tpot", 30*time.Millisecond, "objective for the 95th percentile of TPOT")
+	url      = flag.String("url", "", "base `URL` of a server that already runs (default: a simulated one)")
+)
+
+func TestNodeMeetsItsObjectives(t *testing.T) {
+	var opts []sglangtest.RunOption
+	if *url != "" {
+		opts = append(opts, sglangtest.WithLauncher(server.Attach(*url)))
+	}
+	run, err := sglangtest.RunNode(t.Context(), sglangtest.NodeConfig{
+		DatasetName: "azure-conversation",
+		RequestRate: sglangtest.Rate(*rate),
+		NumPrompts:  *requests,
+		Seed:        1,
+	}, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log("\n" + run.Summary.String())
+	if err := run.Summary.Check(
+		metrics.AtMost(metrics.TTFT, 0.95, *ttft),
+		metrics.AtMost(metrics.TPOT, 0.95, *tpot),
+		metrics.AtLeast(metrics.SuccessShare, 1),
+	); err != nil {
+		t.Error(err)
+	}
+}
