@@ -72,7 +72,7 @@ var goldenNames = strings.Fields(`abort_chunked abort_queued_and_running cap_16_
 	nooverlap_limit_latch nooverlap_pool_admission_ignore_eos nooverlap_stop_token noradix_chunk_shared
 	noradix_ignore_eos noradix_ratio noradix_retract one_token_outputs pool_admission_ignore_eos
 	pool_admission_ratio prefill_before_decode queue_limit retract_ignore_eos several_one_prefill single
-	stop_token waits_for_room`)
+	stop_token waits_for_room conservativeness_03_retract retract_many`)
 
 func TestGoldenSchedules(t *testing.T) {
 	for _, name := range goldenNames {

@@ -17,9 +17,10 @@ type Profile struct {
 	ChunkedSize   int // chunked_prefill_size if the server's config sets none
 
 	Model StepModel
-	// LaunchPrefill and LaunchDecode are the CPU time of the scheduler for planning and launching a step. A step
-	// does not end before it, and the loop does nothing else meanwhile.
-	LaunchPrefill, LaunchDecode time.Duration
+	// LaunchPrefill is the CPU time of the scheduler for planning and launching a prefill step. The step does not
+	// end before it, and the loop does nothing else meanwhile. (That of a decode step is short and hidden behind
+	// the GPU.)
+	LaunchPrefill time.Duration
 	// Ingest and IngestToken are the time from a request's last byte to the scheduler: HTTP, JSON and
 	// tokenisation, per request and per prompt token. Egress is the time from a result to the client's side.
 	Ingest, IngestToken, Egress time.Duration
@@ -32,10 +33,12 @@ func (p Profile) launch(k StepKind) time.Duration {
 	if k == PrefillStep {
 		return p.LaunchPrefill
 	}
-	return p.LaunchDecode
+	return 0
 }
 
-func (p Profile) ingest(tokens int) time.Duration { return p.Ingest + time.Duration(tokens)*p.IngestToken }
+func (p Profile) ingest(tokens int) time.Duration {
+	return p.Ingest + time.Duration(tokens)*p.IngestToken
+}
 
 func (p Profile) validate() error {
 	var errs []error
@@ -45,7 +48,7 @@ func (p Profile) validate() error {
 	if p.Model == nil {
 		errs = append(errs, errors.New("sim: profile has no Model"))
 	}
-	for _, d := range []time.Duration{p.LaunchPrefill, p.LaunchDecode, p.Ingest, p.IngestToken, p.Egress} {
+	for _, d := range []time.Duration{p.LaunchPrefill, p.Ingest, p.IngestToken, p.Egress} {
 		if d < 0 {
 			errs = append(errs, fmt.Errorf("sim: profile %q has a negative duration %v", p.Name, d))
 		}
