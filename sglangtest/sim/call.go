@@ -56,6 +56,11 @@ type inputError string
 
 func (e inputError) Error() string { return string(e) }
 
+// A bodyError is a fault of the body that SGLang's schema finds, before any stream begins.
+type bodyError string
+
+func (e bodyError) Error() string { return string(e) }
+
 // newCall makes the streams of a demand after the checks of tokenizer_manager.py.
 func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 	context := s.host.loop.Engine.Config().ContextLength

@@ -43,7 +43,7 @@ func parseSampling(raw json.RawMessage) (sampling, error) {
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
-		return sp, inputError("The simulation takes one sampling_params object for all prompts.")
+		return sp, bodyError("the simulation takes one sampling_params object for all prompts.")
 	}
 	numbers := map[string]*float64{}
 	for k, v := range fields {
@@ -116,7 +116,7 @@ func parsePrompts(raw json.RawMessage) (prompts []load.Prompt, tokens []int, err
 			add(load.Prompt{TokenIDs: l}, len(l))
 		}
 	default:
-		return nil, nil, inputError("The prompt must be a string, a list of strings, a list of token ids or a list of such lists.")
+		return nil, nil, bodyError("the prompt must be a string, a list of strings, a list of token ids or a list of such lists.")
 	}
 	if len(prompts) == 0 {
 		return nil, nil, inputError("The prompt is empty.")
@@ -136,6 +136,8 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request) {
 	}
 	switch e := err.(type) {
 	case nil:
+	case bodyError:
+		badRequest(w, string(e))
 	case schemaError:
 		b := appendString([]byte(`{"error":`), string(e))
 		writeBody(w, http.StatusBadRequest, "application/json", append(b, '}'))
@@ -197,7 +199,7 @@ func parseRIDs(raw json.RawMessage) ([]string, error) {
 	case json.Unmarshal(raw, &many) == nil:
 		return many, nil
 	}
-	return nil, inputError("rid must be a string or a list of strings.")
+	return nil, bodyError("rid must be a string or a list of strings.")
 }
 
 // native is the dialect of /generate.

@@ -27,10 +27,6 @@ type host struct {
 	stopped  bool
 	late     lateness
 	rate     throughput
-	prefill  struct {
-		tokens int64
-		busy   time.Duration
-	}
 }
 
 // A stream is one generation as the host sees it.

@@ -90,7 +90,9 @@ func (s *Server) openAI(w http.ResponseWriter, r *http.Request, chat bool) {
 		}
 		err = s.respond(w, r, c, d)
 	}
-	if err != nil {
+	if e, ok := err.(bodyError); ok {
+		badRequest(w, string(e))
+	} else if err != nil {
 		writeBody(w, http.StatusBadRequest, "application/json", appendOpenAIError(nil, err.Error(), "BadRequestError", http.StatusBadRequest))
 	}
 }

@@ -421,3 +421,16 @@ func BenchmarkStreams(b *testing.B) {
 	b.ReportMetric(float64(late.P50.Microseconds()), "late-p50-us")
 	b.ReportMetric(float64(late.P99.Microseconds()), "late-p99-us")
 }
+
+func TestSlowClientDelaysNobody(t *testing.T) {
+	p := quick()
+	p.Model = Linear{DecodeBase: 0.02, PrefillBase: 0.02}
+	_, c := start(t, p, server.Config{})
+	// The whole cumulative stream is 50 MB, more than the sockets hold; nobody reads it.
+	stuck := c.open(t.Context(), "POST", "/generate", `{"text":"x","stream":true,"rid":"stuck","sampling_params":{"max_new_tokens":4000,"ignore_eos":true}}`)
+	defer stuck.Body.Close()
+	for range 3 {
+		_, body := c.post("/generate", `{"text":"x","sampling_params":{"max_new_tokens":2000,"ignore_eos":true}}`)
+		require.Contains(t, body, `"completion_tokens":2000`)
+	}
+}
