@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -62,11 +63,17 @@ func newHost(p Profile, cfg EngineConfig) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := newWaiter()
-	if err != nil {
-		return nil, err
+	return &host{profile: p, done: make(chan struct{}), loop: NewLoop(e, p), streams: map[string]*stream{}}, nil
+}
+
+// begin starts run.
+func (h *host) begin() (err error) {
+	if h.waiter, err = newWaiter(); err != nil {
+		return fmt.Errorf("sim: make a timer: %w", err)
 	}
-	return &host{profile: p, start: time.Now(), waiter: w, done: make(chan struct{}), loop: NewLoop(e, p), streams: map[string]*stream{}}, nil
+	h.start = time.Now()
+	go h.run()
+	return nil
 }
 
 // submit hands streams to the engine, as having come at the time of their received. It reports false, and takes

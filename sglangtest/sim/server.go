@@ -36,6 +36,7 @@ type Server struct {
 
 	addr   net.Addr
 	status atomic.Int32
+	served chan struct{} // the HTTP server takes no more connections
 	ended  chan struct{} // everything has ended
 	err    error         // why the server ended by itself; written before ended is closed
 
@@ -45,7 +46,8 @@ type Server struct {
 	mu       sync.Mutex
 	refuse   bool // no new handlers
 	handlers sync.WaitGroup
-	stop     sync.Once
+	stop     sync.Once // Close
+	last     sync.Once // finish
 }
 
 // The values of Server.status.
@@ -90,12 +92,9 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	for _, opt := range opts {
 		errs = append(errs, opt(&o))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
 	ec := profile.EngineConfig()
 	set := func(to *int, v int) {
-		if v != 0 {
+		if v > 0 {
 			*to = v
 		}
 	}
@@ -103,10 +102,15 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	set(&ec.MaxTotalTokens, cfg.MaxTotalTokens)
 	set(&ec.MaxQueuedRequests, cfg.MaxQueuedRequests)
 	set(&ec.ContextLength, cfg.ContextLength)
-	set(&ec.ChunkedPrefillSize, cfg.ChunkedPrefillSize)
 	set(&ec.MaxPrefillTokens, cfg.MaxPrefillTokens)
+	if cfg.ChunkedPrefillSize != 0 {
+		ec.ChunkedPrefillSize = cfg.ChunkedPrefillSize
+	}
 	if cfg.ScheduleConservativeness != 0 {
 		ec.ScheduleConservativeness = cfg.ScheduleConservativeness
+	}
+	if err := errors.Join(append(errs, ec.validate())...); err != nil {
+		return nil, err
 	}
 	if cfg.ModelPath == "" {
 		cfg.ModelPath = profile.ModelPath
@@ -124,7 +128,7 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, ended: make(chan struct{})}
+	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
 	s.base, s.abandon = context.WithCancel(context.Background())
 	s.http = &http.Server{Handler: s, IdleTimeout: keepAlive}
 	return s, nil
@@ -162,17 +166,18 @@ func unsupported(cfg server.Config) error {
 func (s *Server) Start(ctx context.Context) error {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port)))
 	if err != nil {
-		s.abandon()
-		s.host.waiter.close()
 		return fmt.Errorf("sim: listen: %w", err)
 	}
+	if err := s.host.begin(); err != nil {
+		ln.Close()
+		return err
+	}
 	s.addr = ln.Addr()
-	go s.host.run()
 	go func() {
-		err := s.http.Serve(ln) // until stopServing
+		err := s.http.Serve(ln)
+		close(s.served)
 		if s.status.Load() != statusStopping {
-			s.err = fmt.Errorf("sim: serve: %w", err)
-			s.finish()
+			s.finish(fmt.Errorf("sim: serve: %w", err))
 		}
 	}()
 	s.status.Store(statusUp)
@@ -189,10 +194,13 @@ func (s *Server) StepLateness() Lateness {
 	return s.host.late.summary()
 }
 
-// Close ends a started server and returns when its goroutines have ended and its port is free. Like SGLang on SIGTERM
+// Close ends the server and returns when its goroutines have ended and its port is free. Like SGLang on SIGTERM
 // it first lets the requests under way finish, but takes no new connections; when ctx is done it ends them
-// unfinished. Close may be called again.
+// unfinished. Close may be called again, and does nothing to a server that was not started.
 func (s *Server) Close(ctx context.Context) {
+	if s.addr == nil {
+		return
+	}
 	s.stop.Do(func() {
 		s.status.Store(statusStopping)
 		go func() {
@@ -200,7 +208,7 @@ func (s *Server) Close(ctx context.Context) {
 				s.abandon()
 				s.http.Close()
 			}
-			s.finish()
+			s.finish(nil)
 		}()
 	})
 	select {
@@ -213,14 +221,18 @@ func (s *Server) Close(ctx context.Context) {
 }
 
 // finish ends what is left when the HTTP server has ended.
-func (s *Server) finish() {
-	s.abandon()
-	s.mu.Lock()
-	s.refuse = true
-	s.mu.Unlock()
-	s.handlers.Wait()
-	s.host.stop()
-	close(s.ended)
+func (s *Server) finish(err error) {
+	s.last.Do(func() {
+		<-s.served
+		s.err = err
+		s.abandon()
+		s.mu.Lock()
+		s.refuse = true
+		s.mu.Unlock()
+		s.handlers.Wait()
+		s.host.stop()
+		close(s.ended)
+	})
 }
 
 // ServeHTTP answers one request.
