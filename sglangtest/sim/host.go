@@ -1,0 +1,238 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A host runs a [Loop] in real time. One goroutine, run, drives it: at the time of each event it advances the loop and
+// tells the streams of the batch what they got. It writes to no connection, so a slow client delays nobody: the
+// stream's own handler turns what has come into bytes, and merges what came while it was busy, as SGLang does.
+//
+// An event of the loop's time T is carried out at the wall time T + Egress. Since arrivals are stamped Ingest after
+// they came, everything that the loop must know at T is known by then, and lateness of the host's timer never moves
+// a step: the next one follows from the times of the loop.
+type host struct {
+	profile Profile
+	start   time.Time
+	waiter  *waiter
+	done    chan struct{} // run has returned
+
+	mu       sync.Mutex
+	loop     *Loop
+	arrivals []*stream // stamped but not yet added, in order of arrives
+	streams  map[string]*stream
+	stopped  bool
+	late     lateness
+	rate     throughput
+}
+
+// A stream is one generation as the host sees it.
+type stream struct {
+	req          Request
+	rid          string
+	index        int // within its call
+	promptTokens int
+	arrives      time.Duration // at the scheduler, loop time
+	received     time.Time
+	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
+
+	mu  sync.Mutex
+	got progress // written by run, read by the handler
+}
+
+// progress is what a stream has got so far.
+type progress struct {
+	tokens      int
+	retractions int
+	finish      *Finish   // nil while it goes on
+	ended       time.Time // when the last result was due
+}
+
+func (s *stream) progress() progress {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got
+}
+
+func newHost(p Profile, cfg EngineConfig) (*host, error) {
+	e, err := NewEngine(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &host{profile: p, done: make(chan struct{}), loop: NewLoop(e, p), streams: map[string]*stream{}}, nil
+}
+
+// begin starts run.
+func (h *host) begin() (err error) {
+	if h.waiter, err = newWaiter(); err != nil {
+		return fmt.Errorf("sim: make a timer: %w", err)
+	}
+	h.start = time.Now()
+	go h.run()
+	return nil
+}
+
+// submit hands streams to the engine, as having come at the time of their received. It reports false, and takes
+// none of them, if one has a rid that is in use.
+func (h *host) submit(streams []*stream) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, s := range streams {
+		if h.streams[s.rid] != nil {
+			for _, t := range streams[:i] {
+				delete(h.streams, t.rid)
+			}
+			return false
+		}
+		h.streams[s.rid] = s
+	}
+	for _, s := range streams {
+		s.req.Owner = s
+		s.arrives = s.received.Sub(h.start) + h.profile.ingest(s.promptTokens)
+		i := len(h.arrivals)
+		for i > 0 && h.arrivals[i-1].arrives > s.arrives {
+			i--
+		}
+		h.arrivals = slices.Insert(h.arrivals, i, s)
+	}
+	h.waiter.wake()
+	return true
+}
+
+// abort ends a stream's request, wherever it is. h.mu must be held.
+func (h *host) abort(s *stream) {
+	if i := slices.Index(h.arrivals, s); i >= 0 {
+		h.arrivals = slices.Delete(h.arrivals, i, i+1)
+		h.deliver(Output{Request: &s.req, Finish: abortedQueued}, time.Now())
+		return
+	}
+	now := time.Since(h.start)
+	h.loop.Engine.Abort(&s.req)
+	h.loop.Wake(now)
+	h.waiter.wake()
+}
+
+// leave aborts the streams of a call whose client has gone.
+func (h *host) leave(streams []*stream) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return
+	}
+	for _, s := range streams {
+		if h.streams[s.rid] == s {
+			h.abort(s)
+		}
+	}
+}
+
+// abortPrefix is /abort_request: the rid must be alive, and then every request whose rid begins with it ends.
+func (h *host) abortPrefix(rid string, all bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !all && h.streams[rid] == nil {
+		return
+	}
+	for id, s := range h.streams {
+		if all || strings.HasPrefix(id, rid) {
+			h.abort(s)
+		}
+	}
+}
+
+// run drives the loop until stop.
+func (h *host) run() {
+	defer close(h.done)
+	for {
+		h.mu.Lock()
+		if h.stopped {
+			h.mu.Unlock()
+			return
+		}
+		next := h.advance(time.Since(h.start) - h.profile.Egress)
+		h.mu.Unlock()
+		if next < 0 {
+			h.waiter.wait(-1)
+		} else if d := next + h.profile.Egress - time.Since(h.start); d > 0 {
+			h.waiter.wait(d)
+		}
+	}
+}
+
+// advance carries out everything up to now, in loop time, and returns the time of what comes next, or -1 for nothing.
+func (h *host) advance(now time.Duration) time.Duration {
+	for {
+		at, busy := h.loop.Next()
+		if len(h.arrivals) > 0 && (!busy || h.arrivals[0].arrives <= at) {
+			s := h.arrivals[0]
+			if s.arrives > now {
+				return s.arrives
+			}
+			h.arrivals = slices.Delete(h.arrivals, 0, 1)
+			h.loop.Add(s.arrives, &s.req)
+			continue
+		}
+		if !busy {
+			return -1
+		}
+		if at > now {
+			return at
+		}
+		outputs := h.loop.Advance()
+		due := h.start.Add(at + h.profile.Egress)
+		for _, o := range outputs {
+			h.deliver(o, due)
+		}
+		if len(outputs) > 0 {
+			h.late.add(time.Since(due))
+			h.rate.add(at, len(outputs))
+		}
+	}
+}
+
+// deliver tells a stream what it got.
+func (h *host) deliver(o Output, due time.Time) {
+	s := o.Request.Owner.(*stream)
+	s.mu.Lock()
+	s.got = progress{s.got.tokens + o.Tokens, s.req.Retractions(), o.Finish, due}
+	s.mu.Unlock()
+	if o.Finish != nil {
+		delete(h.streams, s.rid)
+	}
+	select {
+	case s.notify <- struct{}{}:
+	default: // the handler has not yet seen the last notice and will see this, too
+	}
+}
+
+// stop ends run and waits for it. What still runs is never delivered.
+func (h *host) stop() {
+	h.mu.Lock()
+	h.stopped = true
+	h.waiter.wake()
+	h.mu.Unlock()
+	<-h.done
+	h.waiter.close()
+}
+
+// throughput counts tokens over the last 40 results, as SGLang's log does.
+type throughput struct {
+	results, tokens int
+	since           time.Duration
+	perSecond       float64
+}
+
+func (t *throughput) add(at time.Duration, tokens int) {
+	t.results++
+	t.tokens += tokens
+	if t.results == 40 {
+		if at > t.since {
+			t.perSecond = float64(t.tokens) / (at - t.since).Seconds()
+		}
+		*t = throughput{since: at, perSecond: t.perSecond}
+	}
+}

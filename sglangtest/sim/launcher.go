@@ -1,0 +1,57 @@
+package sim
+
+import (
+	"context"
+
+	"github.com/sglangtest/harness/sglangtest/server"
+)
+
+// Launcher returns a launcher whose servers are simulations in this process, each with an engine of the given
+// profile. Launch fails for a configuration that cannot be simulated and for a port in use; the server that it
+// returns is ready. No GPU is used, so Config.GPUs is ignored.
+func Launcher(profile Profile, opts ...Option) server.Launcher { return launcher{profile, opts} }
+
+type launcher struct {
+	profile Profile
+	opts    []Option
+}
+
+func (l launcher) Launch(ctx context.Context, spec server.Spec) (server.Instance, error) {
+	opts := l.opts
+	if spec.Name != "" { // in front, so that an option given by the user wins
+		opts = append([]Option{WithWeightVersion(spec.Name)}, opts...)
+	}
+	s, err := NewServer(l.profile, spec.Config, opts...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Start(ctx); err != nil {
+		return nil, err
+	}
+	return instance{s}, nil
+}
+
+// instance is a started Server as a server.Instance.
+type instance struct{ *Server }
+
+var _ server.Simulated = instance{}
+
+func (i instance) Exited() <-chan struct{} { return i.ended }
+
+func (i instance) Err() error {
+	select {
+	case <-i.ended:
+		return i.err
+	default:
+		return nil
+	}
+}
+
+func (i instance) Stop(ctx context.Context) error {
+	i.Close(ctx)
+	return nil
+}
+
+func (i instance) Simulation() server.Simulation {
+	return server.Simulation{Profile: i.profile.Name, Calibrated: i.profile.Calibrated, KnownError: i.profile.KnownError}
+}

@@ -1,0 +1,270 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/server"
+)
+
+// Version is the SGLang version whose scheduler and HTTP API are simulated.
+const Version = "0.5.23"
+
+// keepAlive is how long an idle connection stays open (uvicorn, SGLANG_TIMEOUT_KEEP_ALIVE).
+const keepAlive = 5 * time.Second
+
+// A Server is a simulated SGLang server: a real-time host of the engine behind SGLang's HTTP API, in this process.
+// Its methods are safe for concurrent use.
+//
+// Prompts given as ids have their length; texts are counted by [TextTokens], chat messages likewise plus four tokens
+// for each. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit: the
+// simulated model never ends an answer earlier. The answer's text is filler.
+type Server struct {
+	profile Profile
+	cfg     server.Config // as launched, with the defaults filled in
+	opts    options
+	host    *host
+	http    *http.Server
+	nextID  atomic.Uint64 // for requests without a rid
+
+	addr   net.Addr
+	status atomic.Int32
+	served chan struct{} // the HTTP server takes no more connections
+	ended  chan struct{} // everything has ended
+	err    error         // why the server ended by itself; written before ended is closed
+
+	base    context.Context // ends when handlers must return
+	abandon context.CancelFunc
+
+	mu       sync.Mutex
+	refuse   bool // no new handlers
+	handlers sync.WaitGroup
+	stop     sync.Once // Close
+	last     sync.Once // finish
+}
+
+// The values of Server.status.
+const (
+	statusStarting int32 = iota
+	statusUp
+	statusStopping
+)
+
+// An Option changes how a simulated server presents itself.
+type Option func(*options) error
+
+type options struct {
+	weightVersion string
+	incremental   bool
+}
+
+// WithWeightVersion sets the name that answers carry as their weight version (SGLang's --weight-version).
+// Without it, [NewServer] answers "default" and [Launcher] the server's name.
+func WithWeightVersion(name string) Option {
+	return func(o *options) error {
+		if name == "" {
+			return errors.New("sim: weight version is empty: want a name")
+		}
+		o.weightVersion = name
+		return nil
+	}
+}
+
+// WithIncrementalStreaming makes streamed text and ids of /generate deltas instead of the whole so far (SGLang's
+// --incremental-streaming-output).
+func WithIncrementalStreaming() Option {
+	return func(o *options) error { o.incremental = true; return nil }
+}
+
+// NewServer returns a server that is not started. It honours the fields of cfg that the engine knows and refuses
+// the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens comes from the
+// profile unless MaxTotalTokens sets it.
+func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, error) {
+	errs := []error{profile.validate(), unsupported(cfg)}
+	o := options{weightVersion: "default"}
+	for _, opt := range opts {
+		errs = append(errs, opt(&o))
+	}
+	ec := profile.EngineConfig()
+	set := func(to *int, v int) {
+		if v > 0 {
+			*to = v
+		}
+	}
+	set(&ec.MaxRunningRequests, cfg.MaxRunningRequests)
+	set(&ec.MaxTotalTokens, cfg.MaxTotalTokens)
+	set(&ec.MaxQueuedRequests, cfg.MaxQueuedRequests)
+	set(&ec.ContextLength, cfg.ContextLength)
+	set(&ec.MaxPrefillTokens, cfg.MaxPrefillTokens)
+	if cfg.ChunkedPrefillSize != 0 {
+		ec.ChunkedPrefillSize = cfg.ChunkedPrefillSize
+	}
+	if cfg.ScheduleConservativeness != 0 {
+		ec.ScheduleConservativeness = cfg.ScheduleConservativeness
+	}
+	if err := errors.Join(append(errs, ec.validate())...); err != nil {
+		return nil, err
+	}
+	if cfg.ModelPath == "" {
+		cfg.ModelPath = profile.ModelPath
+	}
+	if cfg.TokenizerPath == "" {
+		cfg.TokenizerPath = cfg.ModelPath
+	}
+	if cfg.ServedModelName == "" {
+		cfg.ServedModelName = cfg.ModelPath
+	}
+	if cfg.Host == "" {
+		cfg.Host = "127.0.0.1"
+	}
+	h, err := newHost(profile, ec)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
+	s.base, s.abandon = context.WithCancel(context.Background())
+	s.http = &http.Server{Handler: s, IdleTimeout: keepAlive}
+	return s, nil
+}
+
+// unsupported reports the fields that a simulation cannot honour, and values out of range.
+func unsupported(cfg server.Config) error {
+	var errs []error
+	refuse := func(set bool, field, why string) {
+		if set {
+			errs = append(errs, fmt.Errorf("sim: %s cannot be simulated: %s", field, why))
+		}
+	}
+	refuse(cfg.Quantization != "", "quantization", "step times come from the profile; choose a profile of the quantized model")
+	refuse(cfg.EnableTorchCompile, "enable_torch_compile", "step times come from the profile")
+	refuse(cfg.MemFractionStatic != 0, "mem_fraction_static", "the KV pool comes from the profile; set max_total_tokens instead")
+	for _, f := range []struct {
+		name  string
+		value int
+		least int
+	}{
+		{"max_running_requests", cfg.MaxRunningRequests, 0}, {"max_total_tokens", cfg.MaxTotalTokens, 0},
+		{"max_queued_requests", cfg.MaxQueuedRequests, 0}, {"context_length", cfg.ContextLength, 0},
+		{"chunked_prefill_size", cfg.ChunkedPrefillSize, -1}, {"max_prefill_tokens", cfg.MaxPrefillTokens, 0}, {"port", cfg.Port, 0},
+	} {
+		if f.value < f.least {
+			errs = append(errs, fmt.Errorf("sim: %s is %d: want at least %d", f.name, f.value, f.least))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Start listens and serves. It returns when the server has its address; the server is ready then. A port that is in
+// use is an error. Start may be called once.
+func (s *Server) Start(ctx context.Context) error {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port)))
+	if err != nil {
+		return fmt.Errorf("sim: listen: %w", err)
+	}
+	if err := s.host.begin(); err != nil {
+		ln.Close()
+		return err
+	}
+	s.addr = ln.Addr()
+	go func() {
+		err := s.http.Serve(ln)
+		close(s.served)
+		if s.status.Load() != statusStopping {
+			s.finish(fmt.Errorf("sim: serve: %w", err))
+		}
+	}()
+	s.status.Store(statusUp)
+	return nil
+}
+
+// URL returns the base URL, without a trailing slash. The server must have been started.
+func (s *Server) URL() string { return "http://" + s.addr.String() }
+
+// StepLateness returns how late this host was so far.
+func (s *Server) StepLateness() Lateness {
+	s.host.mu.Lock()
+	defer s.host.mu.Unlock()
+	return s.host.late.summary()
+}
+
+// Close ends the server and returns when its goroutines have ended and its port is free. Like SGLang on SIGTERM
+// it first lets the requests under way finish, but takes no new connections; when ctx is done it ends them
+// unfinished. Close may be called again, and does nothing to a server that was not started.
+func (s *Server) Close(ctx context.Context) {
+	if s.addr == nil {
+		return
+	}
+	s.stop.Do(func() {
+		s.status.Store(statusStopping)
+		go func() {
+			if s.http.Shutdown(ctx) != nil {
+				s.abandon()
+				s.http.Close()
+			}
+			s.finish(nil)
+		}()
+	})
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+		s.abandon()
+		s.http.Close()
+		<-s.ended
+	}
+}
+
+// finish ends what is left when the HTTP server has ended.
+func (s *Server) finish(err error) {
+	s.last.Do(func() {
+		<-s.served
+		s.err = err
+		s.abandon()
+		s.mu.Lock()
+		s.refuse = true
+		s.mu.Unlock()
+		s.handlers.Wait()
+		s.host.stop()
+		close(s.ended)
+	})
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	if s.refuse {
+		s.mu.Unlock()
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	s.handlers.Add(1)
+	s.mu.Unlock()
+	defer s.handlers.Done()
+	rt, ok := routes[r.URL.Path]
+	switch {
+	case !ok:
+		writeBody(w, http.StatusNotFound, "application/json", []byte(`{"detail":"Not Found"}`))
+	case !rt.allows(r.Method):
+		w.Header()["allow"] = []string{rt.methods}
+		writeBody(w, http.StatusMethodNotAllowed, "application/json", []byte(`{"detail":"Method Not Allowed"}`))
+	default:
+		rt.serve(s, w, r)
+	}
+}
+
+func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
+	if contentType != "" {
+		w.Header().Set("Content-Type", contentType)
+	} else {
+		w.Header()["Content-Type"] = nil
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body) // a failure means that the client has gone
+}

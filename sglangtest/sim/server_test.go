@@ -1,0 +1,436 @@
+package sim
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/stretchr/testify/require"
+)
+
+// quick is a profile with short steps, so that tests need not wait.
+func quick() Profile {
+	p := H100Llama8B()
+	p.Name, p.Calibrated, p.KnownError = "quick", "nothing", "not measured"
+	p.Model = Linear{DecodeBase: 1, PrefillBase: 1}
+	p.LaunchPrefill, p.Ingest, p.IngestToken, p.Egress = 0, 0, 0, 0
+	return p
+}
+
+type client struct {
+	t    testing.TB
+	url  string
+	http *http.Client
+}
+
+func start(t testing.TB, p Profile, cfg server.Config, opts ...Option) (*Server, client) {
+	s, err := NewServer(p, cfg, opts...)
+	require.NoError(t, err)
+	require.NoError(t, s.Start(t.Context()))
+	tr := &http.Transport{}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		s.Close(ctx)
+		tr.CloseIdleConnections()
+	})
+	return s, client{t, s.URL(), &http.Client{Transport: tr}}
+}
+
+func (c client) open(ctx context.Context, method, path, body string) *http.Response {
+	req, err := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
+	require.NoError(c.t, err)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	require.NoError(c.t, err)
+	return resp
+}
+
+func (c client) do(method, path, body string) (int, string) {
+	resp := c.open(c.t.Context(), method, path, body)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(c.t, err)
+	return resp.StatusCode, string(b)
+}
+
+func (c client) post(path, body string) (int, string) { return c.do("POST", path, body) }
+
+// events returns the data of the events of a stream.
+func events(body string) []string {
+	var out []string
+	for e := range strings.SplitSeq(body, "\n\n") {
+		if data, ok := strings.CutPrefix(e, "data: "); ok {
+			out = append(out, data)
+		}
+	}
+	return out
+}
+
+// recorded returns the status and body of a recording of 0.5.23.
+func recorded(t *testing.T, name string) (int, string) {
+	b, err := os.ReadFile(refdata.Path(t, "sglang-cpu/0.5.23/"+name+".txt"))
+	require.NoError(t, err)
+	head, body, _ := strings.Cut(string(b), "\r\n\r\n")
+	var status int
+	fmt.Sscanf(head, "HTTP/1.1 %d", &status)
+	return status, body
+}
+
+// shape lists the keys of a JSON object in order, with the types of their values.
+func shape(t *testing.T, raw string) []string {
+	var out []string
+	dec := json.NewDecoder(strings.NewReader(raw))
+	var walk func(path string)
+	walk = func(path string) {
+		tok, err := dec.Token()
+		require.NoError(t, err, raw)
+		switch v := tok.(type) {
+		case json.Delim:
+			if v == '{' {
+				for dec.More() {
+					k, err := dec.Token()
+					require.NoError(t, err)
+					walk(path + "." + k.(string))
+				}
+			} else {
+				for i := 0; dec.More(); i++ {
+					if p := path + "[]"; i == 0 || strings.HasPrefix(path, ".choices") {
+						walk(p)
+					} else {
+						var skip any
+						require.NoError(t, dec.Decode(&skip))
+					}
+				}
+			}
+			_, err := dec.Token()
+			require.NoError(t, err)
+		default:
+			out = append(out, fmt.Sprintf("%s %T", path, tok))
+		}
+	}
+	walk("")
+	return out
+}
+
+// Fields that are there only with --enable-metrics (reference recordings have it), and those that tell of cache hits.
+var metricsOnly = regexp.MustCompile(`^\.meta_info\.(storage_\w+|forward_entry_time|prefill_finished_time|queue_time|request_received_ts|` +
+	`first_token_latency|api_server_dispatch_finish_ts|request_finished_ts|decode_throughput|cached_tokens_details.*|response_sent_to_client_ts) `)
+
+func comparable(s []string) []string {
+	var out []string
+	for _, f := range s {
+		if !metricsOnly.MatchString(f) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func TestAnswersHaveTheRecordedShape(t *testing.T) {
+	_, c := start(t, quick(), server.Config{ContextLength: 4096})
+	for _, tc := range []struct{ recording, path, body string }{
+		{"generate", "/generate", `{"text":"one two","sampling_params":{"max_new_tokens":8,"ignore_eos":true}}`},
+		{"generate_stream", "/generate", `{"text":"one two","rid":"my-rid-0001","stream":true,"sampling_params":{"max_new_tokens":6}}`},
+		{"completions", "/v1/completions", `{"model":"m","prompt":"one two","max_tokens":4,"ignore_eos":true}`},
+		{"completions_stream", "/v1/completions", `{"model":"m","prompt":"one two","max_tokens":4,"stream":true,"stream_options":{"include_usage":true}}`},
+		{"chat", "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":5}`},
+		{"chat_stream", "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":5,"stream":true,"stream_options":{"include_usage":true}}`},
+		{"chat_stream_continuous_usage", "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":5,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}`},
+	} {
+		t.Run(tc.recording, func(t *testing.T) {
+			wantStatus, want := recorded(t, tc.recording)
+			status, got := c.post(tc.path, tc.body)
+			require.Equal(t, wantStatus, status, got)
+			if !strings.Contains(tc.recording, "stream") {
+				require.Equal(t, comparable(shape(t, want)), comparable(shape(t, got)))
+				return
+			}
+			w, g := events(want), events(got)
+			require.Equal(t, "[DONE]", g[len(g)-1])
+			// The first, second and last ones before [DONE]; how many lie between depends on timing.
+			for _, pair := range [][2]string{{w[0], g[0]}, {w[len(w)-2], g[len(g)-2]}, {w[len(w)-3], g[len(g)-3]}} {
+				require.Equal(t, comparable(shape(t, pair[0])), comparable(shape(t, pair[1])))
+			}
+		})
+	}
+}
+
+func TestErrorsAreThoseRecorded(t *testing.T) {
+	_, c := start(t, quick(), server.Config{ContextLength: 4096})
+	for _, tc := range []struct{ recording, path, body string }{
+		{"error_no_input", "/generate", `{"sampling_params":{}}`},
+		{"error_temperature", "/generate", `{"text":"hi","sampling_params":{"temperature":-1}}`},
+		{"error_temperature_stream", "/generate", `{"text":"hi","stream":true,"sampling_params":{"temperature":-1}}`},
+		{"error_too_long", "/generate", `{"text":"hi","sampling_params":{"max_new_tokens":5000}}`},
+		{"error_unknown_sampling_key", "/generate", `{"text":"hi","sampling_params":{"nope":1}}`},
+		{"set_internal_state_4", "/set_internal_state", `{"server_args":{"pp_max_micro_batch_size":4}}`},
+		{"set_internal_state_string", "/set_internal_state", `{"server_args":{"pp_max_micro_batch_size":"4"}}`},
+		{"set_internal_state_out_of_range", "/set_internal_state", `{"server_args":{"pp_max_micro_batch_size":100000}}`},
+		{"set_internal_state_unsupported_key", "/set_internal_state", `{"server_args":{"max_running_requests":4}}`},
+		{"abort_request_unknown", "/abort_request", `{"rid":"nobody"}`},
+		{"flush_cache", "/flush_cache", ``},
+		{"not_found", "/nope", ``},
+	} {
+		t.Run(tc.recording, func(t *testing.T) {
+			wantStatus, want := recorded(t, tc.recording)
+			status, got := c.post(tc.path, tc.body)
+			require.Equal(t, wantStatus, status, got)
+			require.Equal(t, want, got)
+		})
+	}
+	for name, body := range map[string]string{"set_internal_state_text": `{"server_args":{"pp_max_micro_batch_size":"four"}}`,
+		"set_internal_state_null": `{"server_args":{"pp_max_micro_batch_size":null}}`} {
+		wantStatus, _ := recorded(t, name)
+		status, got := c.post("/set_internal_state", body)
+		require.Equal(t, wantStatus, status, got)
+	}
+	status, got := c.post("/set_internal_state", `{"server_args":{"pp_max_micro_batch_size":2,"max_running_requests":9}}`)
+	require.Equal(t, "[false]", got, status)
+	require.EqualValues(t, 4, info(t, c)["internal_states"].([]any)[0].(map[string]any)["pp_max_micro_batch_size"], "a call is all or nothing")
+}
+
+func info(t testing.TB, c client) map[string]any {
+	status, body := c.do("GET", "/server_info", "")
+	require.Equal(t, 200, status)
+	var m map[string]any
+	require.NoError(t, json.Unmarshal([]byte(body), &m))
+	return m
+}
+
+func TestInformation(t *testing.T) {
+	_, c := start(t, quick(), server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64}, WithWeightVersion("w1"))
+	m := info(t, c)
+	require.Equal(t, "0.5.23", m["version"])
+	require.EqualValues(t, 20000, m["max_total_num_tokens"])
+	require.EqualValues(t, 4090, m["max_req_input_len"])
+	require.Equal(t, false, m["incremental_streaming_output"])
+	require.Equal(t, "quick", m["simulated"].(map[string]any)["profile"])
+	require.EqualValues(t, 64, m["internal_states"].([]any)[0].(map[string]any)["effective_max_running_requests_per_dp"])
+	_, models := recorded(t, "v1_models")
+	_, got := c.do("GET", "/v1/models", "")
+	sorted := func(s []string) []string { sort.Strings(s); return s }
+	require.Equal(t, sorted(shape(t, models)), sorted(shape(t, got)))
+	_, loads := recorded(t, "v1_loads")
+	_, got = c.do("GET", "/v1/loads", "")
+	require.Subset(t, shape(t, loads), shape(t, got))
+	for _, path := range []string{"/health", "/ping", "/ready", "/health_generate"} {
+		status, body := c.do("GET", path, "")
+		require.Equal(t, 200, status)
+		require.Empty(t, body)
+	}
+	status, body := c.post("/tokenize", `{"prompt":"twelve bytes"}`)
+	require.Equal(t, 200, status)
+	require.JSONEq(t, `{"tokens":[1000,1001,1002],"count":3,"max_model_len":4096}`, body)
+	_, body = c.post("/generate", `{"input_ids":[1,2,3],"sampling_params":{"max_new_tokens":2}}`)
+	require.Contains(t, body, `"weight_version":"w1"`)
+	require.Contains(t, body, `"prompt_tokens":3`)
+	require.Contains(t, body, `"text":" bird tree"`)
+	require.Contains(t, body, `"output_ids":[1000,1001]`)
+}
+
+func TestStreamIsCumulativeOrIncremental(t *testing.T) {
+	for _, incremental := range []bool{false, true} {
+		var opts []Option
+		if incremental {
+			opts = append(opts, WithIncrementalStreaming())
+		}
+		_, c := start(t, quick(), server.Config{}, opts...)
+		_, body := c.post("/generate", `{"text":"x","stream":true,"sampling_params":{"max_new_tokens":20,"ignore_eos":true}}`)
+		text, tokens := "", 0
+		for _, e := range events(body) {
+			if e == "[DONE]" {
+				break
+			}
+			var m struct {
+				Text string
+				Meta struct {
+					Tokens int `json:"completion_tokens"`
+				} `json:"meta_info"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(e), &m))
+			if incremental {
+				text += m.Text
+			} else {
+				text = m.Text
+			}
+			tokens = m.Meta.Tokens
+			require.Len(t, text, tokens*wordBytes)
+		}
+		require.Equal(t, 20, tokens)
+	}
+}
+
+// slow is a profile whose answers do not end by themselves within a test.
+func slow() Profile {
+	p := quick()
+	p.Model = Linear{DecodeBase: 5, PrefillBase: 1}
+	return p
+}
+
+// line reads the next event of a stream.
+func line(t *testing.T, r *bufio.Reader) string {
+	for {
+		l, err := r.ReadString('\n')
+		require.NoError(t, err)
+		if data, ok := strings.CutPrefix(l, "data: "); ok {
+			return strings.TrimSuffix(data, "\n")
+		}
+	}
+}
+
+func TestAbortQueuedAndRunning(t *testing.T) {
+	_, c := start(t, slow(), server.Config{MaxRunningRequests: 1, MaxQueuedRequests: 1})
+	running := c.open(t.Context(), "POST", "/generate", `{"text":"x","rid":"a-1","stream":true,"sampling_params":{"max_new_tokens":100000}}`)
+	defer running.Body.Close()
+	r := bufio.NewReader(running.Body)
+	line(t, r)
+	queued := c.open(t.Context(), "POST", "/generate", `{"text":"x","rid":"b-1","stream":true,"sampling_params":{"max_new_tokens":10}}`)
+	defer queued.Body.Close()
+	line(t, r) // a step has passed: b-1 has reached the queue
+	line(t, r)
+	status, body := c.post("/flush_cache", "")
+	require.Equal(t, 400, status)
+	require.Equal(t, "Flush cache failed.\n", body)
+	status, body = c.post("/generate", `{"text":"x","sampling_params":{"max_new_tokens":10}}`)
+	require.Equal(t, 503, status)
+	require.JSONEq(t, `{"object":"error","message":"The request queue is full.","type":"503","param":null,"code":503}`, body)
+	_, body = c.post("/v1/completions", `{"model":"m","prompt":"x","stream":true}`)
+	require.Equal(t, []string{`{"error":{"object":"error","message":"The request queue is full.","type":"SERVICE_UNAVAILABLE","param":null,"code":503}}`, "[DONE]"}, events(body))
+
+	status, _ = c.post("/abort_request", `{"rid":"b-1"}`)
+	require.Equal(t, 200, status)
+	require.Contains(t, line(t, bufio.NewReader(queued.Body)), `"finish_reason":{"type":"abort","message":"Abort in waiting queue"},"weight_version":"default","e2e_latency":`)
+
+	c.post("/abort_request", `{"abort_all":true}`)
+	for {
+		if e := line(t, r); !strings.Contains(e, `"finish_reason":null`) {
+			require.Contains(t, e, `"finish_reason":{"type":"abort","message":"Aborted","status_code":null,"err_type":null},"prompt_tokens":1`)
+			break
+		}
+	}
+	require.Equal(t, "[DONE]", line(t, r))
+}
+
+func TestClientThatLeavesIsAborted(t *testing.T) {
+	s, c := start(t, slow(), server.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	resp := c.open(ctx, "POST", "/generate", `{"text":"x","stream":true,"sampling_params":{"max_new_tokens":100000}}`)
+	line(t, bufio.NewReader(resp.Body))
+	cancel()
+	resp.Body.Close()
+	s.handlers.Wait() // the handler has seen it
+	for {
+		s.host.mu.Lock()
+		busy := s.host.loop.Engine.Busy()
+		s.host.mu.Unlock()
+		if !busy {
+			return
+		}
+		s.host.waiter.wake()
+	}
+}
+
+func TestCloseLetsRequestsFinishOrBreaksThem(t *testing.T) {
+	s, c := start(t, slow(), server.Config{})
+	resp := c.open(t.Context(), "POST", "/generate", `{"text":"x","stream":true,"sampling_params":{"max_new_tokens":20}}`)
+	defer resp.Body.Close()
+	r := bufio.NewReader(resp.Body)
+	line(t, r)
+	s.Close(t.Context())
+	b, err := io.ReadAll(r)
+	require.NoError(t, err)
+	require.True(t, bytes.HasSuffix(b, []byte("data: [DONE]\n\n")))
+
+	s, c = start(t, slow(), server.Config{})
+	resp = c.open(t.Context(), "POST", "/generate", `{"text":"x","stream":true,"sampling_params":{"max_new_tokens":100000}}`)
+	defer resp.Body.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.Close(ctx)
+	_, err = io.ReadAll(resp.Body)
+	require.Error(t, err)
+}
+
+func TestLauncher(t *testing.T) {
+	l := Launcher(quick())
+	_, err := l.Launch(t.Context(), server.Spec{Name: "server-0", Config: server.Config{Quantization: "fp8", EnableTorchCompile: true,
+		MemFractionStatic: 0.8, MaxRunningRequests: -1, ChunkedPrefillSize: -2}})
+	for _, field := range []string{"quantization", "enable_torch_compile", "mem_fraction_static", "max_running_requests", "chunked_prefill_size"} {
+		require.ErrorContains(t, err, field)
+	}
+	in, err := l.Launch(t.Context(), server.Spec{Name: "server-0", Config: server.Config{GPUs: []int{0}}})
+	require.NoError(t, err)
+	_, port, _ := strings.Cut(strings.TrimPrefix(in.URL(), "http://"), ":")
+	var n int
+	fmt.Sscan(port, &n)
+	_, err = l.Launch(t.Context(), server.Spec{Name: "server-1", Config: server.Config{Port: n}})
+	require.ErrorContains(t, err, "address already in use")
+	require.Equal(t, "quick", in.(server.Simulated).Simulation().Profile)
+	c := client{t, in.URL(), &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	_, body := c.post("/v1/completions", `{"model":"m","prompt":"x"}`)
+	require.Contains(t, body, `"metadata":{"weight_version":"server-0"`)
+	require.NoError(t, in.Stop(t.Context()))
+	require.NoError(t, in.Stop(t.Context()))
+	<-in.Exited()
+	require.NoError(t, in.Err())
+	in, err = l.Launch(t.Context(), server.Spec{Name: "server-1", Config: server.Config{Port: n}})
+	require.NoError(t, err, "the port is free again")
+	require.NoError(t, in.Stop(t.Context()))
+}
+
+// BenchmarkStreams has 256 clients read one token of each every 20 ms, as fast as the host lets them.
+func BenchmarkStreams(b *testing.B) {
+	p := quick()
+	p.Model = Linear{DecodeBase: 20, PrefillBase: 1}
+	s, c := start(b, p, server.Config{})
+	c.http.Transport.(*http.Transport).MaxIdleConnsPerHost = 256
+	done := make(chan int)
+	begin := time.Now()
+	for range 256 {
+		go func() {
+			n := 0
+			resp, err := c.http.Post(c.url+"/generate", "application/json", strings.NewReader(`{"text":"x","stream":true,"sampling_params":{"max_new_tokens":200}}`))
+			if err == nil {
+				b, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				n = bytes.Count(b, []byte("data: {"))
+			}
+			done <- n
+		}()
+	}
+	n := 0
+	for range 256 {
+		n += <-done
+	}
+	late := s.StepLateness()
+	b.ReportMetric(float64(n)/time.Since(begin).Seconds(), "events/s")
+	b.ReportMetric(float64(n)/(256*200), "events/token")
+	b.ReportMetric(float64(late.P50.Microseconds()), "late-p50-us")
+	b.ReportMetric(float64(late.P99.Microseconds()), "late-p99-us")
+}
+
+func TestSlowClientDelaysNobody(t *testing.T) {
+	p := quick()
+	p.Model = Linear{DecodeBase: 0.02, PrefillBase: 0.02}
+	_, c := start(t, p, server.Config{})
+	// The whole cumulative stream is 50 MB, more than the sockets hold; nobody reads it.
+	stuck := c.open(t.Context(), "POST", "/generate", `{"text":"x","stream":true,"rid":"stuck","sampling_params":{"max_new_tokens":4000,"ignore_eos":true}}`)
+	defer stuck.Body.Close()
+	for range 3 {
+		_, body := c.post("/generate", `{"text":"x","sampling_params":{"max_new_tokens":2000,"ignore_eos":true}}`)
+		require.Contains(t, body, `"completion_tokens":2000`)
+	}
+}

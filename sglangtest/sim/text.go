@@ -1,0 +1,76 @@
+package sim
+
+import (
+	"strconv"
+	"strings"
+)
+
+// The text of a simulated answer: token i is words[i mod 8], for every request. All have five bytes and need no
+// escapes in JSON, so that the text and the ids of n tokens are prefixes of two tables.
+const (
+	words       = " bird tree lake rain salt moon fern wind"
+	wordBytes   = 5
+	firstWordID = 1000 // ids have four digits
+	wordCount   = len(words) / wordBytes
+	tableTokens = 4096
+)
+
+var (
+	wordTable = strings.Repeat(words, tableTokens/wordCount)
+	idTable   = func() string {
+		var b []byte
+		for i := range tableTokens {
+			b = append(strconv.AppendInt(b, int64(firstWordID+i%wordCount), 10), ',')
+		}
+		return string(b)
+	}()
+)
+
+// appendText appends the text of tokens from to to.
+func appendText(b []byte, from, to int) []byte {
+	for from < to {
+		at := from % tableTokens
+		n := min(to-from, tableTokens-at)
+		b = append(b, wordTable[at*wordBytes:(at+n)*wordBytes]...)
+		from += n
+	}
+	return b
+}
+
+// appendIDs appends the ids of tokens from to to, separated by commas.
+func appendIDs(b []byte, from, to int) []byte {
+	if from >= to {
+		return b
+	}
+	for from < to {
+		at := from % tableTokens
+		n := min(to-from, tableTokens-at)
+		b = append(b, idTable[at*wordBytes:(at+n)*wordBytes]...)
+		from += n
+	}
+	return b[:len(b)-1]
+}
+
+// TextTokens returns the length of a text in tokens by the simulator's rule: four bytes are a token, rounded up.
+func TextTokens(text string) int { return (len(text) + 3) / 4 }
+
+// messageTokens is the number of tokens that a chat template adds for each message.
+const messageTokens = 4
+
+// appendString appends s as a JSON string.
+func appendString(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c < 0x20:
+			b = append(b, `\u00`...)
+			b = append(b, hex[c>>4], hex[c&15])
+		default:
+			b = append(b, c)
+		}
+	}
+	return append(b, '"')
+}
