@@ -154,7 +154,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 		run = append(run, load.WithBackground(reportProgress(col, o.progress)))
 	}
 	if err := load.Run(ctx, gen, sender, col, run...); err != nil {
-		if !col.Ended() {
+		if col.Progress().Elapsed == 0 {
 			return nil, err
 		}
 		return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: cfg.OutputDir}, err

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/precise"
 )
 
 // A host runs a [Loop] in real time. One goroutine, run, drives it: at the time of each event it advances the loop and
@@ -18,7 +20,7 @@ import (
 type host struct {
 	profile Profile
 	start   time.Time
-	waiter  *waiter
+	waiter  *precise.Waiter
 	done    chan struct{} // run has returned
 
 	mu       sync.Mutex
@@ -68,7 +70,7 @@ func newHost(p Profile, cfg EngineConfig) (*host, error) {
 
 // begin starts run.
 func (h *host) begin() (err error) {
-	if h.waiter, err = newWaiter(); err != nil {
+	if h.waiter, err = precise.New(); err != nil {
 		return fmt.Errorf("sim: make a timer: %w", err)
 	}
 	h.start = time.Now()
@@ -99,7 +101,7 @@ func (h *host) submit(streams []*stream) bool {
 		}
 		h.arrivals = slices.Insert(h.arrivals, i, s)
 	}
-	h.waiter.wake()
+	h.waiter.Wake()
 	return true
 }
 
@@ -113,7 +115,7 @@ func (h *host) abort(s *stream) {
 	now := time.Since(h.start)
 	h.loop.Engine.Abort(&s.req)
 	h.loop.Wake(now)
-	h.waiter.wake()
+	h.waiter.Wake()
 }
 
 // leave aborts the streams of a call whose client has gone.
@@ -156,9 +158,9 @@ func (h *host) run() {
 		next := h.advance(time.Since(h.start) - h.profile.Egress)
 		h.mu.Unlock()
 		if next < 0 {
-			h.waiter.wait(-1)
+			h.waiter.Wait(-1)
 		} else if d := next + h.profile.Egress - time.Since(h.start); d > 0 {
-			h.waiter.wait(d)
+			h.waiter.Wait(d)
 		}
 	}
 }
@@ -213,10 +215,10 @@ func (h *host) deliver(o Output, due time.Time) {
 func (h *host) stop() {
 	h.mu.Lock()
 	h.stopped = true
-	h.waiter.wake()
+	h.waiter.Wake()
 	h.mu.Unlock()
 	<-h.done
-	h.waiter.close()
+	h.waiter.Close()
 }
 
 // throughput counts tokens over the last 40 results, as SGLang's log does.

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 
+	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
@@ -52,6 +53,6 @@ func (i instance) Stop(ctx context.Context) error {
 	return nil
 }
 
-func (i instance) Simulation() server.Simulation {
-	return server.Simulation{Profile: i.profile.Name, Calibrated: i.profile.Calibrated, KnownError: i.profile.KnownError}
+func (i instance) Simulation() metrics.Simulation {
+	return metrics.Simulation{Profile: i.profile.Name, Calibrated: i.profile.Calibrated, KnownError: i.profile.KnownError}
 }

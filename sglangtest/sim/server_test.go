@@ -339,7 +339,7 @@ func TestClientThatLeavesIsAborted(t *testing.T) {
 		if !busy {
 			return
 		}
-		s.host.waiter.wake()
+		s.host.waiter.Wake()
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A Waiter waits for one moment at a time. Create it with New and release it with Close.
-// It is not safe for concurrent use.
+// A Waiter lets one goroutine wait for a moment or for a wake-up by another. Create it with [New] and release it
+// with Close, after the last use.
 type Waiter struct{ impl }
 
 // New returns a Waiter.
@@ -24,20 +24,28 @@ func New() (*Waiter, error) {
 	return w, nil
 }
 
-// WaitUntil returns when t has come, at once if it has passed, or with ctx's cause when ctx is done.
-// A Waiter whose wait ended with ctx cannot wait again.
+// Wait returns after d, at once if d is 0, or after a wake-up that came since Wait returned last. A negative d stands
+// for no limit. It must not be called concurrently.
+func (w *Waiter) Wait(d time.Duration) { w.wait(d) }
+
+// Wake ends the present or the next Wait. It is safe for concurrent use.
+func (w *Waiter) Wake() { w.wake() }
+
+// WaitUntil returns nil when t has come, at once if it has passed, or ctx's cause when ctx is done. It must not be
+// called concurrently.
 func (w *Waiter) WaitUntil(ctx context.Context, t time.Time) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, w.wake)()
 	}
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		d := time.Until(t)
 		if d <= 0 {
 			return nil
 		}
-		if err := w.wait(ctx, d); err != nil {
-			return err
-		}
+		w.wait(d)
 	}
 }
 
@@ -66,6 +74,3 @@ func (Timer) WaitUntil(ctx context.Context, t time.Time) error {
 		return context.Cause(ctx)
 	}
 }
-
-// Close does nothing.
-func (Timer) Close() error { return nil }

@@ -1,10 +1,9 @@
 package precise
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +12,9 @@ import (
 type impl struct {
 	file *os.File // keeps the descriptor in the runtime's poller
 	fd   int
+
+	mu    sync.Mutex
+	woken bool // a wake-up that wait has not seen
 }
 
 func (w *impl) open() error {
@@ -24,22 +26,37 @@ func (w *impl) open() error {
 	return nil
 }
 
-func (w *impl) wait(ctx context.Context, d time.Duration) error {
+// arm lets the timer expire after d; 0 stops it.
+func (w *impl) arm(d time.Duration) {
 	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}
 	if err := unix.TimerfdSettime(w.fd, 0, &spec, nil); err != nil {
-		return fmt.Errorf("precise: timerfd_settime: %w", err)
+		panic("precise: timerfd_settime: " + err.Error()) // its arguments are always valid
 	}
-	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, func() { w.file.SetReadDeadline(time.Unix(1, 0)) })()
+}
+
+func (w *impl) wait(d time.Duration) {
+	w.mu.Lock()
+	if w.woken || d == 0 {
+		w.woken = false
+		w.mu.Unlock()
+		return
 	}
+	w.arm(max(d, 0))
+	w.mu.Unlock()
 	var expirations [8]byte
-	if _, err := w.file.Read(expirations[:]); err != nil {
-		if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-			return context.Cause(ctx)
-		}
-		return fmt.Errorf("precise: timerfd read: %w", err)
+	w.file.Read(expirations[:])
+	w.mu.Lock()
+	w.woken = false
+	w.mu.Unlock()
+}
+
+func (w *impl) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.woken {
+		w.woken = true
+		w.arm(1)
 	}
-	return nil
 }
 
 func (w *impl) close() error { return w.file.Close() }

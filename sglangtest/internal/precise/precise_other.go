@@ -2,17 +2,33 @@
 
 package precise
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
-type impl struct{}
+type impl struct{ woken chan struct{} }
 
-func (*impl) open() error { return nil }
+func (w *impl) open() error {
+	w.woken = make(chan struct{}, 1)
+	return nil
+}
 
-func (*impl) wait(ctx context.Context, d time.Duration) error {
-	return Timer{}.WaitUntil(ctx, time.Now().Add(d))
+func (w *impl) wait(d time.Duration) {
+	var expired <-chan time.Time
+	if d >= 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		expired = timer.C
+	}
+	select {
+	case <-w.woken:
+	case <-expired:
+	}
+}
+
+func (w *impl) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default:
+	}
 }
 
 func (*impl) close() error { return nil }

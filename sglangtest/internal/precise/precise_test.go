@@ -40,6 +40,17 @@ func TestWaitUntilEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestWake(t *testing.T) {
+	w := must(New())
+	defer w.Close()
+	w.Wake()
+	w.Wait(-1) // ended by the wake-up before it
+	done := make(chan struct{})
+	go func() { defer close(done); w.Wait(time.Hour) }()
+	w.Wake()
+	<-done
+}
+
 func TestTimerFollowsTheBubblesClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		at := time.Now().Add(17 * time.Hour)
