@@ -1,0 +1,71 @@
+package server
+
+import "fmt"
+
+// A PortInUseError says that a server's port is taken. Choose another one, or 0 for a free one.
+type PortInUseError struct {
+	Address string
+	By      string // the server of the same manager that has it; empty if it is something else
+	Err     error  // what listening on it said; nil if By is set
+}
+
+func (e *PortInUseError) Error() string {
+	if e.By != "" {
+		return fmt.Sprintf("server: %s is the port of %s: choose another port, or 0 for a free one", e.Address, e.By)
+	}
+	return fmt.Sprintf("server: %s is in use or cannot be listened on: choose another port, or 0 for a free one: %v", e.Address, e.Err)
+}
+
+func (e *PortInUseError) Unwrap() error { return e.Err }
+
+// A NotReadyError says that a server did not become ready in time.
+type NotReadyError struct {
+	Waiting string // what was being waited for
+	Last    string // the last answer or failure
+	Err     error  // why waiting ended
+}
+
+func (e *NotReadyError) Error() string {
+	return fmt.Sprintf("not ready: waited for %s; last: %s: %v", e.Waiting, e.Last, e.Err)
+}
+
+func (e *NotReadyError) Unwrap() error { return e.Err }
+
+// An ExitedError says that a server ended while it was needed.
+type ExitedError struct{ Err error }
+
+func (e *ExitedError) Error() string { return fmt.Sprintf("the server has ended: %v", e.Err) }
+
+func (e *ExitedError) Unwrap() error { return e.Err }
+
+// A NotSGLangError says that what answers at the URL is not an SGLang server.
+type NotSGLangError struct {
+	URL    string
+	Reason string
+}
+
+func (e *NotSGLangError) Error() string {
+	return fmt.Sprintf("%s is not an SGLang server: %s", e.URL, e.Reason)
+}
+
+// A ParamError says that a parameter cannot be changed at run time, or not to that value.
+type ParamError struct {
+	Name   string
+	Value  int
+	Reason string
+}
+
+func (e *ParamError) Error() string {
+	return fmt.Sprintf("server: cannot set %s to %d: %s", e.Name, e.Value, e.Reason)
+}
+
+// A StatusError is an answer of the control plane with a status other than 200.
+type StatusError struct {
+	Method, Path string
+	Status       int
+	Body         string // the beginning of it
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("%s %s: HTTP status %d: %s", e.Method, e.Path, e.Status, e.Body)
+}

@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"reflect"
+	"slices"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
+)
+
+// Info is what a server says of itself. A value that it does not tell is zero.
+type Info struct {
+	Version            string // SGLang's
+	ModelPath          string
+	ServedModelName    string // the name for the OpenAI routes
+	ContextLength      int    // tokens of prompt and output together
+	MaxInputLen        int    // longest prompt in tokens
+	MaxTotalTokens     int    // KV pool in tokens
+	MaxRunningRequests int    // limit at start-up, for each data-parallel rank; the largest that can be set
+	DPSize             int    // data-parallel ranks
+
+	// IncrementalStreaming: /generate streams increments (--incremental-streaming-output).
+	IncrementalStreaming bool
+	// Simulation says what simulates the engine; nil for a real one.
+	Simulation *metrics.Simulation
+}
+
+// serverInfo holds the wanted members of /server_info, the same in 0.5.15 to 0.5.23.
+type serverInfo struct {
+	Version              string `json:"version"`
+	ServedModelName      string `json:"served_model_name"`
+	MaxTotalTokens       int    `json:"max_total_num_tokens"`
+	MaxReqInputLen       int    `json:"max_req_input_len"`
+	DPSize               int    `json:"dp_size"`
+	IncrementalStreaming bool   `json:"incremental_streaming_output"`
+	InternalStates       []struct {
+		Limit     int `json:"pp_max_micro_batch_size"`
+		Effective int `json:"effective_max_running_requests_per_dp"`
+	} `json:"internal_states"`
+}
+
+func (i serverInfo) limit() int {
+	if len(i.InternalStates) == 0 {
+		return 0
+	}
+	return i.InternalStates[0].Limit
+}
+
+// identify checks that this is an SGLang server and reads its facts.
+func (s *Server) identify(ctx context.Context) error {
+	var model struct {
+		ModelPath    *string `json:"model_path"`
+		IsGeneration *bool   `json:"is_generation"`
+	}
+	err := s.client.call(ctx, http.MethodGet, "/model_info", nil, &model)
+	var status *StatusError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &status), errors.As(err, &syntax):
+		return &NotSGLangError{URL: s.URL(), Reason: err.Error()}
+	case err != nil:
+		return err
+	case model.ModelPath == nil || model.IsGeneration == nil:
+		return &NotSGLangError{URL: s.URL(), Reason: "GET /model_info has no model_path and is_generation"}
+	case !*model.IsGeneration:
+		return fmt.Errorf("the model %s does not generate text", *model.ModelPath)
+	}
+	var raw map[string]any
+	var info serverInfo
+	if err := s.readInfo(ctx, &info, &raw); err != nil {
+		return err
+	}
+	var models struct {
+		Data []struct {
+			ID          string `json:"id"`
+			MaxModelLen int    `json:"max_model_len"`
+		} `json:"data"`
+	}
+	if err := s.client.call(ctx, http.MethodGet, "/v1/models", nil, &models); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.raw, s.limit = raw, info.limit()
+	s.info = Info{
+		Version: info.Version, ModelPath: *model.ModelPath, ServedModelName: info.ServedModelName, MaxInputLen: info.MaxReqInputLen,
+		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: s.simulation(raw),
+	}
+	if len(info.InternalStates) > 0 {
+		s.info.MaxRunningRequests = info.InternalStates[0].Effective
+	}
+	if len(models.Data) > 0 {
+		s.info.ContextLength = models.Data[0].MaxModelLen
+		if s.info.ServedModelName == "" {
+			s.info.ServedModelName = models.Data[0].ID
+		}
+	}
+	return nil
+}
+
+func (s *Server) readInfo(ctx context.Context, into ...any) error {
+	var data json.RawMessage
+	if err := s.client.call(ctx, http.MethodGet, "/server_info", nil, &data); err != nil {
+		return err
+	}
+	for _, v := range into {
+		if err := json.Unmarshal(data, v); err != nil {
+			return fmt.Errorf("GET /server_info: the answer is not what SGLang sends: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkConfig reports the settings of cfg that a server which already ran does not have.
+func (s *Server) checkConfig(cfg Config) error {
+	data, err := json.Marshal(cfg)
+	if err != nil {
+		return err
+	}
+	var wanted map[string]any
+	if err := json.Unmarshal(data, &wanted); err != nil {
+		return err
+	}
+	var faults []error
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		want := wanted[key]
+		if key == "gpus" {
+			faults = append(faults, errors.New("gpus: the server already runs, so its GPUs cannot be chosen"))
+		} else if have, ok := s.raw[key]; !ok {
+			faults = append(faults, fmt.Errorf("%s: the running server does not tell this setting, so %v cannot be checked", key, want))
+		} else if !reflect.DeepEqual(want, have) {
+			faults = append(faults, fmt.Errorf("%s: the running server has %v, not %v", key, have, want))
+		}
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("the server already runs and its settings differ from the config:\n%w", errors.Join(faults...))
+	}
+	return nil
+}

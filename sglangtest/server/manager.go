@@ -1,0 +1,161 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// DefaultReadyTimeout is how long [ServerManager.Launch] waits for a server to become ready: long enough to load
+// a large model from a slow disk.
+const DefaultReadyTimeout = 10 * time.Minute
+
+// stopUnready bounds the stop of a server whose launch failed.
+const stopUnready = 30 * time.Second
+
+// An Event tells of a change in a server's life or of something noticed about it.
+type Event struct {
+	Time    time.Time
+	Server  string
+	Kind    string // "state", or "retry": a control call is made again
+	Message string
+}
+
+// A ServerManager owns servers: it launches them, gives out their names and ports, and stops them.
+// It is safe for concurrent use.
+type ServerManager struct {
+	launcher     Launcher
+	readyTimeout time.Duration
+	apiKey       string
+	events       func(Event)
+
+	mu      sync.Mutex
+	servers []*Server
+	named   int
+	ports   map[string]string // host:port given out → server
+}
+
+// An Option configures a [ServerManager].
+type Option func(*ServerManager) error
+
+// WithReadyTimeout sets how long Launch waits for readiness. Default: [DefaultReadyTimeout].
+func WithReadyTimeout(d time.Duration) Option {
+	return func(m *ServerManager) error {
+		if d <= 0 {
+			return fmt.Errorf("ready timeout %v: want > 0", d)
+		}
+		m.readyTimeout = d
+		return nil
+	}
+}
+
+// WithAPIKey makes control calls carry "Authorization: Bearer key". Calls that change a server need its admin key
+// if it has one.
+func WithAPIKey(key string) Option {
+	return func(m *ServerManager) error { m.apiKey = key; return nil }
+}
+
+// WithEvents makes f be called for each event, from various goroutines, also concurrently.
+func WithEvents(f func(Event)) Option {
+	return func(m *ServerManager) error { m.events = f; return nil }
+}
+
+// NewServerManager returns a manager that brings servers up through l. All faults of the options are reported together.
+func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
+	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, ports: map[string]string{}, events: func(Event) {}}
+	faults := make([]error, 0, len(opts)+1)
+	if l == nil {
+		faults = append(faults, errors.New("launcher is nil"))
+	}
+	for _, opt := range opts {
+		faults = append(faults, opt(m))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("server: manager: %w", err)
+	}
+	return m, nil
+}
+
+// Launch starts a server and returns when it is ready to serve and has turned out to be SGLang. A fixed port that
+// is in use is refused at once ([PortInUseError]). If Launch fails, nothing of the server is left; the error says
+// what was being waited for ([NotReadyError]), why the server ended, or what it is instead ([NotSGLangError]).
+func (m *ServerManager) Launch(ctx context.Context, cfg Config) (_ *Server, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("server: config:\n%w", err)
+	}
+	name, release, err := m.reserve(cfg)
+	if err != nil {
+		return nil, err
+	}
+	inst, err := m.launcher.Launch(ctx, Spec{Name: name, Config: cfg})
+	if err != nil {
+		release()
+		return nil, fmt.Errorf("server: launch %s: %w", name, err)
+	}
+	s := newServer(m, name, inst, release)
+	readyCtx, cancel := context.WithTimeout(ctx, m.readyTimeout)
+	defer cancel()
+	err = s.becomeReady(readyCtx)
+	if _, running := inst.(*attached); err == nil && running {
+		err = s.checkConfig(cfg)
+	}
+	if err != nil {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("server: launch %s: %w", name, err), s.Stop(stopCtx))
+	}
+	m.mu.Lock()
+	m.servers = append(m.servers, s)
+	m.mu.Unlock()
+	return s, nil
+}
+
+// reserve names a server and gives it its port, if the config fixes one. The returned function gives the port back.
+func (m *ServerManager) reserve(cfg Config) (name string, release func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	name = "server-" + strconv.Itoa(m.named)
+	release = func() {}
+	if _, running := m.launcher.(*attached); cfg.Port != 0 && !running {
+		addr := cfg.address()
+		if other, taken := m.ports[addr]; taken {
+			return "", nil, &PortInUseError{Address: addr, By: other}
+		}
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return "", nil, &PortInUseError{Address: addr, Err: err}
+		}
+		l.Close()
+		m.ports[addr] = name
+		release = sync.OnceFunc(func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			delete(m.ports, addr)
+		})
+	}
+	m.named++
+	return name, release, nil
+}
+
+// Servers returns the servers that were launched, in order of launch, stopped ones included.
+func (m *ServerManager) Servers() []*Server {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]*Server(nil), m.servers...)
+}
+
+// StopAll stops all servers at once and returns what went wrong with any. It may be called again.
+func (m *ServerManager) StopAll(ctx context.Context) error {
+	servers := m.Servers()
+	errs := make([]error, len(servers))
+	var wg sync.WaitGroup
+	for i, s := range servers {
+		wg.Go(func() { errs[i] = s.Stop(ctx) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
