@@ -26,6 +26,8 @@ type runOptions struct {
 	progress func(metrics.Progress)
 }
 
+func defaultLauncher() server.Launcher { return sim.Launcher(sim.H100Llama8B()) }
+
 // A RunOption configures [RunNode].
 type RunOption func(*runOptions) error
 
@@ -67,7 +69,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("sglangtest: config:\n%w", err)
 	}
-	o := runOptions{launcher: sim.Launcher(sim.H100Llama8B())}
+	o := runOptions{launcher: defaultLauncher()}
 	var faults []error
 	for _, opt := range opts {
 		faults = append(faults, opt(&o))

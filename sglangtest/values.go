@@ -1,6 +1,7 @@
 package sglangtest
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,14 +35,10 @@ func (s *Seconds) UnmarshalText(b []byte) error {
 // MarshalJSON implements json.Marshaler.
 func (s Seconds) MarshalJSON() ([]byte, error) { return s.MarshalText() }
 
-// UnmarshalJSON implements json.Unmarshaler.
+// UnmarshalJSON implements json.Unmarshaler. It takes a number, or a string that spells one: encoding/json calls it
+// for keys of objects as well.
 func (s *Seconds) UnmarshalJSON(b []byte) error {
-	var v float64
-	if err := json.Unmarshal(b, &v); err != nil {
-		return fmt.Errorf("%s is not a number of seconds", b)
-	}
-	*s = Seconds(v)
-	return nil
+	return s.UnmarshalText(bytes.Trim(b, `"`))
 }
 
 // A Rate is a request rate in requests/s. Inf stands for all requests at once; in JSON it is the string "inf".

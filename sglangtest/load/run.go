@@ -13,7 +13,7 @@ import (
 
 // startLead is the time between the creation of a run's clock and offset 0. It covers Recorder.Begin, so that
 // the first arrivals are not late.
-const startLead = 20 * time.Millisecond
+const startLead = 50 * time.Millisecond
 
 // A Waiter waits for a moment. The default is exact to some tens of microseconds on Linux; see [WithWaiter].
 type Waiter interface {

@@ -1,0 +1,126 @@
+package sglangtest
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+)
+
+func fullConfig() NodeConfig {
+	gpu := 3
+	return NodeConfig{
+		ModelPath: "meta-llama/Llama-3.1-8B-Instruct", TokenizerPath: "tok", GPUID: &gpu, Port: 30001, MaxRunningRequests: 512,
+		MemFractionStatic: 0.85, ChunkedPrefillSize: 4096, ScheduleConservativeness: 1.2, EnableTorchCompile: true, Quantization: "fp8",
+		DatasetName: "random", RandomInputLen: 512, RandomOutputLen: 128, NumPrompts: 1000, RequestRate: 8.5, Duration: 90, MaxConcurrency: 256,
+		SamplingParams: &load.SamplingParams{Temperature: load.Ptr(0.7)}, Seed: 7,
+		API: load.ChatCompletions, WarmupRequests: 4, RequestTimeout: 60, BatchStrategy: "continuous",
+		EnableDynamicParams: true, ParamUpdateSchedule: map[Seconds]map[string]int{30: {"max_running_requests": 64}, 60.5: {"max_running_requests": 512}},
+		OutputDir: "runs/a", OutputFormat: "csv", MetricsInterval: 0.5, Percentiles: []float64{50, 99},
+	}
+}
+
+func TestNodeConfigRoundTrip(t *testing.T) {
+	for name, cfg := range map[string]NodeConfig{
+		"every field": fullConfig(),
+		"least":       {DatasetName: "azure-conversation", TraceSpeed: 2},
+		"at once":     {DatasetName: "azure-conversation", RequestRate: Inf, NumPrompts: 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "node.json")
+			require.NoError(t, cfg.Save(path))
+			got, err := LoadNodeConfig(path)
+			require.NoError(t, err)
+			require.Equal(t, cfg, got)
+		})
+	}
+}
+
+func TestNodeConfigKeys(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.json")
+	require.NoError(t, os.WriteFile(path, []byte(`{
+		"model_path": "m", "dataset_name": "azure-conversation", "request_rate": "inf", "num_prompts": 20, "max_running_requests": 512,
+		"enable_dynamic_params": true, "param_update_schedule": {"60": {"max_running_requests": 256}},
+		"request_timeout": 30, "sampling_params": {"temperature": 0}, "output_dir": "x"}`), 0o600))
+	cfg, err := LoadNodeConfig(path)
+	require.NoError(t, err)
+	require.Equal(t, Inf, cfg.RequestRate)
+	require.Equal(t, map[Seconds]map[string]int{60: {"max_running_requests": 256}}, cfg.ParamUpdateSchedule)
+}
+
+func TestNodeConfigReportsAllFaults(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.json")
+	require.NoError(t, os.WriteFile(path, []byte(`{
+		"dataset_name": "random", "random_input_len": -1, "request_rate": -2, "num_prompt": 3, "max_running_requests": 8, "port": 70000,
+		"param_update_schedule": {"10": {"max_running_requests": 9, "chunked_prefill_size": 1}, "soon": {}},
+		"sampling_params": {"temprature": 1}, "percentiles": [50, 100], "batch_strategy": "static", "duration": "5m"}`), 0o600))
+	_, err := LoadNodeConfig(path)
+	for _, want := range []string{
+		`num_prompt: unknown key; did you mean "num_prompts"?`,
+		`sampling_params:`, `"temperature"`,
+		`param_update_schedule: "soon" is not a number of seconds`,
+		`duration: "5m" is not a number of seconds`,
+		`random_input_len: -1; want ≥ 1`,
+		`random_output_len: 0; want ≥ 1`,
+		`request_rate: -2; want > 0 or "inf"`,
+		`port: 70000; want 1 to 65535`,
+		`percentiles[1]: 100; want between 0 and 100`,
+		`batch_strategy: "static"; want "continuous"`,
+		path,
+	} {
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestNodeConfigContradictions(t *testing.T) {
+	ok := NodeConfig{DatasetName: "azure-conversation", RequestRate: 8, NumPrompts: 10, MaxRunningRequests: 64}
+	require.NoError(t, ok.Validate())
+	for want, change := range map[string]func(*NodeConfig){
+		"dataset_name: \"azur\"; want one of":                   func(c *NodeConfig) { c.DatasetName = "azur" },
+		"dataset_path: required with dataset_name \"sharegpt\"": func(c *NodeConfig) { c.DatasetName = "sharegpt" },
+		"dataset_path: dataset \"azure-conversation\" is not":   func(c *NodeConfig) { c.DatasetPath = "x" },
+		"random_input_len: only with":                           func(c *NodeConfig) { c.RandomInputLen = 5 },
+		"request_rate: required, unless trace_speed":            func(c *NodeConfig) { c.RequestRate = 0 },
+		"trace_speed: excludes request_rate":                    func(c *NodeConfig) { c.TraceSpeed = 1 },
+		"duration: with request_rate \"inf\"":                   func(c *NodeConfig) { c.RequestRate, c.Duration = Inf, 5 },
+		"request_rate: NaN":                                     func(c *NodeConfig) { c.RequestRate = Rate(math.NaN()) },
+		"needs enable_dynamic_params": func(c *NodeConfig) {
+			c.ParamUpdateSchedule = map[Seconds]map[string]int{1: {"max_running_requests": 2}}
+		},
+		`param_update_schedule["1"].max_running_requests: 65; the limit can be changed up to the start-up value`: func(c *NodeConfig) {
+			c.EnableDynamicParams, c.ParamUpdateSchedule = true, map[Seconds]map[string]int{1: {"max_running_requests": 65}}
+		},
+		`param_update_schedule["1"].quantization: cannot be changed while a server runs`: func(c *NodeConfig) {
+			c.EnableDynamicParams, c.ParamUpdateSchedule = true, map[Seconds]map[string]int{1: {"quantization": 1}}
+		},
+		`param_update_schedule["9"]: not before the end of the workload at 5 s`: func(c *NodeConfig) {
+			c.Duration, c.EnableDynamicParams, c.ParamUpdateSchedule = 5, true, map[Seconds]map[string]int{9: {"max_running_requests": 2}}
+		},
+		"output_format: needs output_dir":        func(c *NodeConfig) { c.OutputFormat = "csv" },
+		"output_format: \"parquet\"; want":       func(c *NodeConfig) { c.OutputFormat, c.OutputDir = "parquet", "x" },
+		"static_batch_size: only with":           func(c *NodeConfig) { c.StaticBatchSize = 4 },
+		"sampling_params.n: a result describes":  func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{N: load.Ptr(2)} },
+		"sampling_params: ":                      func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{TopP: load.Ptr(2.0)} },
+		"api: \"chat\"; want":                    func(c *NodeConfig) { c.API = "chat" },
+		"mem_fraction_static: 1; want between":   func(c *NodeConfig) { c.MemFractionStatic = 1 },
+		"chunked_prefill_size: -2; want":         func(c *NodeConfig) { c.ChunkedPrefillSize = -2 },
+		"metrics_interval: -1; want > 0 seconds": func(c *NodeConfig) { c.MetricsInterval = -1 },
+	} {
+		c := ok
+		change(&c)
+		require.ErrorContains(t, c.Validate(), want)
+	}
+}
+
+func TestLoadNodeConfigFiles(t *testing.T) {
+	_, err := LoadNodeConfig(filepath.Join(t.TempDir(), "none.json"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+	path := filepath.Join(t.TempDir(), "bad.json")
+	require.NoError(t, os.WriteFile(path, []byte(`[1]`), 0o600))
+	_, err = LoadNodeConfig(path)
+	require.ErrorContains(t, err, "not a JSON object")
+}

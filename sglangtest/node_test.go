@@ -1,0 +1,322 @@
+package sglangtest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/results"
+	"github.com/sglangtest/harness/sglangtest/server"
+)
+
+// envChild makes the test binary run an experiment into the folder it names, for a test that kills it.
+const envChild = "SGLANGTEST_CHILD_RUN"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(envChild); dir != "" {
+		childRun(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// short is an experiment of about half a second.
+func short() NodeConfig {
+	return NodeConfig{DatasetName: "random", RandomInputLen: 64, RandomOutputLen: 16, NumPrompts: 20, RequestRate: 50, Seed: 3}
+}
+
+func TestRunNode(t *testing.T) {
+	cfg := short()
+	cfg.OutputDir, cfg.OutputFormat = filepath.Join(t.TempDir(), "run"), "csv"
+	cfg.WarmupRequests, cfg.MetricsInterval, cfg.Percentiles = 2, 0.05, []float64{75}
+	var seen []metrics.Progress
+	run, err := RunNode(t.Context(), cfg, WithProgress(func(p metrics.Progress) { seen = append(seen, p) }))
+	require.NoError(t, err)
+
+	sum := run.Summary
+	require.Equal(t, 20, sum.Requests.OK)
+	require.Zero(t, sum.Requests.Failed)
+	require.NotNil(t, sum.Simulation, "a simulated run says so")
+	require.Contains(t, sum.String(), "SIMULATED")
+	require.Equal(t, "h100-llama-3.1-8b", sum.Simulation.Profile)
+	require.NotEmpty(t, sum.Simulation.KnownError)
+	require.Equal(t, 75.0, sum.TTFT.Percentiles[0].P)
+	require.Positive(t, sum.Samplers[0].Taken)
+	require.Equal(t, 20, seen[len(seen)-1].Completed)
+	for r := range run.Collector.Results() {
+		require.Equal(t, r.OutputLen, r.OutputTokens)
+		require.Equal(t, r.InputLen, r.PromptTokens)
+		require.Equal(t, "server-0", r.Worker)
+		require.Equal(t, r.TotalLatency(), r.QueueTime()+r.ServerLatency())
+	}
+
+	stored, err := results.Open(run.Dir)
+	require.NoError(t, err)
+	require.Equal(t, results.StateFinished, stored.State)
+	var again metrics.Summary
+	require.NoError(t, stored.Summary(&again))
+	require.Equal(t, sum.TTFT, again.TTFT)
+	var back NodeConfig
+	require.NoError(t, stored.Config(&back))
+	require.Equal(t, cfg, back)
+	n := 0
+	for r, err := range stored.Requests() {
+		require.NoError(t, err)
+		require.True(t, r.OK())
+		n++
+	}
+	require.Equal(t, 20, n)
+	require.FileExists(t, filepath.Join(run.Dir, "requests.csv"))
+
+	_, err = RunNode(t.Context(), cfg)
+	require.ErrorContains(t, err, "already holds a run")
+}
+
+func TestScheduledParameterChange(t *testing.T) {
+	cfg := short()
+	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 60, Inf, 24, 16
+	cfg.MetricsInterval, cfg.EnableDynamicParams = 0.02, true
+	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0: {"max_running_requests": 2}, 0.3: {"max_running_requests": 16}}
+	run, err := RunNode(t.Context(), cfg)
+	require.NoError(t, err)
+	var updates []metrics.Event
+	for _, e := range run.Collector.Events() {
+		if e.Kind == metrics.KindParamUpdate {
+			updates = append(updates, e)
+		}
+	}
+	require.Len(t, updates, 2)
+	for i, want := range []int{2, 16} {
+		d := updates[i].Data
+		require.Equal(t, want, d["value"])
+		require.Equal(t, want, d["read_back"])
+		require.LessOrEqual(t, d["asked_ns"], d["held_ns"])
+		require.Equal(t, d["held_ns"], int64(updates[i].At))
+	}
+	// Between the moment when the lower limit held and the raise, at most two run once those admitted before have
+	// ended; afterwards more do.
+	high := 0.0
+	for _, s := range run.Collector.Samples() {
+		if s.At > updates[1].At {
+			high = max(high, s.Values[metrics.NumRunning])
+		}
+	}
+	require.Greater(t, high, 2.0)
+}
+
+func TestRunNodeRefusesBadInputBeforeItLaunches(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, []byte("{\"prompt\": \"a\", \"output_len\": 4}\n{\"prompt\": \"b\"\n"), 0o600))
+	empty := filepath.Join(dir, "empty")
+	require.NoError(t, os.WriteFile(empty, nil, 0o600))
+	never := WithLauncher(launcherFunc(func(context.Context, server.Spec) (server.Instance, error) {
+		t.Error("launched")
+		return nil, errors.New("launched")
+	}))
+	for want, change := range map[string]func(*NodeConfig){
+		"request_rate: -1": func(c *NodeConfig) { c.RequestRate = -1 },
+		file + ":2":        func(c *NodeConfig) { c.DatasetName, c.DatasetPath = "jsonl", file },
+		empty:              func(c *NodeConfig) { c.DatasetName, c.DatasetPath = "jsonl", empty },
+		"no such file":     func(c *NodeConfig) { c.DatasetName, c.DatasetPath = "azure", filepath.Join(dir, "none") },
+		"not a directory":  func(c *NodeConfig) { c.OutputDir = filepath.Join(file, "run") },
+		"the last request arrives at": func(c *NodeConfig) {
+			c.EnableDynamicParams, c.ParamUpdateSchedule = true, map[Seconds]map[string]int{500: {"max_running_requests": 1}}
+		},
+		"2000": func(c *NodeConfig) { c.DatasetName, c.NumPrompts = "azure-conversation", 2001 },
+	} {
+		cfg := short()
+		change(&cfg)
+		if cfg.DatasetName != "random" {
+			cfg.RandomInputLen, cfg.RandomOutputLen = 0, 0
+			if cfg.DatasetName != "azure-conversation" {
+				cfg.NumPrompts = 0
+			}
+		}
+		_, err := RunNode(t.Context(), cfg, never)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+type launcherFunc func(context.Context, server.Spec) (server.Instance, error)
+
+func (f launcherFunc) Launch(ctx context.Context, s server.Spec) (server.Instance, error) {
+	return f(ctx, s)
+}
+
+func TestRunNodeRefusesWhatDoesNotFitTheServer(t *testing.T) {
+	cfg := short()
+	cfg.RandomInputLen = 200_000
+	_, err := RunNode(t.Context(), cfg)
+	require.ErrorContains(t, err, "the longest prompt has")
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	cfg = short()
+	cfg.Port = l.Addr().(*net.TCPAddr).Port
+	_, err = RunNode(t.Context(), cfg)
+	var inUse *server.PortInUseError
+	require.ErrorAs(t, err, &inUse)
+
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	_, err = RunNode(t.Context(), short(), WithLauncher(server.Attach(other.URL)))
+	var notSGLang *server.NotSGLangError
+	require.ErrorAs(t, err, &notSGLang)
+}
+
+func TestCancelledRunNodeReturnsWhatItMeasured(t *testing.T) {
+	cfg := short()
+	cfg.NumPrompts, cfg.RequestRate, cfg.OutputDir = 100_000, 100, filepath.Join(t.TempDir(), "run")
+	why := errors.New("seen enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	run, err := RunNode(ctx, cfg, WithProgress(func(p metrics.Progress) {
+		if p.Completed > 20 {
+			cancel(why)
+		}
+	}))
+	require.ErrorIs(t, err, why)
+	require.NotNil(t, run)
+	sum := run.Summary
+	require.Greater(t, sum.Requests.OK, 20)
+	require.Equal(t, sum.Requests.Arrived, sum.Requests.OK+sum.Requests.Failed)
+	require.Less(t, sum.Requests.Arrived, sum.Requests.Planned)
+	stored, err := results.Open(run.Dir)
+	require.NoError(t, err)
+	require.Equal(t, results.StateFailed, stored.State)
+	require.Contains(t, stored.Reason, why.Error())
+}
+
+// childRun reports each completion on stdout as "ID NANOSECONDS" until it is killed.
+func childRun(dir string) {
+	cfg := NodeConfig{DatasetName: "random", RandomInputLen: 32, RandomOutputLen: 8, NumPrompts: 1_000_000, RequestRate: 200, OutputDir: dir}
+	gen, err := cfg.Generator()
+	check(err)
+	store, err := cfg.createRun()
+	check(err)
+	servers, err := server.NewServerManager(defaultLauncher())
+	check(err)
+	node, err := servers.Launch(context.Background(), cfg.Server())
+	check(err)
+	sender, err := load.NewSender(node.URL())
+	check(err)
+	col, err := metrics.NewCollector(metrics.WithSink(store))
+	check(err)
+	check(load.Run(context.Background(), gen, sender, reporter{col}))
+}
+
+type reporter struct{ *metrics.Collector }
+
+func (r reporter) Record(res *load.Result) {
+	r.Collector.Record(res)
+	fmt.Printf("%d %d\n", res.ID, time.Now().UnixNano())
+}
+
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(3)
+	}
+}
+
+func TestKilledRunKeepsWhatHadCompleted(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envChild+"="+dir)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	completed := map[int]int64{}
+	read := func(line string) {
+		var id int
+		var at int64
+		if _, err := fmt.Sscan(line, &id, &at); err == nil {
+			completed[id] = at
+		}
+	}
+	lines := bufio.NewScanner(out)
+	for len(completed) < 400 && lines.Scan() { // two seconds at 200/s
+		read(lines.Text())
+	}
+	killed := time.Now().UnixNano()
+	require.NoError(t, cmd.Process.Kill())
+	for lines.Scan() {
+		read(lines.Text())
+	}
+	require.Error(t, cmd.Wait())
+	require.Empty(t, errs.String())
+	require.GreaterOrEqual(t, len(completed), 400)
+
+	run, err := results.Open(dir)
+	require.NoError(t, err)
+	require.Equal(t, results.StateInterrupted, run.State)
+	stored := map[int]bool{}
+	for r, err := range run.Requests() {
+		require.NoError(t, err)
+		stored[r.ID] = true
+	}
+	old := 0
+	for id, at := range completed {
+		if killed-at > int64(time.Second) {
+			old++
+			require.True(t, stored[id], "request %d completed %v before the kill", id, time.Duration(killed-at))
+		}
+	}
+	require.Positive(t, old)
+	unfinished, err := run.Unfinished()
+	require.NoError(t, err)
+	for _, a := range unfinished {
+		require.False(t, stored[a.ID])
+	}
+}
+
+// TestRealSGLangNode runs the same experiment, with a limit change, against a real server.
+func TestRealSGLangNode(t *testing.T) {
+	url := refdata.SGLang(t)
+	cfg := NodeConfig{
+		DatasetName: "random", RandomInputLen: 40, RandomOutputLen: 24, NumPrompts: 60, RequestRate: 20, Seed: 5, MaxRunningRequests: 64,
+		WarmupRequests: 1, MetricsInterval: 0.1, EnableDynamicParams: true, RequestTimeout: 60,
+		ParamUpdateSchedule: map[Seconds]map[string]int{0.5: {"max_running_requests": 2}, 1.5: {"max_running_requests": 64}},
+		OutputDir:           filepath.Join(t.TempDir(), "run"),
+	}
+	for _, api := range []load.API{load.Generate, load.Completions, load.ChatCompletions} {
+		t.Run(string(api), func(t *testing.T) {
+			cfg := cfg
+			cfg.API, cfg.OutputDir = api, filepath.Join(t.TempDir(), "run")
+			run, err := RunNode(t.Context(), cfg, WithLauncher(server.Attach(url)))
+			require.NoError(t, err)
+			require.Nil(t, run.Summary.Simulation)
+			require.Equal(t, 60, run.Summary.Requests.OK, run.Summary.String())
+			require.Zero(t, run.Summary.Streams.Uncounted)
+			require.Positive(t, run.Summary.Samplers[0].Taken)
+			require.Zero(t, run.Summary.Samplers[0].Failed)
+			held := slices.DeleteFunc(run.Collector.Events(), func(e metrics.Event) bool { return e.Kind != metrics.KindParamUpdate })
+			require.Len(t, held, 2)
+			require.Equal(t, []any{2, 64}, []any{held[0].Data["read_back"], held[1].Data["read_back"]})
+			for r := range run.Collector.Results() {
+				require.Equal(t, r.OutputLen, r.OutputTokens)
+				require.Equal(t, r.InputLen, r.PromptTokens)
+			}
+		})
+	}
+}
