@@ -15,7 +15,8 @@ import (
 const DefaultSeed uint64 = 0
 
 // A RequestGenerator makes a reproducible workload: requests whose lengths or prompts come from a dataset and whose
-// arrivals come from an arrival process. It is a [Source]. Equal datasets, options and seeds give equal requests, on every machine.
+// arrivals come from an arrival process. It is a [Source]. Equal datasets, options and seeds give equal requests, byte
+// for byte; only Poisson arrivals may differ by nanoseconds between processor architectures, which round logarithms differently.
 //
 // Dataset, arrivals and generated prompts draw from random streams of their own, so that changing one leaves the
 // others as they are. Requests are made as they are asked for; none are kept.
@@ -27,8 +28,8 @@ type RequestGenerator struct {
 	limit     int           // requests; 0: none
 	duration  time.Duration // 0: none
 	repeat    bool
-	outputLen int            // tokens, replaces the dataset's; 0: the dataset's
-	sampling  SamplingParams // under the rows' own, without MaxNewTokens
+	outputLen int             // tokens, replaces the dataset's; 0: the dataset's
+	sampling  *SamplingParams // under the rows' own; nil if none are set; MaxNewTokens has moved to outputLen
 	plan      func() (Plan, error)
 }
 
@@ -89,13 +90,10 @@ func WithRepeat() GeneratorOption {
 // output lengths need it. Default: the dataset's lengths.
 func WithOutputLen(n int) GeneratorOption {
 	return func(g *RequestGenerator) error {
+		g.outputLen = n
 		if n < 1 || n > maxTokens {
 			return fmt.Errorf("load: WithOutputLen(%d): want 1 to %d tokens", n, maxTokens)
 		}
-		if g.outputLen != 0 && g.outputLen != n {
-			return fmt.Errorf("load: output length is set to both %d and %d: want one of WithOutputLen and max_new_tokens in WithSampling", g.outputLen, n)
-		}
-		g.outputLen = n
 		return nil
 	}
 }
@@ -104,17 +102,8 @@ func WithOutputLen(n int) GeneratorOption {
 // is the same as [WithOutputLen]. Default: none.
 func WithSampling(p SamplingParams) GeneratorOption {
 	return func(g *RequestGenerator) error {
-		if err := p.Validate(); err != nil {
-			return err
-		}
-		if n := p.MaxNewTokens; n != nil {
-			if err := WithOutputLen(*n)(g); err != nil {
-				return err
-			}
-			p.MaxNewTokens = nil
-		}
-		g.sampling = p
-		return nil
+		g.sampling = &p
+		return p.Validate()
 	}
 }
 
@@ -137,7 +126,7 @@ func NewRequestGenerator(ds Dataset, opts ...GeneratorOption) (*RequestGenerator
 		faults = append(faults, errors.New("load: request generator: no arrival process: use WithArrivals with AllAtOnce, Constant, Poisson or TraceTimes"))
 	}
 	if len(faults) == 0 {
-		faults = append(faults, g.checkEnd())
+		faults = append(faults, g.checkEnd(), g.settleOutputLen())
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -168,6 +157,33 @@ func (g *RequestGenerator) checkEnd() error {
 	return nil
 }
 
+// settleOutputLen moves the sampling parameters' output length to where there is only one.
+func (g *RequestGenerator) settleOutputLen() error {
+	if g.sampling == nil {
+		return nil
+	}
+	p := *g.sampling
+	if n := p.MaxNewTokens; n != nil {
+		if g.outputLen != 0 && g.outputLen != *n {
+			return fmt.Errorf("load: request generator: WithOutputLen(%d) and WithSampling with max_new_tokens %d contradict each other: use one of them", g.outputLen, *n)
+		}
+		if err := WithOutputLen(*n)(g); err != nil {
+			return err
+		}
+		p.MaxNewTokens = nil
+	}
+	g.sampling = orNil(&p)
+	return nil
+}
+
+// orNil returns nil instead of parameters that set nothing.
+func orNil(p *SamplingParams) *SamplingParams {
+	if reflect.ValueOf(p).Elem().IsZero() {
+		return nil
+	}
+	return p
+}
+
 // Labels of the random streams: the second half of the generator's state.
 const (
 	datasetStream  = 0x6461746173657400 // "dataset"
@@ -184,15 +200,18 @@ func (g *RequestGenerator) Requests() iter.Seq2[Request, error] {
 		var id int
 		var last time.Duration // arrival of the request before
 		var clock traceClock
+		var row Row
+		rows := 0
+		failRow := func(err error) { fail(fmt.Errorf("load: %s: %w", g.where(rows, &row), err)) }
 		for pass := 1; ; pass++ {
-			rows := 0
-			for row, err := range g.dataset.Rows(rng) {
+			rows = 0
+			for from, err := range g.dataset.Rows(rng) {
 				if err != nil {
 					fail(err)
 					return
 				}
+				row = from // one variable for all rows: its address goes to the arrival process
 				rows++
-				failRow := func(err error) { fail(fmt.Errorf("load: %s: %w", g.where(rows, &row), err)) }
 				if err := clock.adjust(&row, pass); err != nil {
 					failRow(err)
 					return
@@ -248,7 +267,7 @@ func (g *RequestGenerator) passEnd(rows, requests int, last time.Duration, clock
 		return fmt.Errorf("load: dataset %s has %d rows, fewer than the %d of WithLimit: lower the limit or use WithRepeat", name, rows, g.limit)
 	case !g.repeat && g.duration > 0:
 		return fmt.Errorf("load: dataset %s ends after %d rows, the last of which arrives at %v, before the end of WithDuration(%v): shorten the duration or use WithRepeat", name, rows, last, g.duration)
-	case g.repeat && g.arrivals.Rate() == 0 && !clock.repeatable():
+	case g.repeat && g.arrivals.Rate() == 0 && clock.rows > 0 && !clock.repeatable():
 		return fmt.Errorf("load: dataset %s cannot be repeated at its own times: its %d rows span no time, so there is no mean gap", name, requests)
 	}
 	return nil
@@ -361,19 +380,17 @@ func (g *RequestGenerator) output(row *Row) (int, error) {
 
 // samplingOf returns the parameters of a request, without MaxNewTokens, which the output length says; nil if none are set.
 func (g *RequestGenerator) samplingOf(row *Row, outputLen int) (*SamplingParams, error) {
-	p := &g.sampling
+	p := g.sampling
 	if row.Sampling != nil {
-		p = p.Merge(row.Sampling)
-		p.MaxNewTokens = nil
-		if err := p.Validate(); err != nil {
+		merged := p.Merge(row.Sampling)
+		merged.MaxNewTokens = nil
+		if err := oneLine(merged.faults()...); err != nil {
 			return nil, err
 		}
+		p = orNil(merged)
 	}
-	if p.MinNewTokens != nil && *p.MinNewTokens > outputLen {
+	if p != nil && p.MinNewTokens != nil && *p.MinNewTokens > outputLen {
 		return nil, fmt.Errorf("min_new_tokens %d is more than the output length %d", *p.MinNewTokens, outputLen)
-	}
-	if reflect.ValueOf(p).Elem().IsZero() {
-		return nil, nil
 	}
 	return p, nil
 }

@@ -23,7 +23,7 @@ import (
 //	segments   tokens by name, [{"stream": 7, "offset": 0, "length": 512}]; see [Segment]
 //	input_len  the length alone, tokens ≥ 1; the generator makes up a prompt that shares no prefix with any other
 //
-// With prompt or messages, input_len may be given as well, if the length is known. All other keys are optional:
+// Beside one of the others, input_len states the prompt's length, if it is known. All other keys are optional:
 //
 //	output_len       tokens to generate, ≥ 1; sampling_params.max_new_tokens means the same
 //	arrival          seconds, ≥ 0, not below the line before; for [TraceTimes]
@@ -67,7 +67,7 @@ func parseJSONLines(r io.Reader, path string, yield func(Row, error) bool) {
 }
 
 type jsonLine struct {
-	Prompt         string            `json:"prompt"`
+	Prompt         *string           `json:"prompt"`
 	InputIDs       []int32           `json:"input_ids"`
 	Messages       []json.RawMessage `json:"messages"`
 	Segments       []json.RawMessage `json:"segments"`
@@ -90,10 +90,36 @@ func parseJSONLine(text []byte) (Row, error) {
 	if err := decodeObject(text, &l, lineKeys); err != nil {
 		return Row{}, err
 	}
-	row := Row{Prompt: Prompt{Text: l.Prompt, TokenIDs: l.InputIDs}, Sampling: l.SamplingParams, Conversation: l.Conversation, Turn: l.Turn}
+	row := Row{Prompt: Prompt{TokenIDs: l.InputIDs}, Sampling: l.SamplingParams, Conversation: l.Conversation, Turn: l.Turn}
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 
+	given := 0
+	for _, form := range []struct {
+		key          string
+		there, empty bool
+	}{
+		{"prompt", l.Prompt != nil, l.Prompt != nil && *l.Prompt == ""},
+		{"input_ids", l.InputIDs != nil, len(l.InputIDs) == 0},
+		{"messages", l.Messages != nil, len(l.Messages) == 0},
+		{"segments", l.Segments != nil, len(l.Segments) == 0},
+	} {
+		if form.there {
+			given++
+			if form.empty {
+				fault("%s is empty", form.key)
+			}
+		}
+	}
+	switch {
+	case given > 1:
+		fault("more than one of prompt, input_ids, messages and segments: want one")
+	case given == 0 && l.InputLen == nil:
+		fault("no prompt: want one of prompt, input_ids, messages, segments and input_len")
+	}
+	if l.Prompt != nil {
+		row.Prompt.Text = *l.Prompt
+	}
 	for i, raw := range l.Messages {
 		var m Message
 		if err := decodeObject(raw, &m, messageKeys); err != nil {
@@ -129,12 +155,6 @@ func parseJSONLine(text []byte) (Row, error) {
 	}
 	row.InputLen = length("input_len", l.InputLen)
 	row.OutputLen = length("output_len", l.OutputLen)
-	switch forms := row.Prompt.forms(); {
-	case forms > 1:
-		fault("more than one of prompt, input_ids, messages and segments: want one")
-	case forms == 0 && l.InputLen == nil:
-		fault("no prompt: want one of prompt, input_ids, messages, segments and input_len, not empty")
-	}
 	if l.Arrival != nil {
 		at, err := offsetOf(*l.Arrival)
 		if err != nil {

@@ -169,9 +169,17 @@ func (p *SamplingParams) constraints() int {
 // Validate reports all values that SGLang would refuse, joined into one error, each with its JSON name and the
 // valid range. The ranges are those of SamplingParams.verify in SGLang.
 func (p *SamplingParams) Validate() error {
+	faults := p.faults()
+	for i, err := range faults {
+		faults[i] = fmt.Errorf("load: %w", err)
+	}
+	return errors.Join(faults...)
+}
+
+func (p *SamplingParams) faults() []error {
 	var faults []error
 	fault := func(name string, value any, want string) {
-		faults = append(faults, fmt.Errorf("load: sampling parameter %s = %v: want %s", name, value, want))
+		faults = append(faults, fmt.Errorf("sampling parameter %s = %v: want %s", name, value, want))
 	}
 	integer := func(name string, v *int, atLeast int) {
 		if v != nil && *v < atLeast {
@@ -207,7 +215,7 @@ func (p *SamplingParams) Validate() error {
 	number("repetition_penalty", p.RepetitionPenalty, func(v float64) bool { return v > 0 && v <= 2 }, "in (0, 2]")
 	integer("n", p.N, 1)
 	if n := p.constraints(); n > 1 {
-		faults = append(faults, fmt.Errorf("load: sampling parameters set %d of json_schema, regex, ebnf and structural_tag: want at most one", n))
+		faults = append(faults, fmt.Errorf("sampling parameters set %d of json_schema, regex, ebnf and structural_tag: want at most one", n))
 	}
 	integer("stream_interval", p.StreamInterval, 1)
 	for _, id := range sortedKeys(p.LogitBias) {
@@ -224,7 +232,7 @@ func (p *SamplingParams) Validate() error {
 			fault(f.name, string(f.raw), "a JSON object")
 		}
 	}
-	return errors.Join(faults...)
+	return faults
 }
 
 func sortedKeys[V any](m map[int32]V) []int32 {
