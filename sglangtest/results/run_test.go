@@ -19,9 +19,10 @@ import (
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
-// The pace of TestKilledWriter's child, and how long it writes before it is killed.
+// The pace of TestKilledWriter's child, and how long it writes before it is killed. At this pace it is the
+// interval that makes it flush, not the size of what waits.
 const (
-	childPace = 2 * time.Millisecond
+	childPace = 5 * time.Millisecond
 	childTime = 1600 * time.Millisecond
 )
 
@@ -38,7 +39,7 @@ func writeUntilKilled(dir string) {
 	ticker := time.NewTicker(childPace)
 	for id := 0; ; id++ {
 		<-ticker.C
-		r := benchResult()
+		r := sampleResult()
 		r.ID = id
 		w.Arrived(&load.Request{ID: id, Arrival: time.Duration(id)})
 		if id%10 != 9 {
@@ -94,7 +95,7 @@ func TestKilledWriter(t *testing.T) {
 	}
 	require.True(t, run.Ended.IsZero())
 	stored := make(map[int]bool)
-	want := benchResult()
+	want := sampleResult()
 	for r, err := range run.Requests() {
 		require.NoError(t, err)
 		want.ID = r.ID
