@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -179,7 +180,11 @@ func (c *Collector) windowParams(ws []Window) {
 func WriteWindows(w io.Writer, ws []Window) error {
 	var sb strings.Builder
 	t := tabwriter.NewWriter(&sb, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\tout tok/s\tTTFT p50 ms\tin flight\trun avg/max\twait avg/max\t  parameters in force")
+	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\tout tok/s\tTTFT p50 ms\tin flight\trun avg/max\twait avg/max\t  changed parameters")
+	// Milliseconds are exact enough, and most windows begin and end at whole seconds.
+	seconds := func(d time.Duration) string {
+		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64)
+	}
 	gauge := func(g *Gauge) string {
 		if g == nil {
 			return "-"
@@ -198,7 +203,7 @@ func WriteWindows(w io.Writer, ws []Window) error {
 				ttft = "failed"
 			}
 		}
-		fmt.Fprintf(t, "%g\t%g\t%d\t%d\t%d\t%.1f\t%s\t%.2f\t%s\t%s\t  %s\n", x.From.Seconds(), x.To.Seconds(), x.Arrivals, x.Completions,
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%.2f\t%s\t%s\t  %s\n", seconds(x.From), seconds(x.To), x.Arrivals, x.Completions,
 			x.Failures, x.OutputTokensPerS, ttft, x.InFlightMean, gauge(x.Running), gauge(x.Waiting), strings.Join(params, " "))
 	}
 	if err := t.Flush(); err != nil {

@@ -37,7 +37,7 @@ func number(t testing.TB, s string) float64 {
 
 type traced struct {
 	req               Request
-	sent, first, last time.Duration
+	sent              time.Duration
 	wantTTFT, wantE2E float64 // seconds
 	gotFirst, gotLast time.Duration
 }
