@@ -157,7 +157,13 @@ func (w *playback) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		return http.ReadResponse(bufio.NewReader(bytes.NewReader(data)), req)
+		head, body, _ := bytes.Cut(data, []byte("\r\n\r\n"))
+		resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(append(head, "\r\n\r\n"...))), req)
+		if err != nil {
+			return nil, err
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(body)) // its length is not the recorded one where paths were replaced
+		return resp, nil
 	}
 	return &http.Response{StatusCode: a.status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(a.body)), Request: req}, nil
 }
