@@ -101,16 +101,19 @@ func (s *Server) setInternalState(ctx context.Context, key string, value int) (b
 func (s *Server) FlushCache(ctx context.Context) error {
 	tick := time.NewTicker(flushInterval)
 	defer tick.Stop()
+	var busy error // the last refusal
 	for {
 		err := s.client.call(ctx, http.MethodPost, "/flush_cache", nil, nil)
 		var status *StatusError
-		if !errors.As(err, &status) || status.Status != http.StatusBadRequest {
+		if errors.As(err, &status) && status.Status == http.StatusBadRequest {
+			busy = err
+		} else if err == nil || busy == nil || ctx.Err() == nil {
 			return s.wrap("flush cache", err)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return s.wrap("flush cache", fmt.Errorf("the server did not become idle: %w: %w", err, context.Cause(ctx)))
+			return s.wrap("flush cache", fmt.Errorf("the server did not become idle: %w: %w", busy, context.Cause(ctx)))
 		}
 	}
 }

@@ -46,7 +46,9 @@ func TestUpdateParamRanks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newPlayback(t).tiny()
+			w.on("GET /server_info", answer{status: 200, body: tinyInfo(64, 64)})
 			s := launch(t, newManager(t, launches(newInstance()), w), Config{})
+			require.Equal(t, 2, s.Info().DPSize)
 			w.on("POST /set_internal_state", answer{status: 200, body: c.taken}).on("GET /server_info", answer{status: 200, body: c.info})
 			u, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 8)
 			if c.want != "" {

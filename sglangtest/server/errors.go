@@ -75,10 +75,14 @@ type StatusError struct {
 }
 
 func (e *StatusError) Error() string {
-	if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
-		return fmt.Sprintf("%s %s: HTTP status %d: %s: set the server's key with WithAPIKey", e.Method, e.Path, e.Status, e.Body)
+	text := fmt.Sprintf("%s %s: HTTP status %d", e.Method, e.Path, e.Status)
+	if e.Body != "" {
+		text += ": " + e.Body
 	}
-	return fmt.Sprintf("%s %s: HTTP status %d: %s", e.Method, e.Path, e.Status, e.Body)
+	if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
+		text += ": set the server's key with WithAPIKey"
+	}
+	return text
 }
 
 // A noAnswerError says that a call got no answer.

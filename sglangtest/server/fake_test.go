@@ -87,6 +87,7 @@ type answer struct {
 	file   string        // a recording, instead of status and body
 	after  time.Duration // how long it takes
 	err    error         // the connection broke
+	during func()        // what happens before it is given
 }
 
 type call struct {
@@ -148,6 +149,9 @@ func (w *playback) RoundTrip(req *http.Request) (*http.Response, error) {
 		case <-req.Context().Done():
 			return nil, context.Cause(req.Context())
 		}
+	}
+	if a.during != nil {
+		a.during()
 	}
 	if a.err != nil {
 		return nil, a.err

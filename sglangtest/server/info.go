@@ -20,7 +20,7 @@ type Info struct {
 	ServedModelName    string // the name for the OpenAI routes
 	ContextLength      int    // tokens of prompt and output together
 	MaxInputLen        int    // longest prompt in tokens
-	MaxTotalTokens     int    // KV pool in tokens
+	MaxTotalTokens     int    // KV pool in tokens, of each data-parallel rank
 	MaxRunningRequests int    // limit at start-up, for each data-parallel rank; the largest that can be set
 	DPSize             int    // data-parallel ranks
 
@@ -104,7 +104,8 @@ func (s *Server) identify(ctx context.Context) error {
 		Version: info.Version, ModelPath: modelPath, ServedModelName: info.ServedModelName, MaxInputLen: info.MaxReqInputLen,
 		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: s.simulation(raw),
 	}
-	if len(info.InternalStates) > 0 {
+	if len(info.InternalStates) > 0 { // one for each rank, also of those of --attn-dp-size, which dp_size does not count
+		s.info.DPSize = len(info.InternalStates)
 		s.info.MaxRunningRequests, s.limit = info.InternalStates[0].Effective, info.InternalStates[0].Limit
 	}
 	if len(models.Data) > 0 {
@@ -155,6 +156,10 @@ func (s *Server) checkConfig(cfg Config) error {
 		} else if !reflect.DeepEqual(want, has[key]) {
 			faults = append(faults, fmt.Errorf("%s: the running server has %v, not %v", key, has[key], want))
 		}
+	}
+	if cfg.MaxRunningRequests > 0 && s.limit > 0 && s.limit < s.info.MaxRunningRequests && s.raw["pp_size"] == 1.0 {
+		faults = append(faults, fmt.Errorf("max_running_requests: the limit in force at the running server is only %d: "+
+			"leave this setting out and use UpdateParam", s.limit))
 	}
 	if len(faults) > 0 {
 		return fmt.Errorf("the server already runs and its settings differ from the config:\n%w", errors.Join(faults...))

@@ -91,8 +91,8 @@ func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
 }
 
 // Launch starts a server and returns when it is ready to serve and has turned out to be SGLang. A fixed port that
-// is in use is refused at once ([PortInUseError]). If Launch fails, nothing of the server is left; the error says
-// what was being waited for ([NotReadyError]), why the server ended, or what it is instead ([NotSGLangError]).
+// is in use is refused at once ([PortInUseError]). If Launch fails, nothing of the server is left, or the error says so
+// too and StopAll tries again. The error says what was being waited for ([NotReadyError]), why the server ended, or what it is instead ([NotSGLangError]).
 func (m *ServerManager) Launch(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("server: config:\n%w", err)
@@ -124,7 +124,10 @@ func (m *ServerManager) Launch(ctx context.Context, cfg Config) (_ *Server, err 
 	if err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
 		defer cancel()
-		err = errors.Join(fmt.Errorf("server: launch %s: %w", name, err), s.Stop(stopCtx))
+		err = fmt.Errorf("server: launch %s: %w", name, err)
+		if failed := s.Stop(stopCtx); failed != nil {
+			return nil, errors.Join(err, failed)
+		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.servers = slices.DeleteFunc(m.servers, func(other *Server) bool { return other == s })

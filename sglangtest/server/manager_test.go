@@ -205,6 +205,17 @@ func TestStopAll(t *testing.T) {
 	})
 }
 
+func TestFailedLaunchThatCannotBeStopped(t *testing.T) {
+	i := stubborn{newInstance()}
+	m := newManager(t, launches(i), newPlayback(t).on("GET /ready", answer{status: 403}))
+	_, err := m.Launch(context.Background(), Config{})
+	require.EqualError(t, err, "server: launch server-0: GET /ready: HTTP status 403: set the server's key with WithAPIKey\nserver: stop server-0: no permission")
+	require.Len(t, m.Servers(), 1, "it may still run")
+	require.ErrorContains(t, m.StopAll(context.Background()), "no permission")
+	i.end(nil)
+	<-m.Servers()[0].Exited()
+}
+
 func TestConcurrentUse(t *testing.T) {
 	m := newManager(t, launcherFunc(func(context.Context, Spec) (Instance, error) { return newInstance(), nil }), newPlayback(t).tiny().on("GET /v1/loads", answer{status: 200, body: `{"loads":[{}]}`}))
 	done := make(chan string)

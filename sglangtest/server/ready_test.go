@@ -53,13 +53,13 @@ func TestReadyTimeout(t *testing.T) {
 		want    string
 	}{
 		"paused": {map[string]answer{"GET /ready": {status: 503}},
-			"server: launch server-0: not ready: waited for /ready (503 while the server starts, ends or is paused); last: GET /ready: HTTP status 503: ; ended by the time-out of 1s: context deadline exceeded"},
+			"server: launch server-0: not ready: waited for /ready (503 while the server starts, ends or is paused); last: GET /ready: HTTP status 503; ended by the time-out of 1s: context deadline exceeded"},
 		"nothing listens": {map[string]answer{"GET /ready": {err: errors.New("connection refused")}},
 			"server: launch server-0: not ready: waited for /ready (503 while the server starts, ends or is paused); last: GET /ready: connection refused; ended by the time-out of 1s: context deadline exceeded"},
 		"hangs": {map[string]answer{"GET /ready": {after: time.Hour}},
 			"server: launch server-0: not ready: waited for /ready (503 while the server starts, ends or is paused); last: no answer yet; ended by the time-out of 1s: context deadline exceeded"},
 		"warm-up goes on": {map[string]answer{"GET /ready": {status: 404}, "GET /health": {status: 503}},
-			"server: launch server-0: not ready: waited for /health (503 while the server starts or ends; this SGLang has no /ready); last: GET /health: HTTP status 503: ; ended by the time-out of 1s: context deadline exceeded"},
+			"server: launch server-0: not ready: waited for /health (503 while the server starts or ends; this SGLang has no /ready); last: GET /health: HTTP status 503; ended by the time-out of 1s: context deadline exceeded"},
 		"facts hang": {map[string]answer{"GET /server_info": {after: time.Hour}},
 			"server: launch server-0: not ready: waited for /ready (503 while the server starts, ends or is paused); last: no answer yet; ended by the time-out of 1s: context deadline exceeded"},
 	} {
@@ -105,17 +105,17 @@ func TestLaunchCanceled(t *testing.T) {
 
 func TestEndWhileWaitedFor(t *testing.T) {
 	crash := errors.New("exit status 1: CUDA out of memory")
-	for name, c := range map[string]struct{ answers map[string]answer }{
-		"refused":         {map[string]answer{"GET /ready": {err: errors.New("connection refused")}}},
-		"no answer":       {map[string]answer{"GET /ready": {after: time.Hour}}},
-		"slow health":     {map[string]answer{"GET /ready": {status: 404}, "GET /health": {after: time.Hour}}},
-		"reading facts":   {map[string]answer{"GET /server_info": {after: time.Hour}}},
-		"facts and crash": {map[string]answer{"GET /v1/models": {after: 250 * ms, err: errBroken}}},
+	for name, answers := range map[string]map[string]answer{
+		"refused":         {"GET /ready": {err: errors.New("connection refused")}},
+		"no answer":       {"GET /ready": {after: time.Hour}},
+		"slow health":     {"GET /ready": {status: 404}, "GET /health": {after: time.Hour}},
+		"reading facts":   {"GET /server_info": {after: time.Hour}},
+		"facts and crash": {"GET /v1/models": {after: 250 * ms, err: errBroken}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newPlayback(t).tiny()
-				for what, a := range c.answers {
+				for what, a := range answers {
 					w.on(what, a)
 				}
 				i, seen := newInstance(), &events{}
@@ -134,19 +134,14 @@ func TestEndWhileWaitedFor(t *testing.T) {
 	}
 	t.Run("between the last answer and the end of the launch", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			i := newInstance()
-			w := newPlayback(t).tiny()
-			w.on("GET /v1/models", answer{after: time.Second, status: 200, body: `{}`})
-			time.AfterFunc(time.Second, func() { i.end(crash) }) // in the same moment as the answer
-			m := newManager(t, launches(i), w)
-			s, err := m.Launch(context.Background(), Config{})
-			if err == nil { // the answer won: then the end is noticed as that of a ready server
-				<-s.Exited()
-				require.Equal(t, StateFailed, s.State())
-				require.Equal(t, crash, s.Err())
-				return
-			}
-			require.ErrorIs(t, err, crash)
+			i, seen := newInstance(), &events{}
+			w := newPlayback(t).tiny().on("GET /v1/models", answer{status: 200, body: `{}`, during: func() {
+				i.end(crash)
+				synctest.Wait() // the end has been noted, and the answer comes all the same
+			}})
+			_, err := newManager(t, launches(i), w, WithEvents(seen.add)).Launch(context.Background(), Config{})
+			require.EqualError(t, err, "server: launch server-0: the server has ended: "+crash.Error())
+			require.Equal(t, []string{"server-0 state starting", "server-0 state failed"}, seen.all())
 		})
 	})
 }

@@ -154,6 +154,11 @@ func TestRecordedFlushCache(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Len(t, w.made("POST /flush_cache"), 3+4)
 
+		w.on("POST /flush_cache", busy, answer{after: time.Hour})
+		ctx, cancel = context.WithTimeout(context.Background(), 350*ms)
+		defer cancel()
+		require.ErrorContains(t, s.FlushCache(ctx), "the server did not become idle", "also if the last try got no answer")
+
 		w.on("POST /flush_cache", answer{status: http.StatusUnauthorized, body: `{"error":"Unauthorized"}`})
 		require.ErrorContains(t, s.FlushCache(context.Background()), "HTTP status 401: Unauthorized: set the server's key with WithAPIKey")
 	})
@@ -170,4 +175,18 @@ func TestRecordedAbort(t *testing.T) {
 		require.JSONEq(t, `{"rid":"r-1"}`, calls[0].body)
 		require.JSONEq(t, `{"rid":"","abort_all":true}`, calls[1].body)
 	})
+}
+
+// A limit that an earlier experiment left behind would cap the next one.
+func TestRecordedLoweredLimit(t *testing.T) {
+	for _, v := range versions {
+		t.Run(v.name, func(t *testing.T) {
+			w := newPlayback(t).record(v.name, v.hasReady).on("GET /server_info", recording(t, v.name, "server_info_after_set"))
+			m := newManager(t, Attach("http://recorded"), w)
+			_, err := m.Launch(context.Background(), Config{MaxRunningRequests: 64})
+			require.ErrorContains(t, err, "max_running_requests: the limit in force at the running server is only 4: leave this setting out and use UpdateParam")
+			s := launch(t, m, Config{})
+			require.Equal(t, 64, s.Info().MaxRunningRequests)
+		})
+	}
 }
