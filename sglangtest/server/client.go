@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -15,12 +17,12 @@ import (
 )
 
 const (
-	callTimeout = 30 * time.Second // of one control call; /server_info waits behind a step of the scheduler
+	callTimeout = 30 * time.Second // of one call, all its tries together; /server_info waits behind a step, /health 20 s
 	maxAnswer   = 16 << 20
 )
 
 // A client makes control calls. Every call that this package makes may be made twice without harm, so a call whose
-// connection broke is made again, a few times and visibly; an answer, whatever it says, is taken as it is.
+// connection broke before an answer is made again, a few times and visibly; an answer, whatever it says, is taken as it is.
 type client struct {
 	base    string
 	apiKey  string
@@ -28,13 +30,16 @@ type client struct {
 	careful *retryablehttp.Client
 }
 
-func newClient(base, apiKey string, onRetry func(message string)) *client {
-	c := &client{base: base, apiKey: apiKey, plain: &http.Client{Transport: &http.Transport{IdleConnTimeout: 4 * time.Second}}}
+func newClient(base, apiKey string, transport http.RoundTripper, onRetry func(message string)) *client {
+	if transport == nil {
+		transport = &http.Transport{IdleConnTimeout: 4 * time.Second} // SGLang closes after 5
+	}
+	c := &client{base: base, apiKey: apiKey, plain: &http.Client{Transport: transport}}
 	c.careful = &retryablehttp.Client{
 		HTTPClient: c.plain, RetryMax: 3, RetryWaitMin: 50 * time.Millisecond, RetryWaitMax: 400 * time.Millisecond,
 		Backoff: retryablehttp.DefaultBackoff, ErrorHandler: retryablehttp.PassthroughErrorHandler,
 		CheckRetry: func(ctx context.Context, _ *http.Response, err error) (bool, error) {
-			return err != nil && ctx.Err() == nil, ctx.Err()
+			return err != nil && ctx.Err() == nil, nil
 		},
 		RequestLogHook: func(_ retryablehttp.Logger, r *http.Request, attempt int) {
 			if attempt > 0 {
@@ -71,49 +76,54 @@ func (c *client) request(ctx context.Context, method, path string, body any) (*h
 }
 
 // call makes a control call and decodes the answer into the value that into points to, unless that is nil.
-// A status other than 200 is a *StatusError.
+// A status other than 200 is a *StatusError, no answer a *noAnswerError.
 func (c *client) call(ctx context.Context, method, path string, body, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	return c.do(ctx, method, path, body, into, func(req *http.Request) (*http.Response, error) {
+		again, err := retryablehttp.FromRequest(req)
+		if err != nil {
+			return nil, err
+		}
+		return c.careful.Do(again)
+	})
+}
+
+// once is like call, with a single try.
+func (c *client) once(ctx context.Context, method, path string, into any) error {
+	return c.do(ctx, method, path, nil, into, c.plain.Do)
+}
+
+func (c *client) do(ctx context.Context, method, path string, body, into any, send func(*http.Request) (*http.Response, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("not within %v: %w", callTimeout, context.DeadlineExceeded))
 	defer cancel()
 	req, err := c.request(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
-	again, err := retryablehttp.FromRequest(req)
-	if err != nil {
-		return err
+	var data []byte
+	resp, err := send(req)
+	if err == nil {
+		defer resp.Body.Close()
+		data, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	}
-	resp, err := c.careful.Do(again)
-	return answer(req, resp, err, into)
-}
-
-// once is like call, with a single try.
-func (c *client) once(ctx context.Context, method, path string, into any) error {
-	req, err := c.request(ctx, method, path, nil)
 	if err != nil {
-		return err
-	}
-	resp, err := c.plain.Do(req)
-	return answer(req, resp, err, into)
-}
-
-func answer(req *http.Request, resp *http.Response, err error, into any) error {
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err)
+		var outer *url.Error // says method and URL again
+		if errors.As(err, &outer) {
+			err = outer.Err
+		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return &noAnswerError{method, path, err}
 	}
 	if resp.StatusCode != http.StatusOK {
-		return &StatusError{Method: req.Method, Path: req.URL.Path, Status: resp.StatusCode, Body: wire.ErrorMessage(data[:min(len(data), 500)])}
+		message := wire.ErrorMessage(data)
+		return &StatusError{Method: method, Path: path, Status: resp.StatusCode, Body: message[:min(len(message), 500)]}
 	}
 	if into == nil {
 		return nil
 	}
 	if err := json.Unmarshal(data, into); err != nil {
-		return fmt.Errorf("%s %s: the answer is not what SGLang sends: %w", req.Method, req.URL.Path, err)
+		return fmt.Errorf("%s %s: the answer is not what SGLang sends: %w", method, path, err)
 	}
 	return nil
 }

@@ -13,11 +13,8 @@ import (
 // stock SGLang server can change while it runs.
 const ParamMaxRunningRequests = "max_running_requests"
 
-// The names of that limit on the wire, the second for servers before 0.5.4.
-const (
-	limitKey    = "pp_max_micro_batch_size"
-	oldLimitKey = "max_micro_batch_size"
-)
+// limitKey is the name of that limit on the wire, from 0.5.4 on.
+const limitKey = "pp_max_micro_batch_size"
 
 // flushInterval is the time between two tries to flush the cache of a busy server.
 const flushInterval = 100 * time.Millisecond
@@ -26,8 +23,8 @@ const flushInterval = 100 * time.Millisecond
 type ParamUpdate struct {
 	Name      string
 	Value     int
-	Previous  int    // 0 if it was not known
-	ReadBack  int    // what the server says after the change
+	Previous  int    // what the server said last; 0 if not known
+	ReadBack  int    // what the server says after the change; if its data-parallel ranks differ, one that is not Value
 	Mechanism string // such as "set_internal_state pp_max_micro_batch_size"
 	Asked     time.Time
 	// Accepted is when the server had confirmed the change. The scheduler makes it between two iterations, so from
@@ -39,8 +36,8 @@ type ParamUpdate struct {
 }
 
 // UpdateParam changes a parameter of the running server and reads it back. The one name is
-// [ParamMaxRunningRequests], with values from 1 to Info.MaxRunningRequests, for each data-parallel rank. What
-// cannot be done is refused beforehand with a [ParamError].
+// [ParamMaxRunningRequests], with values from 1 to Info.MaxRunningRequests, for each data-parallel rank (and, with
+// pipeline parallelism, each micro-batch). What cannot be done, or turns out not to have been, is a [ParamError].
 func (s *Server) UpdateParam(ctx context.Context, name string, value int) (ParamUpdate, error) {
 	u := ParamUpdate{Name: name, Value: value}
 	if name != ParamMaxRunningRequests {
@@ -56,34 +53,39 @@ func (s *Server) UpdateParam(ctx context.Context, name string, value int) (Param
 	if most > 0 && value > most {
 		return u, &ParamError{name, value, fmt.Sprintf("the limit at start-up is %d and cannot be exceeded; start the server with a larger max_running_requests", most)}
 	}
+	s.setLimit(0) // not known until it has been read back
 	u.Asked = time.Now()
-	key := limitKey
-	done, err := s.setInternalState(ctx, key, value)
-	if err == nil && !done {
-		key = oldLimitKey
-		done, err = s.setInternalState(ctx, key, value)
-	}
+	done, err := s.setInternalState(ctx, limitKey, value)
 	if err != nil {
 		return u, fmt.Errorf("server: %s: set %s: %w", s.name, name, err)
 	}
 	if !done {
+		s.setLimit(u.Previous)
 		return u, &ParamError{name, value, "the server refused it (its log says why)"}
 	}
 	u.Accepted = time.Now()
-	u.Mechanism = "set_internal_state " + key
+	u.Mechanism = "set_internal_state " + limitKey
 	var info serverInfo
 	if err := s.readInfo(ctx, &info); err != nil {
 		return u, fmt.Errorf("server: %s: read back %s: %w", s.name, name, err)
 	}
 	u.Verified = time.Now()
-	u.ReadBack = info.limit()
-	if key == limitKey && u.ReadBack != value {
+	for _, u.ReadBack = range info.limits() {
+		if u.ReadBack != value {
+			break
+		}
+	}
+	s.setLimit(u.ReadBack)
+	if u.ReadBack != value {
 		return u, &ParamError{name, value, fmt.Sprintf("the server confirmed it but then says %d", u.ReadBack)}
 	}
-	s.mu.Lock()
-	s.limit = value
-	s.mu.Unlock()
 	return u, nil
+}
+
+func (s *Server) setLimit(limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = limit
 }
 
 // setInternalState reports whether every data-parallel rank took the value. SGLang answers 200 with a list of
@@ -99,16 +101,19 @@ func (s *Server) setInternalState(ctx context.Context, key string, value int) (b
 func (s *Server) FlushCache(ctx context.Context) error {
 	tick := time.NewTicker(flushInterval)
 	defer tick.Stop()
+	var busy error // the last refusal
 	for {
 		err := s.client.call(ctx, http.MethodPost, "/flush_cache", nil, nil)
 		var status *StatusError
-		if !errors.As(err, &status) || status.Status != http.StatusBadRequest {
+		if errors.As(err, &status) && status.Status == http.StatusBadRequest {
+			busy = err
+		} else if err == nil || busy == nil || ctx.Err() == nil {
 			return s.wrap("flush cache", err)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return s.wrap("flush cache", fmt.Errorf("the server did not become idle: %w", context.Cause(ctx)))
+			return s.wrap("flush cache", fmt.Errorf("the server did not become idle: %w: %w", busy, context.Cause(ctx)))
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package server
 
-import "fmt"
+import (
+	"fmt"
+	"net/http"
+)
 
 // A PortInUseError says that a server's port is taken. Choose another one, or 0 for a free one.
 type PortInUseError struct {
@@ -26,15 +29,20 @@ type NotReadyError struct {
 }
 
 func (e *NotReadyError) Error() string {
-	return fmt.Sprintf("not ready: waited for %s; last: %s: %v", e.Waiting, e.Last, e.Err)
+	return fmt.Sprintf("not ready: waited for %s; last: %s; ended by %v", e.Waiting, e.Last, e.Err)
 }
 
 func (e *NotReadyError) Unwrap() error { return e.Err }
 
 // An ExitedError says that a server ended while it was needed.
-type ExitedError struct{ Err error }
+type ExitedError struct{ Err error } // Err says why it ended by itself; nil if it was stopped
 
-func (e *ExitedError) Error() string { return fmt.Sprintf("the server has ended: %v", e.Err) }
+func (e *ExitedError) Error() string {
+	if e.Err == nil {
+		return "the server was stopped"
+	}
+	return fmt.Sprintf("the server has ended: %v", e.Err)
+}
 
 func (e *ExitedError) Unwrap() error { return e.Err }
 
@@ -63,9 +71,26 @@ func (e *ParamError) Error() string {
 type StatusError struct {
 	Method, Path string
 	Status       int
-	Body         string // the beginning of it
+	Body         string // the beginning of it, or of the error message in it
 }
 
 func (e *StatusError) Error() string {
-	return fmt.Sprintf("%s %s: HTTP status %d: %s", e.Method, e.Path, e.Status, e.Body)
+	text := fmt.Sprintf("%s %s: HTTP status %d", e.Method, e.Path, e.Status)
+	if e.Body != "" {
+		text += ": " + e.Body
+	}
+	if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
+		text += ": set the server's key with WithAPIKey"
+	}
+	return text
 }
+
+// A noAnswerError says that a call got no answer.
+type noAnswerError struct {
+	method, path string
+	err          error
+}
+
+func (e *noAnswerError) Error() string { return fmt.Sprintf("%s %s: %v", e.method, e.path, e.err) }
+
+func (e *noAnswerError) Unwrap() error { return e.err }

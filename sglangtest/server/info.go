@@ -20,7 +20,7 @@ type Info struct {
 	ServedModelName    string // the name for the OpenAI routes
 	ContextLength      int    // tokens of prompt and output together
 	MaxInputLen        int    // longest prompt in tokens
-	MaxTotalTokens     int    // KV pool in tokens
+	MaxTotalTokens     int    // KV pool in tokens, of each data-parallel rank
 	MaxRunningRequests int    // limit at start-up, for each data-parallel rank; the largest that can be set
 	DPSize             int    // data-parallel ranks
 
@@ -44,31 +44,44 @@ type serverInfo struct {
 	} `json:"internal_states"`
 }
 
-func (i serverInfo) limit() int {
-	if len(i.InternalStates) == 0 {
-		return 0
+// limits returns the running-request limit in force of each data-parallel rank.
+func (i serverInfo) limits() []int {
+	limits := make([]int, len(i.InternalStates))
+	for rank, state := range i.InternalStates {
+		limits[rank] = state.Limit
 	}
-	return i.InternalStates[0].Limit
+	return limits
 }
 
-// identify checks that this is an SGLang server and reads its facts.
-func (s *Server) identify(ctx context.Context) error {
+// recognise checks that this is an SGLang server that generates text, and returns its model's path.
+func (s *Server) recognise(ctx context.Context) (modelPath string, err error) {
 	var model struct {
 		ModelPath    *string `json:"model_path"`
 		IsGeneration *bool   `json:"is_generation"`
 	}
-	err := s.client.call(ctx, http.MethodGet, "/model_info", nil, &model)
+	err = s.client.call(ctx, http.MethodGet, "/model_info", nil, &model)
 	var status *StatusError
-	var syntax *json.SyntaxError
+	var none *noAnswerError
 	switch {
-	case errors.As(err, &status), errors.As(err, &syntax):
-		return &NotSGLangError{URL: s.URL(), Reason: err.Error()}
+	case errors.As(err, &status) && status.Status == http.StatusNotFound:
+		return "", &NotSGLangError{URL: s.URL(), Reason: err.Error() + " (nor has SGLang before about 0.5.6 this route)"}
+	case errors.As(err, &status), errors.As(err, &none):
+		return "", err
 	case err != nil:
-		return err
+		return "", &NotSGLangError{URL: s.URL(), Reason: err.Error()}
 	case model.ModelPath == nil || model.IsGeneration == nil:
-		return &NotSGLangError{URL: s.URL(), Reason: "GET /model_info has no model_path and is_generation"}
+		return "", &NotSGLangError{URL: s.URL(), Reason: "GET /model_info has no model_path and is_generation"}
 	case !*model.IsGeneration:
-		return fmt.Errorf("the model %s does not generate text", *model.ModelPath)
+		return "", fmt.Errorf("the model %s does not generate text", *model.ModelPath)
+	}
+	return *model.ModelPath, nil
+}
+
+// identify checks that this is an SGLang server and reads its facts.
+func (s *Server) identify(ctx context.Context) error {
+	modelPath, err := s.recognise(ctx)
+	if err != nil {
+		return err
 	}
 	var raw map[string]any
 	var info serverInfo
@@ -86,13 +99,14 @@ func (s *Server) identify(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.raw, s.limit = raw, info.limit()
+	s.raw = raw
 	s.info = Info{
-		Version: info.Version, ModelPath: *model.ModelPath, ServedModelName: info.ServedModelName, MaxInputLen: info.MaxReqInputLen,
+		Version: info.Version, ModelPath: modelPath, ServedModelName: info.ServedModelName, MaxInputLen: info.MaxReqInputLen,
 		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: s.simulation(raw),
 	}
-	if len(info.InternalStates) > 0 {
-		s.info.MaxRunningRequests = info.InternalStates[0].Effective
+	if len(info.InternalStates) > 0 { // one for each rank, also of those of --attn-dp-size, which dp_size does not count
+		s.info.DPSize = len(info.InternalStates)
+		s.info.MaxRunningRequests, s.limit = info.InternalStates[0].Effective, info.InternalStates[0].Limit
 	}
 	if len(models.Data) > 0 {
 		s.info.ContextLength = models.Data[0].MaxModelLen
@@ -126,16 +140,26 @@ func (s *Server) checkConfig(cfg Config) error {
 	if err := json.Unmarshal(data, &wanted); err != nil {
 		return err
 	}
+	has := maps.Clone(s.raw)
+	for key, inForce := range map[string]int{"max_running_requests": s.info.MaxRunningRequests, "context_length": s.info.ContextLength} {
+		if has[key] == nil && inForce > 0 { // not set, so the engine chose it
+			has[key] = float64(inForce)
+		}
+	}
 	var faults []error
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
 		want := wanted[key]
 		if key == "gpus" {
 			faults = append(faults, errors.New("gpus: the server already runs, so its GPUs cannot be chosen"))
-		} else if have, ok := s.raw[key]; !ok {
+		} else if has[key] == nil {
 			faults = append(faults, fmt.Errorf("%s: the running server does not tell this setting, so %v cannot be checked", key, want))
-		} else if !reflect.DeepEqual(want, have) {
-			faults = append(faults, fmt.Errorf("%s: the running server has %v, not %v", key, have, want))
+		} else if !reflect.DeepEqual(want, has[key]) {
+			faults = append(faults, fmt.Errorf("%s: the running server has %v, not %v", key, has[key], want))
 		}
+	}
+	if cfg.MaxRunningRequests > 0 && s.limit > 0 && s.limit < s.info.MaxRunningRequests && s.raw["pp_size"] == 1.0 {
+		faults = append(faults, fmt.Errorf("max_running_requests: the limit in force at the running server is only %d: "+
+			"leave this setting out and use UpdateParam", s.limit))
 	}
 	if len(faults) > 0 {
 		return fmt.Errorf("the server already runs and its settings differ from the config:\n%w", errors.Join(faults...))

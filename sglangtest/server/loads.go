@@ -39,7 +39,8 @@ func (s *Server) Loads(ctx context.Context) ([]Load, error) {
 }
 
 // Sampler returns a sampler of the server's load, under the server's name. Counts are sums over the data-parallel
-// ranks, the token usage is their mean. A sample is tried once: a second try would hide a gap.
+// ranks, the token usage is their mean. The throughput is left out where the server does not measure it. A sample is
+// tried once: a second try would hide a gap.
 func (s *Server) Sampler() metrics.Sampler { return sampler{s} }
 
 type sampler struct{ s *Server }
@@ -53,6 +54,9 @@ func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.s.mu.Lock()
+	throughput := p.s.raw["enable_metrics"] == true || p.s.info.Simulation != nil
+	p.s.mu.Unlock()
 	v := map[string]float64{}
 	for _, l := range loads {
 		v[metrics.NumRunning] += float64(l.NumRunning)
@@ -60,7 +64,9 @@ func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 		v[metrics.NumUsedTokens] += float64(l.NumUsedTokens)
 		v[metrics.MaxTokens] += float64(l.MaxTotalTokens)
 		v[metrics.TokenUsage] += l.TokenUsage / float64(len(loads))
-		v[metrics.GenThroughput] += l.GenThroughput
+		if throughput {
+			v[metrics.GenThroughput] += l.GenThroughput
+		}
 	}
 	return v, nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -32,11 +34,13 @@ type ServerManager struct {
 	readyTimeout time.Duration
 	apiKey       string
 	events       func(Event)
+	transport    http.RoundTripper // of tests; nil: a new one for each server
 
 	mu      sync.Mutex
 	servers []*Server
 	named   int
-	ports   map[string]string // host:port given out → server
+	stops   int            // calls of StopAll
+	ports   map[int]string // port given out → server
 }
 
 // An Option configures a [ServerManager].
@@ -53,20 +57,26 @@ func WithReadyTimeout(d time.Duration) Option {
 	}
 }
 
-// WithAPIKey makes control calls carry "Authorization: Bearer key". Calls that change a server need its admin key
-// if it has one.
+// WithAPIKey makes control calls carry "Authorization: Bearer key". A server with an admin key wants that one for
+// the calls that change it; if it has an API key as well, no single key opens both kinds of calls.
 func WithAPIKey(key string) Option {
 	return func(m *ServerManager) error { m.apiKey = key; return nil }
 }
 
 // WithEvents makes f be called for each event, from various goroutines, also concurrently.
 func WithEvents(f func(Event)) Option {
-	return func(m *ServerManager) error { m.events = f; return nil }
+	return func(m *ServerManager) error {
+		if f == nil {
+			return errors.New("events: the function is nil")
+		}
+		m.events = f
+		return nil
+	}
 }
 
 // NewServerManager returns a manager that brings servers up through l. All faults of the options are reported together.
 func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
-	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, ports: map[string]string{}, events: func(Event) {}}
+	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, ports: map[int]string{}, events: func(Event) {}}
 	faults := make([]error, 0, len(opts)+1)
 	if l == nil {
 		faults = append(faults, errors.New("launcher is nil"))
@@ -81,13 +91,13 @@ func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
 }
 
 // Launch starts a server and returns when it is ready to serve and has turned out to be SGLang. A fixed port that
-// is in use is refused at once ([PortInUseError]). If Launch fails, nothing of the server is left; the error says
-// what was being waited for ([NotReadyError]), why the server ended, or what it is instead ([NotSGLangError]).
+// is in use is refused at once ([PortInUseError]). If Launch fails, nothing of the server is left, or the error says so
+// too and StopAll tries again. The error says what was being waited for ([NotReadyError]), why the server ended, or what it is instead ([NotSGLangError]).
 func (m *ServerManager) Launch(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("server: config:\n%w", err)
 	}
-	name, release, err := m.reserve(cfg)
+	name, stops, release, err := m.reserve(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -97,59 +107,76 @@ func (m *ServerManager) Launch(ctx context.Context, cfg Config) (_ *Server, err 
 		return nil, fmt.Errorf("server: launch %s: %w", name, err)
 	}
 	s := newServer(m, name, inst, release)
-	readyCtx, cancel := context.WithTimeout(ctx, m.readyTimeout)
+	m.mu.Lock()
+	m.servers = append(m.servers, s)
+	stopped := m.stops > stops
+	m.mu.Unlock()
+	readyCtx, cancel := context.WithTimeoutCause(ctx, m.readyTimeout, fmt.Errorf("the time-out of %v: %w", m.readyTimeout, context.DeadlineExceeded))
 	defer cancel()
-	err = s.becomeReady(readyCtx)
+	if stopped {
+		err = &ExitedError{}
+	} else {
+		err = s.becomeReady(readyCtx)
+	}
 	if _, running := inst.(*attached); err == nil && running {
 		err = s.checkConfig(cfg)
 	}
 	if err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
 		defer cancel()
-		return nil, errors.Join(fmt.Errorf("server: launch %s: %w", name, err), s.Stop(stopCtx))
+		err = fmt.Errorf("server: launch %s: %w", name, err)
+		if failed := s.Stop(stopCtx); failed != nil {
+			return nil, errors.Join(err, failed)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.servers = slices.DeleteFunc(m.servers, func(other *Server) bool { return other == s })
+		return nil, err
 	}
-	m.mu.Lock()
-	m.servers = append(m.servers, s)
-	m.mu.Unlock()
 	return s, nil
 }
 
-// reserve names a server and gives it its port, if the config fixes one. The returned function gives the port back.
-func (m *ServerManager) reserve(cfg Config) (name string, release func(), err error) {
+// reserve names a server and gives it its port, if the config fixes one. A port is given once, whatever the host:
+// "localhost", "127.0.0.1" and "0.0.0.0" may be one. The returned function gives it back.
+func (m *ServerManager) reserve(cfg Config) (name string, stops int, release func(), err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	name = "server-" + strconv.Itoa(m.named)
 	release = func() {}
 	if _, running := m.launcher.(*attached); cfg.Port != 0 && !running {
 		addr := cfg.address()
-		if other, taken := m.ports[addr]; taken {
-			return "", nil, &PortInUseError{Address: addr, By: other}
+		if other, taken := m.ports[cfg.Port]; taken {
+			return "", 0, nil, &PortInUseError{Address: addr, By: other}
 		}
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			return "", nil, &PortInUseError{Address: addr, Err: err}
+			return "", 0, nil, &PortInUseError{Address: addr, Err: err}
 		}
 		l.Close()
-		m.ports[addr] = name
+		m.ports[cfg.Port] = name
 		release = sync.OnceFunc(func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			delete(m.ports, addr)
+			delete(m.ports, cfg.Port)
 		})
 	}
 	m.named++
-	return name, release, nil
+	return name, m.stops, release, nil
 }
 
-// Servers returns the servers that were launched, in order of launch, stopped ones included.
+// Servers returns the servers in order of launch, those that are starting or have ended included.
 func (m *ServerManager) Servers() []*Server {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return append([]*Server(nil), m.servers...)
+	return slices.Clone(m.servers)
 }
 
-// StopAll stops all servers at once and returns what went wrong with any. It may be called again.
+// StopAll stops all servers at once and returns what went wrong with any. Launches under way fail: each stops its
+// server before it returns. StopAll may be called again, and servers may be launched after it.
 func (m *ServerManager) StopAll(ctx context.Context) error {
+	m.mu.Lock()
+	m.stops++
+	m.mu.Unlock()
 	servers := m.Servers()
 	errs := make([]error, len(servers))
 	var wg sync.WaitGroup

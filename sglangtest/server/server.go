@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +35,8 @@ type Server struct {
 	events  func(Event)
 	release func() // gives the port back
 
-	watched chan struct{} // closed when the end has been noted
+	ended context.Context // over when the end has been noted
+	end   context.CancelFunc
 
 	mu    sync.Mutex
 	state State
@@ -44,38 +46,39 @@ type Server struct {
 }
 
 func newServer(m *ServerManager, name string, inst Instance, release func()) *Server {
-	s := &Server{name: name, inst: inst, events: m.events, release: release, watched: make(chan struct{})}
-	s.client = newClient(inst.URL(), m.apiKey, func(message string) { s.event("retry", message) })
-	s.setState(StateStarting)
+	s := &Server{name: name, inst: inst, events: m.events, release: release}
+	s.ended, s.end = context.WithCancel(context.Background())
+	s.client = newClient(inst.URL(), m.apiKey, m.transport, func(message string) {
+		s.events(Event{Time: time.Now(), Server: name, Kind: "retry", Message: message})
+	})
+	s.enter(StateStarting, "")
 	go s.watch()
 	return s
 }
 
 // watch notes the end of the server. It ends with the instance, which Stop ends at the latest.
 func (s *Server) watch() {
-	defer close(s.watched)
+	defer s.end()
 	<-s.inst.Exited()
 	s.release()
 	s.client.close()
-	s.mu.Lock()
-	wanted := s.state == StateStopping
-	s.mu.Unlock()
-	if wanted {
-		s.setState(StateStopped)
-	} else {
-		s.setState(StateFailed)
+	if s.inst.Err() != nil || !s.enter(StateStopped, StateStopping) {
+		s.enter(StateFailed, StateStarting, StateReady, StateStopping)
 	}
 }
 
-func (s *Server) setState(state State) {
+// enter changes the state, if it is one of from, and reports whether it did.
+func (s *Server) enter(to State, from ...State) bool {
 	s.mu.Lock()
-	s.state = state
+	if !slices.Contains(from, s.state) {
+		s.mu.Unlock()
+		return false
+	}
+	s.state = to
+	at := time.Now()
 	s.mu.Unlock()
-	s.event("state", string(state))
-}
-
-func (s *Server) event(kind, message string) {
-	s.events(Event{Time: time.Now(), Server: s.name, Kind: kind, Message: message})
+	s.events(Event{Time: at, Server: s.name, Kind: "state", Message: string(to)})
+	return true
 }
 
 // Name returns the server's name, unique within its manager.
@@ -99,7 +102,7 @@ func (s *Server) Info() Info {
 }
 
 // Exited is closed when the server has ended, and Err then says why if that was not asked for.
-func (s *Server) Exited() <-chan struct{} { return s.watched }
+func (s *Server) Exited() <-chan struct{} { return s.ended.Done() }
 
 // Err says why the server ended by itself; nil if it has not, or was stopped.
 func (s *Server) Err() error { return s.inst.Err() }
@@ -107,18 +110,11 @@ func (s *Server) Err() error { return s.inst.Err() }
 // Stop ends the server and returns when it has ended; it forces the end when ctx is done. A server that was
 // only attached to goes on. Stop may be called again, and on a server that has ended by itself.
 func (s *Server) Stop(ctx context.Context) error {
-	s.mu.Lock()
-	if s.state == StateStarting || s.state == StateReady {
-		s.state = StateStopping
-		s.mu.Unlock()
-		s.event("state", string(StateStopping))
-	} else {
-		s.mu.Unlock()
-	}
+	s.enter(StateStopping, StateStarting, StateReady)
 	if err := s.inst.Stop(ctx); err != nil {
 		return fmt.Errorf("server: stop %s: %w", s.name, err)
 	}
-	<-s.watched
+	<-s.ended.Done()
 	return nil
 }
 
@@ -128,42 +124,54 @@ func (s *Server) Stop(ctx context.Context) error {
 // /model_info answers from then on, and /health, which generates a token and takes a second, is 503 until the
 // warm-up is over (SGLang entrypoints/http_server.py).
 func (s *Server) becomeReady(ctx context.Context) error {
-	waiting, path := "/ready", "/ready"
+	look, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ended, cancel)() // a server that has ended does not answer
+	path, waiting, last := "/ready", "/ready (503 while the server starts, ends or is paused)", "no answer yet"
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
-		err := s.client.once(ctx, http.MethodGet, path, nil)
+		err := s.client.once(look, http.MethodGet, path, nil)
 		var status *StatusError
-		switch {
-		case err == nil:
-			if err := s.identify(ctx); err != nil {
+		if err == nil {
+			if err = s.identify(look); err == nil {
+				break
+			}
+		} else if path == "/ready" && errors.As(err, &status) && status.Status == http.StatusNotFound {
+			if _, err = s.recognise(look); err == nil { // whatever it is, it has opened its socket
+				path, waiting = "/health", "/health (503 while the server starts or ends; this SGLang has no /ready)"
+				continue
+			}
+		}
+		if look.Err() == nil { // else err is the end of the wait
+			if !passing(err) {
 				return err
 			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.state == StateStarting {
-				s.state = StateReady
-				defer s.event("state", string(StateReady))
-			}
-			return nil
-		case errors.As(err, &status) && status.Status == http.StatusNotFound && path == "/ready":
-			waiting, path = "/health (this server has no /ready)", "/health"
-			if err := s.identify(ctx); err != nil { // whatever it is, it has opened its socket
-				return err
-			}
-			continue
+			last = err.Error()
 		}
 		select {
 		case <-tick.C:
-		case <-s.watched:
+		case <-s.ended.Done():
 			return &ExitedError{Err: s.inst.Err()}
 		case <-ctx.Done():
-			return &NotReadyError{Waiting: waiting, Last: err.Error(), Err: context.Cause(ctx)}
+			return &NotReadyError{Waiting: waiting, Last: last, Err: context.Cause(ctx)}
 		}
 	}
+	if !s.enter(StateReady, StateStarting) {
+		return &ExitedError{Err: s.inst.Err()}
+	}
+	return nil
 }
 
-// Simulation returns what simulates the server's engine; nil if it is real as far as is known.
+// passing reports whether err is of a kind that ends when a server has started: it does not answer, or it answers
+// that it cannot.
+func passing(err error) bool {
+	var none *noAnswerError
+	var status *StatusError
+	return errors.As(err, &none) || errors.As(err, &status) && status.Status >= 500
+}
+
+// simulation returns what simulates the server's engine; nil if it is real as far as is known.
 func (s *Server) simulation(raw map[string]any) *metrics.Simulation {
 	if sim, ok := s.inst.(Simulated); ok {
 		v := sim.Simulation()
