@@ -5,6 +5,7 @@ package refdata
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // TB is the part of testing.TB that this package uses.
@@ -12,6 +13,7 @@ type TB interface {
 	Helper()
 	Skipf(format string, args ...any)
 	Fatalf(format string, args ...any)
+	Cleanup(func())
 }
 
 // EnvDir names the folder of recordings, instead of shared/data beside the repository.
@@ -57,8 +59,8 @@ const (
 	EnvRequireSGLang = "SGLANGTEST_REQUIRE_SGLANG"
 )
 
-// SGLang returns the base URL of a real SGLang server, or skips the test. The server is shared by all tests:
-// what a test changes, it must change back.
+// SGLang returns the base URL of a real SGLang server, or skips the test. Until the test ends no other test, of
+// any package, has the server; what a test changes, it must change back.
 func SGLang(tb TB) string {
 	tb.Helper()
 	url := os.Getenv(EnvSGLang)
@@ -67,6 +69,21 @@ func SGLang(tb TB) string {
 			tb.Fatalf("a real SGLang server is required, but %s is not set", EnvSGLang)
 		}
 		tb.Skipf("no real SGLang server: set %s to the base URL of one", EnvSGLang)
+	}
+	// Tests of several packages run at the same time, and some change the server's limit.
+	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "sglangtest-sglang.lock"), os.O_CREATE|os.O_RDWR, 0o666)
+	if err != nil {
+		tb.Fatalf("refdata: %v", err)
+	}
+	tb.Cleanup(func() { lock.Close() })
+	for {
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
+		if err != syscall.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		tb.Fatalf("refdata: lock the server: %v", err)
 	}
 	return url
 }
