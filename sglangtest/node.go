@@ -224,7 +224,7 @@ func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {
 func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) func(context.Context, load.Clock) error {
 	return func(ctx context.Context, clock load.Clock) error {
 		for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
-			if load.TimerWaiter.WaitUntil(ctx, clock.Time(at.Duration())) != nil {
+			if (load.TimerWaiter{}).WaitUntil(ctx, clock.Time(at.Duration())) != nil {
 				return nil // the run has ended
 			}
 			for _, name := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule[at])) {

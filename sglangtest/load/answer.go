@@ -78,11 +78,14 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 	)
 	text.keep, text.cumulative = s.keepText, s.api == Generate && !s.incremental
 	a.events.Reset(body)
-	at := clock.Now()
+	at := clock.Now() // of the last read that returned anything
 	for readErr == nil {
-		readErr = a.events.Fill()
+		var n int
+		n, readErr = a.events.Fill()
 		now := clock.Now()
-		at = now
+		if n > 0 || readErr == io.EOF || !ended {
+			at = now
+		}
 		for {
 			data, ok := a.events.Next()
 			if !ok {
@@ -149,52 +152,6 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 	}
 }
 
-// counts takes over what an event says of the request as a whole.
-func (r *Result) counts(c *wire.Chunk) {
-	if c.PromptTokens >= 0 {
-		r.PromptTokens = c.PromptTokens
-	}
-	if c.CachedTokens >= 0 {
-		r.CachedTokens = c.CachedTokens
-	}
-	if c.Retractions >= 0 {
-		r.Retractions = c.Retractions
-	}
-	if len(c.Worker) > 0 && string(c.Worker) != "default" && string(c.Worker) != r.Worker {
-		r.Worker = string(c.Worker)
-	}
-}
-
-func (r *Result) finish(c *wire.Chunk) {
-	if c.FinishReason == nil {
-		return
-	}
-	switch string(c.FinishReason) { // no allocation for the usual ones
-	case "length":
-		r.FinishReason = "length"
-	case "stop":
-		r.FinishReason = "stop"
-	default:
-		r.FinishReason = string(c.FinishReason)
-	}
-	if r.FinishReason == "abort" {
-		r.fail(OutcomeAbort, wire.Unquote(c.AbortMessage))
-	}
-}
-
-// judge gives the outcome of an answer that came to its end, unless a failure has been noted.
-func (r *Result) judge(counted bool) {
-	switch {
-	case r.Outcome != "":
-	case !counted:
-		r.fail(OutcomeProtocol, "the answer has no token count (completion_tokens)")
-	case r.FinishReason == "":
-		r.fail(OutcomeProtocol, "the answer has no finish reason")
-	default:
-		r.Outcome = OutcomeOK
-	}
-}
-
 func excerpt(b []byte) string {
 	const most = 200
 	if len(b) > most {
@@ -219,8 +176,10 @@ func (t *textReader) add(c *wire.Chunk) (int, bool) {
 	if !t.cumulative {
 		n := len(c.Reasoning) + len(c.Text)
 		if t.keep && n > 0 {
+			before := t.deltas.Len()
 			t.deltas.WriteString(wire.Unquote(c.Reasoning))
 			t.deltas.WriteString(wire.Unquote(c.Text))
+			n = t.deltas.Len() - before
 		}
 		return n, true
 	}
@@ -236,10 +195,13 @@ func (t *textReader) add(c *wire.Chunk) (int, bool) {
 		copy(t.head[:], c.Text)
 	}
 	grown := max(n-t.length, 0)
-	t.length = n
 	if t.keep {
+		if grown > 0 { // as it is in Go, not in JSON
+			grown = len(wire.Unquote(c.Text[t.length:]))
+		}
 		t.latest = append(t.latest[:0], c.Text...)
 	}
+	t.length = n
 	return grown, true
 }
 

@@ -16,6 +16,18 @@ const (
 	ChatCompletions API = "chat_completions" // POST /v1/chat/completions
 )
 
+func (a API) path() string {
+	switch a {
+	case Generate:
+		return "/generate"
+	case Completions:
+		return "/v1/completions"
+	case ChatCompletions:
+		return "/v1/chat/completions"
+	}
+	return ""
+}
+
 // A Source yields the requests of a workload. [RequestGenerator] is one.
 type Source interface {
 	// Plan reads the whole workload once, in constant memory, and describes it. Any fault of the workload
@@ -59,10 +71,11 @@ type Recorder interface {
 	// Begin is called once, after the warm-up and before the first release. An error ends the run.
 	Begin(ctx context.Context, info Info) error
 	// Arrived is called when a request's time has come, before it waits for a place under a concurrency cap.
-	// One goroutine makes these calls, in order of arrival. The recorder must not keep req.
+	// The calls come one after the other, in order of arrival. The recorder must not keep req.
 	Arrived(req *Request)
 	// Record is called exactly once for each request that arrived, when it has ended. It is called from many
-	// goroutines at once. The recorder must not keep res or modify it.
+	// goroutines at once. The recorder must not keep or modify res, nor keep its Chunks, whose memory is used
+	// again: Chunks.Clone makes a copy to keep.
 	Record(res *Result)
 	// End is called once, after the last Record, whether the run succeeded or not, if Begin succeeded.
 	// Its context is not that of the run and still works if the run was cancelled.

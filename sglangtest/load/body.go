@@ -17,30 +17,54 @@ const (
 	DefaultTokenHigh = 2000
 )
 
-func (a API) path() string {
-	switch a {
-	case Generate:
-		return "/generate"
-	case Completions:
-		return "/v1/completions"
-	case ChatCompletions:
-		return "/v1/chat/completions"
-	}
-	return ""
-}
-
 // openAINames maps SGLang's sampling parameters to the names of the OpenAI routes, where they differ
 // (SGLang 0.5.23, entrypoints/openai/protocol.py).
 var openAINames = map[string]string{"min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+
+// notOnOpenAI lists the sampling parameters of /generate that the OpenAI routes do not know and would ignore
+// (SGLang 0.5.23, entrypoints/openai/protocol.py).
+var notOnOpenAI = []string{"stream_interval", "structural_tag", "beam_width", "spaces_between_special_tokens"}
+
+// CheckSampling reports the parameters of p, which may be nil, that requests on this API cannot carry: those that
+// the route ignores, and more than one answer per request.
+func (a API) CheckSampling(p *SamplingParams) error {
+	if p == nil {
+		return nil
+	}
+	if p.N != nil && *p.N > 1 {
+		return fmt.Errorf("sampling parameter n is %d: a result describes one answer, so n must be 1", *p.N)
+	}
+	if a == Generate {
+		return nil
+	}
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("sampling parameters: %w", err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return fmt.Errorf("sampling parameters: %w", err)
+	}
+	unknown := notOnOpenAI
+	if a == ChatCompletions {
+		unknown = append(slices.Clone(unknown), "json_schema")
+	}
+	for _, name := range unknown {
+		if _, set := fields[name]; set {
+			return fmt.Errorf("sampling parameter %s: %s ignores it", name, a.path())
+		}
+	}
+	return nil
+}
 
 // samplingFields returns the members that p, which may be nil, adds to a request body, each preceded by a comma,
 // in the order of their names. The number of tokens stands apart: it is the request's OutputLen.
 func samplingFields(api API, p *SamplingParams) ([]byte, error) {
 	fields := map[string]json.RawMessage{}
+	if err := api.CheckSampling(p); err != nil {
+		return nil, err
+	}
 	if p != nil {
-		if p.N != nil && *p.N > 1 {
-			return nil, fmt.Errorf("sampling parameter n is %d: a result describes one answer, so n must be 1", *p.N)
-		}
 		raw, err := json.Marshal(p)
 		if err != nil {
 			return nil, fmt.Errorf("sampling parameters: %w", err)

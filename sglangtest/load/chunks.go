@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -54,7 +55,7 @@ func (c Chunks) All() iter.Seq[Chunk] {
 		for b := c.enc; len(b) > 0; {
 			ch, rest, ok := decodeChunk(b, at)
 			if !ok {
-				panic("load: damaged chunk list") // UnmarshalBinary has checked what came from outside
+				panic("load: damaged chunk list") // ChunksFrom has checked what came from outside
 			}
 			if !yield(ch) {
 				return
@@ -83,6 +84,12 @@ func decodeChunk(b []byte, at time.Duration) (ch Chunk, rest []byte, ok bool) {
 		b = b[n:]
 	}
 	return Chunk{At: at + time.Duration(gap), Tokens: int(tokens), TextBytes: int(v >> 2)}, b, true
+}
+
+// Clone returns a copy that shares nothing with c.
+func (c Chunks) Clone() Chunks {
+	c.enc = slices.Clone(c.enc)
+	return c
 }
 
 // Encoded returns the internal encoding, for a recorder that copies it. It must not be modified.

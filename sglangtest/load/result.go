@@ -1,6 +1,10 @@
 package load
 
-import "time"
+import (
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
+)
 
 // An Outcome says how a request ended. The zero value is not an outcome.
 type Outcome string
@@ -38,6 +42,9 @@ func Outcomes() []Outcome {
 	return []Outcome{OutcomeOK, OutcomeHTTP, OutcomeEngine, OutcomeAbort, OutcomeTimeout, OutcomeTruncated, OutcomeRefused,
 		OutcomeReset, OutcomeCancelled, OutcomeProtocol, OutcomeTransport, OutcomeRejected}
 }
+
+// NotReported stands for a count that the server did not give.
+const NotReported = -1
 
 // A Result is what became of one request. All times are offsets from the run's start, and
 // Arrival ≤ Due ≤ Released ≤ Send ≤ Completion.
@@ -81,15 +88,19 @@ type Result struct {
 
 	// InputLen and OutputLen repeat what the request asked for.
 	InputLen, OutputLen int
-	// PromptTokens, OutputTokens and CachedTokens are the server's own counts. OutputTokens of a failed
-	// request counts what had arrived. CachedTokens is 0 if the server did not report it.
-	PromptTokens, OutputTokens, CachedTokens int
-	// Retractions is how often the engine took the request back to its queue (SGLang's num_retractions).
+	// PromptTokens and OutputTokens are the server's own counts. OutputTokens of a failed request counts what
+	// had arrived.
+	PromptTokens, OutputTokens int
+	// CachedTokens is the number of prompt tokens that the server took from its cache, or NotReported: the OpenAI
+	// routes tell only with --enable-cache-report.
+	CachedTokens int
+	// Retractions is how often the engine took the request back to its queue (SGLang's num_retractions), or
+	// NotReported: the OpenAI routes do not tell.
 	Retractions int
 	// FinishReason is the engine's: "stop", "length", "abort", …; empty if none came.
 	FinishReason string
-	// Worker names the server that processed the request, where that is known: the target's name, or the
-	// weight version that the server answered with if that is not SGLang's "default".
+	// Worker names the server that processed the request, where that is known: the target's name, or if it has
+	// none the weight version that the server answered with, unless that is SGLang's "default".
 	Worker string
 	// Chunks lists the events that carried output. It is empty unless Streamed.
 	Chunks Chunks
@@ -111,3 +122,59 @@ func (r *Result) Lateness() time.Duration { return r.Released - r.Due }
 
 // OK reports whether the request succeeded.
 func (r *Result) OK() bool { return r.Outcome == OutcomeOK }
+
+// complete sets Completion, and Send for a request that never left.
+func (r *Result) complete(at time.Duration) {
+	r.Completion = at
+	if !r.Sent {
+		r.Send = at
+	}
+}
+
+func (r *Result) fail(o Outcome, message string) { r.Outcome, r.Message = o, message }
+
+// counts takes over what an event says of the request as a whole.
+func (r *Result) counts(c *wire.Chunk) {
+	if c.PromptTokens >= 0 {
+		r.PromptTokens = c.PromptTokens
+	}
+	if c.CachedTokens >= 0 {
+		r.CachedTokens = c.CachedTokens
+	}
+	if c.Retractions >= 0 {
+		r.Retractions = c.Retractions
+	}
+	if r.Worker == "" && len(c.Worker) > 0 && string(c.Worker) != "default" {
+		r.Worker = string(c.Worker)
+	}
+}
+
+func (r *Result) finish(c *wire.Chunk) {
+	if c.FinishReason == nil {
+		return
+	}
+	switch string(c.FinishReason) { // no allocation for the usual ones
+	case "length":
+		r.FinishReason = "length"
+	case "stop":
+		r.FinishReason = "stop"
+	default:
+		r.FinishReason = string(c.FinishReason)
+	}
+	if r.FinishReason == "abort" {
+		r.fail(OutcomeAbort, wire.Unquote(c.AbortMessage))
+	}
+}
+
+// judge gives the outcome of an answer that came to its end, unless a failure has been noted.
+func (r *Result) judge(counted bool) {
+	switch {
+	case r.Outcome != "":
+	case !counted:
+		r.fail(OutcomeProtocol, "the answer has no token count (completion_tokens)")
+	case r.FinishReason == "":
+		r.fail(OutcomeProtocol, "the answer has no finish reason")
+	default:
+		r.Outcome = OutcomeOK
+	}
+}

@@ -9,8 +9,10 @@ import (
 	"iter"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -107,7 +109,7 @@ func TestRunIsOpenLoop(t *testing.T) {
 			src = append(src, time.Duration(i)*10*ms)
 		}
 		l := newLedger(t)
-		require.NoError(t, Run(t.Context(), src, serviceTime(time.Second), l, WithWaiter(TimerWaiter)))
+		require.NoError(t, Run(t.Context(), src, serviceTime(time.Second), l, WithWaiter(TimerWaiter{})))
 		require.Len(t, l.results, 200)
 		for id, r := range l.results {
 			require.Equal(t, src[id], r.Released)
@@ -121,7 +123,7 @@ func TestRunWithConcurrencyCap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// Ten at once, two places, 100 ms each: request i starts at 100 ms · (i / 2).
 		l := newLedger(t)
-		require.NoError(t, Run(t.Context(), make(arrivalsAt, 10), serviceTime(100*ms), l, WithWaiter(TimerWaiter), WithMaxConcurrency(2)))
+		require.NoError(t, Run(t.Context(), make(arrivalsAt, 10), serviceTime(100*ms), l, WithWaiter(TimerWaiter{}), WithMaxConcurrency(2)))
 		for id, r := range l.results {
 			start := time.Duration(id/2) * 100 * ms
 			require.Equal(t, start, r.Due, id)
@@ -137,7 +139,7 @@ func TestCapThatDoesNotBindIsInvisible(t *testing.T) {
 		// The place is taken when the second arrives at 50 ms, free again at 100 ms; the third finds it free.
 		src := arrivalsAt{0, 50 * ms, 500 * ms}
 		l := newLedger(t)
-		require.NoError(t, Run(t.Context(), src, serviceTime(100*ms), l, WithWaiter(TimerWaiter), WithMaxConcurrency(1)))
+		require.NoError(t, Run(t.Context(), src, serviceTime(100*ms), l, WithWaiter(TimerWaiter{}), WithMaxConcurrency(1)))
 		require.Equal(t, []time.Duration{0, 100 * ms, 500 * ms}, []time.Duration{l.results[0].Due, l.results[1].Due, l.results[2].Due})
 		second := l.results[1]
 		require.Equal(t, 50*ms, second.QueueTime())
@@ -156,7 +158,7 @@ func TestCancelledRunRecordsWhatArrived(t *testing.T) {
 				time.AfterFunc(startLead+250*ms, func() { cancel(why) })
 				src := arrivalsAt{0, 100 * ms, 200 * ms, 300 * ms, 400 * ms}
 				l := newLedger(t)
-				err := Run(ctx, src, serviceTime(time.Hour), l, append(tc.opts, WithWaiter(TimerWaiter))...)
+				err := Run(ctx, src, serviceTime(time.Hour), l, append(tc.opts, WithWaiter(TimerWaiter{}))...)
 				require.ErrorIs(t, err, why)
 				require.True(t, l.ended)
 				require.Equal(t, []int{0, 1, 2}, l.arrived)
@@ -168,6 +170,62 @@ func TestCancelledRunRecordsWhatArrived(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestRunCancelledWhenAllHasArrived(t *testing.T) {
+	for _, opts := range [][]RunOption{nil, {WithMaxConcurrency(1)}} {
+		synctest.Test(t, func(t *testing.T) {
+			why := errors.New("seen enough")
+			ctx, cancel := context.WithCancelCause(t.Context())
+			time.AfterFunc(startLead+250*ms, func() { cancel(why) })
+			l := newLedger(t)
+			err := Run(ctx, arrivalsAt{0, 100 * ms}, serviceTime(time.Hour), l, append(opts, WithWaiter(TimerWaiter{}))...)
+			require.ErrorIs(t, err, why, "a run that was cut short is no success")
+			require.Len(t, l.results, 2)
+		})
+	}
+}
+
+// stalled is a Waiter that returns far too late.
+type stalled struct{ TimerWaiter }
+
+func (s stalled) WaitUntil(ctx context.Context, t time.Time) error {
+	time.Sleep(time.Second)
+	return s.TimerWaiter.WaitUntil(ctx, t)
+}
+
+func TestLatenessOfRequestsThatWereNeverReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(startLead+500*ms, cancel)
+		l := newLedger(t)
+		require.Error(t, Run(ctx, arrivalsAt{0, 100 * ms, 200 * ms}, serviceTime(0), l, WithWaiter(stalled{})))
+		for id, r := range l.results {
+			require.Equal(t, r.Arrival, r.Due, id)
+			require.GreaterOrEqual(t, r.Lateness(), 300*ms, id)
+		}
+	})
+}
+
+func TestRequestsArriveWhetherThereIsAPlaceOrNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		src := arrivalsAt{0, 10 * ms, 20 * ms, 30 * ms}
+		var seen []int
+		watch := WithBackground(func(ctx context.Context, clock Clock) error {
+			for range 4 {
+				time.Sleep(time.Until(clock.Time(time.Duration(len(seen))*10*ms + 5*ms)))
+				l.mu.Lock()
+				seen = append(seen, len(l.arrived))
+				l.mu.Unlock()
+			}
+			return nil
+		})
+		require.NoError(t, Run(t.Context(), src, serviceTime(time.Second), l, WithWaiter(TimerWaiter{}), WithMaxConcurrency(1), watch))
+		require.Equal(t, []int{1, 2, 3, 4}, seen)
+		last := l.results[3]
+		require.Equal(t, 3*time.Second-30*ms, last.QueueTime())
+	})
 }
 
 type brokenSource struct{ arrivalsAt }
@@ -184,13 +242,13 @@ func (b brokenSource) Requests() iter.Seq2[Request, error] {
 func TestRunErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger(t)
-		err := Run(t.Context(), brokenSource{arrivalsAt{0, 10 * ms}}, serviceTime(time.Second), l, WithWaiter(TimerWaiter))
+		err := Run(t.Context(), brokenSource{arrivalsAt{0, 10 * ms}}, serviceTime(time.Second), l, WithWaiter(TimerWaiter{}))
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "a workload that breaks off")
 		require.Len(t, l.results, 2, "what was under way ended")
 
 		l = newLedger(t)
 		l.begin = io.ErrClosedPipe
-		require.ErrorIs(t, Run(t.Context(), arrivalsAt{0}, serviceTime(0), l, WithWaiter(TimerWaiter)), io.ErrClosedPipe)
+		require.ErrorIs(t, Run(t.Context(), arrivalsAt{0}, serviceTime(0), l, WithWaiter(TimerWaiter{})), io.ErrClosedPipe)
 		require.Empty(t, l.arrived)
 
 		err = Run(t.Context(), arrivalsAt{0}, serviceTime(0), l, WithMaxConcurrency(0), WithWarmup(-1))
@@ -203,7 +261,7 @@ func TestWarmupAndBackground(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var steps []string
 		l := newLedger(t)
-		err := Run(t.Context(), arrivalsAt{0, 100 * ms}, serviceTime(50*ms), l, WithWaiter(TimerWaiter), WithWarmup(3),
+		err := Run(t.Context(), arrivalsAt{0, 100 * ms}, serviceTime(50*ms), l, WithWaiter(TimerWaiter{}), WithWarmup(3),
 			WithAfterWarmup(func(context.Context) error { steps = append(steps, "flushed"); return nil }),
 			WithBackground(func(ctx context.Context, clock Clock) error {
 				<-ctx.Done()
@@ -214,7 +272,7 @@ func TestWarmupAndBackground(t *testing.T) {
 		require.Len(t, l.results, 2, "the warm-up is not recorded")
 		require.Equal(t, []string{"flushed", "stopped at 150ms"}, steps)
 
-		err = Run(t.Context(), arrivalsAt{0}, failing{}, l, WithWaiter(TimerWaiter), WithWarmup(3))
+		err = Run(t.Context(), arrivalsAt{0}, failing{}, l, WithWaiter(TimerWaiter{}), WithWarmup(3))
 		require.ErrorContains(t, err, "warm-up request 1 of 3 failed: http_error (HTTP status 503): loading")
 	})
 }
@@ -276,7 +334,7 @@ func TestSenderStampsExactly(t *testing.T) {
 		s, err := NewSender("http://server", WithTransport(tr), WithTexts())
 		require.NoError(t, err)
 		l := newLedger(t)
-		require.NoError(t, Run(t.Context(), arrivalsAt{0, time.Second}, s, l, WithWaiter(TimerWaiter)))
+		require.NoError(t, Run(t.Context(), arrivalsAt{0, time.Second}, s, l, WithWaiter(TimerWaiter{})))
 		first, second := l.results[0], l.results[1]
 		require.Equal(t, []bool{false, true}, []bool{first.Reused, second.Reused})
 		require.Equal(t, []time.Duration{3 * ms, 0}, []time.Duration{first.Connect, second.Connect})
@@ -300,12 +358,62 @@ func TestSenderTimeoutAndCancel(t *testing.T) {
 		s, err := NewSender("http://server", WithTransport(tr), WithTimeout(100*ms))
 		require.NoError(t, err)
 		l := newLedger(t)
-		require.NoError(t, Run(t.Context(), arrivalsAt{0}, s, l, WithWaiter(TimerWaiter)))
+		require.NoError(t, Run(t.Context(), arrivalsAt{0}, s, l, WithWaiter(TimerWaiter{})))
 		r := l.results[0]
 		require.Equal(t, OutcomeTimeout, r.Outcome)
 		require.Equal(t, "no end within 100ms", r.Message)
 		require.Equal(t, 100*ms, r.Completion)
 	})
+}
+
+func TestCompletionIsTheEndOfTheAnswerNotOfTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := pipeServer(t, func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Content-Type", "text/event-stream")
+			time.Sleep(10 * ms)
+			io.WriteString(w, `data: {"text":"a","meta_info":{"completion_tokens":1,"finish_reason":{"type":"length"}}}`+"\n\ndata: [DONE]\n\n")
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done() // keeps the answer open
+		})
+		s, err := NewSender("http://server", WithTransport(tr), WithTimeout(time.Minute))
+		require.NoError(t, err)
+		l := newLedger(t)
+		require.NoError(t, Run(t.Context(), arrivalsAt{0}, s, l, WithWaiter(TimerWaiter{})))
+		r := l.results[0]
+		require.Equal(t, OutcomeOK, r.Outcome, r.Message)
+		require.Equal(t, 13*ms, r.Completion)
+	})
+}
+
+func TestWorkerIsTheTargetWhereThatHasAName(t *testing.T) {
+	answer := roundTripper(func(*http.Request) (*http.Response, error) {
+		body := `{"text":"a","meta_info":{"completion_tokens":1,"weight_version":"step-1200","finish_reason":{"type":"length"}}}`
+		return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
+	})
+	res := do(t, answer, Request{Prompt: Prompt{Text: "x"}, OutputLen: 1}, WithStreaming(false))
+	require.Equal(t, "step-1200", res.Worker)
+	s, err := NewSender("", WithTransport(answer), WithStreaming(false), WithPicker(pickOne{}))
+	require.NoError(t, err)
+	req := Request{Prompt: Prompt{Text: "x"}, OutputLen: 1}
+	for range 3 { // a caller's own trace is not carried from one request to the next
+		calls := 0
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { calls++ }})
+		s.rt = roundTripper(func(r *http.Request) (*http.Response, error) {
+			httptrace.ContextClientTrace(r.Context()).GotConn(httptrace.GotConnInfo{})
+			return answer(r)
+		})
+		res = Result{}
+		s.Do(ctx, NewClock(time.Now()), &req, &res)
+		require.Equal(t, 1, calls)
+		require.Equal(t, "worker-1", res.Worker)
+	}
+}
+
+type pickOne struct{}
+
+func (pickOne) Pick(context.Context, *Request) (Target, error) {
+	return Target{URL: "http://one", Name: "worker-1"}, nil
 }
 
 func TestSenderTransportFailures(t *testing.T) {
@@ -354,7 +462,10 @@ func TestSenderRejectsWhatTheAPICannotCarry(t *testing.T) {
 		require.Equal(t, OutcomeRejected, res.Outcome)
 		require.Contains(t, res.Message, "use WithAPI(ChatCompletions)")
 	}
-	res := do(t, never, Request{Prompt: Prompt{Text: "x"}, OutputLen: 1, Sampling: &SamplingParams{N: Ptr(2)}})
+	res := do(t, never, Request{Prompt: Prompt{Text: "x"}, OutputLen: 1, Sampling: &SamplingParams{StreamInterval: Ptr(2)}}, WithAPI(Completions))
+	require.Equal(t, OutcomeRejected, res.Outcome)
+	require.Contains(t, res.Message, "/v1/completions ignores it")
+	res = do(t, never, Request{Prompt: Prompt{Text: "x"}, OutputLen: 1, Sampling: &SamplingParams{N: Ptr(2)}})
 	require.Contains(t, res.Message, "n must be 1")
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -24,7 +25,8 @@ type Target struct {
 	Name string // goes into Result.Worker if the server does not name itself
 }
 
-// A Picker chooses the target of each request. It is called from many goroutines at once.
+// A Picker chooses the target of each request. It is called from many goroutines at once. It must decide at once:
+// the time it takes counts as the client's lateness.
 // An error refuses the request: its outcome is OutcomeRejected.
 type Picker interface {
 	Pick(ctx context.Context, req *Request) (Target, error)
@@ -141,7 +143,13 @@ func WithMaxConnections(n int) SenderOption {
 // WithTransport makes the sender use rt instead of a transport of its own. Result.Send then is exact only if rt
 // reports to net/http/httptrace; otherwise it is the time of the hand-over. It excludes WithMaxConnections.
 func WithTransport(rt http.RoundTripper) SenderOption {
-	return func(s *Sender) error { s.rt = rt; return nil }
+	return func(s *Sender) error {
+		if rt == nil {
+			return errors.New("WithTransport(nil)")
+		}
+		s.rt = rt
+		return nil
+	}
 }
 
 // NewSender returns a sender to the server at baseURL. All faults of the options are reported together.
@@ -169,6 +177,8 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 		return nil, fmt.Errorf("load: sender: %w", err)
 	}
 	if s.rt == nil {
+		http1 := new(http.Protocols)
+		http1.SetHTTP1(true)
 		s.owned = &http.Transport{
 			MaxConnsPerHost:     s.maxConns,
 			MaxIdleConnsPerHost: 1 << 20, // as many as the load has needed
@@ -176,6 +186,7 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 			// sending a request into a connection that is about to go.
 			IdleConnTimeout:    4 * time.Second,
 			DisableCompression: true,
+			Protocols:          http1, // on HTTP/2 a request waits for its stream after Send
 			ReadBufferSize:     16 << 10,
 		}
 		s.rt = s.owned
@@ -210,6 +221,7 @@ type attempt struct {
 	events wire.Events
 	chunk  wire.Chunk
 	trace  httptrace.ClientTrace
+	onConn func(httptrace.GotConnInfo)
 
 	clock   Clock
 	gotConn time.Duration
@@ -219,9 +231,7 @@ type attempt struct {
 
 func newAttempt() *attempt {
 	a := new(attempt)
-	a.trace.GotConn = func(info httptrace.GotConnInfo) {
-		a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true
-	}
+	a.onConn = func(info httptrace.GotConnInfo) { a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true }
 	return a
 }
 
@@ -237,7 +247,7 @@ func (b *requestBody) Close() error { b.closed.Store(true); return nil }
 
 // Do implements [Doer].
 func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
-	res.API = s.api
+	res.API, res.CachedTokens, res.Retractions = s.api, NotReported, NotReported
 	target, u, fields, err := s.prepare(ctx, req)
 	a := s.attempts.Get().(*attempt)
 	if err == nil {
@@ -254,6 +264,7 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 	a.body.Reset(a.body.buf)
 	a.body.closed.Store(false)
 	a.clock, a.sent = clock, false
+	a.trace = httptrace.ClientTrace{GotConn: a.onConn} // WithClientTrace adds the caller's hooks to it
 
 	rctx := ctx
 	if s.timeout > 0 {
@@ -315,16 +326,6 @@ type encodedSampling struct {
 	fields []byte
 }
 
-// complete sets Completion, and Send for a request that never left.
-func (r *Result) complete(at time.Duration) {
-	r.Completion = at
-	if !r.Sent {
-		r.Send = at
-	}
-}
-
-func (r *Result) fail(o Outcome, message string) { r.Outcome, r.Message = o, message }
-
 // failed classifies a failure below HTTP. What ended the request's context takes precedence.
 func (s *Sender) failed(ctx, rctx context.Context, res *Result, o Outcome, err error) {
 	switch {
@@ -341,7 +342,8 @@ func roundTripOutcome(res *Result, err error) Outcome {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return OutcomeRefused
-	case res.Sent && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)):
+	case res.Sent && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(err.Error(), "server closed idle connection")):
 		return OutcomeReset
 	}
 	return OutcomeTransport

@@ -12,7 +12,7 @@ import (
 )
 
 // A Waiter lets one goroutine wait for a moment or for a wake-up by another. Create it with [New] and release it
-// with Close, after the last use.
+// with Close, after the last wait.
 type Waiter struct{ impl }
 
 // New returns a Waiter.
@@ -28,7 +28,7 @@ func New() (*Waiter, error) {
 // for no limit. It must not be called concurrently.
 func (w *Waiter) Wait(d time.Duration) { w.wait(d) }
 
-// Wake ends the present or the next Wait. It is safe for concurrent use.
+// Wake ends the present or the next Wait. It is safe for concurrent use, also after Close, when it does nothing.
 func (w *Waiter) Wake() { w.wake() }
 
 // WaitUntil returns nil when t has come, at once if it has passed, or ctx's cause when ctx is done. It must not be

@@ -13,8 +13,9 @@ type impl struct {
 	file *os.File // keeps the descriptor in the runtime's poller
 	fd   int
 
-	mu    sync.Mutex
-	woken bool // a wake-up that wait has not seen
+	mu     sync.Mutex
+	woken  bool // a wake-up that wait has not seen
+	closed bool
 }
 
 func (w *impl) open() error {
@@ -53,10 +54,15 @@ func (w *impl) wait(d time.Duration) {
 func (w *impl) wake() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.woken {
+	if !w.woken && !w.closed { // a context's end may come after the last wait
 		w.woken = true
 		w.arm(1)
 	}
 }
 
-func (w *impl) close() error { return w.file.Close() }
+func (w *impl) close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	return w.file.Close()
+}

@@ -40,6 +40,17 @@ func TestWaitUntilEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// A context that ends just as a wait is over wakes a Waiter that has been closed.
+func TestWakeAfterClose(t *testing.T) {
+	for range 2000 {
+		w := must(New())
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		w.WaitUntil(ctx, time.Now().Add(10*time.Microsecond))
+		require.NoError(t, w.Close())
+	}
+}
+
 func TestWake(t *testing.T) {
 	w := must(New())
 	defer w.Close()

@@ -36,22 +36,22 @@ func (e *Events) Reset(r io.Reader) {
 	*e = Events{r: r, buf: e.buf, data: e.data[:0]}
 }
 
-// Fill makes exactly one call to Read. It must not be called before Next has returned false.
+// Fill makes exactly one call to Read and returns what it returned. It must not be called before Next has returned false.
 // Data and an error can come from one call; the data is then still to be had from Next.
-func (e *Events) Fill() error {
+func (e *Events) Fill() (n int, err error) {
 	if e.start > 0 && len(e.buf)-e.end < len(e.buf)/2 {
 		copy(e.buf, e.buf[e.start:e.end])
 		e.end, e.scan, e.start = e.end-e.start, e.scan-e.start, 0
 	}
 	if e.end == len(e.buf) {
 		if len(e.buf) >= maxEvent {
-			return ErrEventTooLong
+			return 0, ErrEventTooLong
 		}
 		e.buf = append(e.buf, make([]byte, len(e.buf))...)
 	}
-	n, err := e.r.Read(e.buf[e.end:])
+	n, err = e.r.Read(e.buf[e.end:])
 	e.end += n
-	return err
+	return n, err
 }
 
 // Next returns the data of the next complete event. It is valid until the next call of a method.
@@ -85,9 +85,6 @@ func (e *Events) Next() (data []byte, ok bool) {
 		e.data = append(e.data, value...)
 	}
 }
-
-// Rest reports whether bytes of an event that has not ended are left over.
-func (e *Events) Rest() bool { return e.open || e.start < e.end }
 
 // line consumes one line and returns it without its end.
 func (e *Events) line() ([]byte, bool) {
