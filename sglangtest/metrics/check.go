@@ -74,19 +74,26 @@ type Miss struct {
 func (m Miss) String() string { return m.text }
 
 // A CheckError says which limits a run missed.
-type CheckError struct{ Missed []Miss }
+type CheckError struct {
+	Missed []Miss
+	Client []string // what spoke against the client, which may be why; empty if it was OK
+}
 
 func (e *CheckError) Error() string {
-	lines := make([]string, len(e.Missed))
-	for i, m := range e.Missed {
-		lines[i] = "metrics: " + m.text
+	var lines []string
+	for _, m := range e.Missed {
+		lines = append(lines, "metrics: "+m.text)
+	}
+	for _, r := range e.Client {
+		lines = append(lines, "metrics: mind that the "+r)
 	}
 	return strings.Join(lines, "\n")
 }
 
 // Check returns nil if the run met every limit, a *[CheckError] if it missed some, and another error (both joined, if
 // need be) if the summary cannot tell: an unknown name, a quantile that was not computed, nothing that was measured.
-// A request that failed counts as one that missed a latency limit.
+// A request that failed counts as one that missed a latency limit. Check does not ask how well the client itself did;
+// [ClientOK] does.
 func (s *Summary) Check(limits ...Limit) error {
 	var errs []error
 	var missed []Miss
@@ -104,7 +111,7 @@ func (s *Summary) Check(limits ...Limit) error {
 		}
 	}
 	if len(missed) > 0 {
-		errs = append([]error{&CheckError{missed}}, errs...)
+		errs = append([]error{&CheckError{missed, s.Client.Reasons}}, errs...)
 	}
 	if len(errs) == 1 {
 		return errs[0]
@@ -132,6 +139,9 @@ func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
 		if dist.Count+dist.Failed == 0 {
 			return nil, fmt.Errorf("%s: nothing was measured, so a limit is neither met nor missed", what)
 		}
+		if hidden := s.unobserved(metric); float64(hidden) > clientTolerance*float64(s.Requests.OK) {
+			return nil, fmt.Errorf("%s: it could not be observed for %d of %d successful answers (see the notes), so a limit is neither met nor missed", what, hidden, s.Requests.OK)
+		}
 		if float64(got) <= ms(d) {
 			return nil, nil
 		}
@@ -149,6 +159,28 @@ func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
 			m.text += fmt.Sprintf("; %d of %d requests failed and count as missed", dist.Failed, dist.Count+dist.Failed)
 		}
 		return m, nil
+	}}
+}
+
+// unobserved returns for how many successful answers a token latency could not be observed.
+func (s *Summary) unobserved(m Metric) int {
+	switch m {
+	case ITL:
+		return s.Streams.NotStreamed + s.Streams.Uncounted
+	case TPOT:
+		return s.Streams.NotStreamed + s.Streams.OneRead
+	}
+	return 0
+}
+
+// ClientOK demands that nothing speaks against the client, so that the latencies can be taken for the server's. On a busy
+// machine it can be missed for no fault of the server.
+func ClientOK() Limit {
+	return Limit{func(s *Summary) (*Miss, error) {
+		if s.Client.OK {
+			return nil, nil
+		}
+		return &Miss{What: "client", text: "the client could not keep up"}, nil
 	}}
 }
 

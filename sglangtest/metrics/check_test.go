@@ -60,3 +60,74 @@ func TestCheckWithNothingMeasured(t *testing.T) {
 	require.ErrorContains(t, s.Check(AtLeast(SuccessShare, 0.5)), "no request arrived")
 	require.ErrorContains(t, s.Check(AtLeast(GoodputRate, 1)), "use WithGoodput")
 }
+
+// What the client did wrong, what the server did not say and what could not be observed must not pass for a measurement.
+func TestNothingPassesUnseen(t *testing.T) {
+	const s = 1000 * msec
+	many := func(change func(i int, r *load.Result)) *Summary {
+		var rs []load.Result
+		for i := range 1000 {
+			r := answer(i, time.Duration(i)*s/100, 0, 20*msec, 2*msec, 5)
+			change(i, &r)
+			rs = append(rs, r)
+		}
+		return collect(t, load.Plan{}, rs, nil).Summary()
+	}
+	late := func(r *load.Result, by time.Duration) {
+		chunks := r.Chunks
+		r.Chunks = load.Chunks{}
+		for c := range chunks.All() {
+			c.At += by
+			r.Chunks.Append(c)
+		}
+		r.Released, r.Send, r.FirstToken, r.LastToken, r.Completion = r.Released+by, r.Send+by, r.FirstToken+by, r.LastToken+by, r.Completion+by
+	}
+
+	sum := many(func(i int, r *load.Result) {
+		if i%200 == 0 { // five in a thousand, below the 99th percentile
+			late(r, 10*s)
+		}
+	})
+	require.False(t, sum.Client.OK, "the tail is the client's own")
+	require.Contains(t, sum.Client.Reasons[0], "its lateness p99.9 is")
+	require.Error(t, sum.Check(ClientOK()))
+	err := sum.Check(AtMost(TTFT, 0.999, s))
+	require.ErrorContains(t, err, "TTFT p99.9 is")
+	require.ErrorContains(t, err, "mind that the client released 5 of 1000 requests")
+	require.NoError(t, sum.Check(AtMost(TTFT, 0.99, s)))
+
+	sum = many(func(_ int, r *load.Result) { r.CachedTokens, r.Retractions = load.NotReported, load.NotReported })
+	require.Nil(t, sum.Throughput.CachedTokens)
+	require.Nil(t, sum.Throughput.Retractions)
+	require.Contains(t, sum.String(), "cached: not reported")
+	require.NoError(t, sum.Check(ClientOK()))
+
+	sum = many(func(i int, r *load.Result) { r.OutputLen, r.PromptTokens = 100, 7 })
+	require.Contains(t, sum.Notes, "1000 successful answers are shorter than asked for, by the server's count: 5000 of 100000 tokens")
+	require.Contains(t, sum.Notes, "1000 prompts have another length by the server's count than by the dataset's: 7000 instead of 10000 tokens")
+
+	sum = many(func(i int, r *load.Result) {
+		if i > 0 { // waited for a connection that others held
+			r.Connect = 40 * msec
+		}
+	})
+	require.Contains(t, sum.String(), "requests waited for a connection, p99 40.0 ms")
+
+	sum = many(func(i int, r *load.Result) {
+		if i%2 == 0 { // all tokens in one read
+			r.LastToken, r.Completion = r.FirstToken, r.FirstToken
+			r.Chunks = load.Chunks{}
+			r.Chunks.Append(load.Chunk{At: r.FirstToken, Tokens: 5, TextBytes: 9})
+		}
+	})
+	require.ErrorContains(t, sum.Check(AtMost(TPOT, 0.99, s)), "could not be observed for 500 of 1000")
+
+	var rs []load.Result
+	for i := range 10 { // a cancelled run: these waited for a place
+		r := failure(i, 0, load.OutcomeCancelled, 0, "stopped")
+		r.Due, r.Released, r.Send, r.Completion, r.Sent = s, s, s, s, false
+		rs = append(rs, r)
+	}
+	rs = append(rs, answer(10, 0, 0, 20*msec, 2*msec, 5))
+	require.Equal(t, 1, collect(t, load.Plan{}, rs, nil).Summary().Client.Lateness.Count)
+}

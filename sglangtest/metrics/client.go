@@ -17,8 +17,10 @@ type Client struct {
 	Late        int    `json:"late"`            // requests released later than that
 	// Lateness is Released − Due: how late the client released each request by its own fault.
 	Lateness Distribution `json:"lateness"`
-	// Connect is the time to get a connection, of the requests that opened one.
+	// Connect is the time to get a connection, of all requests that were sent: about 0 for those that found one free.
+	// Opened is how many opened one of their own.
 	Connect Distribution `json:"connect"`
+	Opened  int          `json:"connections_opened"`
 	// Overhead is the time spent between reads on parsing and recording an answer.
 	Overhead Distribution `json:"overhead"`
 	// DueRate and ReleaseRate are the rates, in requests/s, at which requests should have been released (the schedule, or
@@ -27,8 +29,12 @@ type Client struct {
 	ReleaseRate *float64 `json:"release_per_s"`
 }
 
-// A client is not OK if its rates differ by more than this share, or if a sampler has more gaps than this share.
+// A client is not OK if its rates differ by more than this share. The same share of gaps in a sampler, or of answers whose
+// tokens could not be observed, is worth mentioning.
 const clientTolerance = 0.01
+
+// A client is not OK either if at any reported percentile its lateness is over the bound and over this share of the TTFT.
+const latenessShare = 0.1
 
 func (b *builder) client() {
 	always := func(f func(r *load.Result) time.Duration) func(r *load.Result) (time.Duration, contribution) {
@@ -38,15 +44,26 @@ func (b *builder) client() {
 	cl := Client{MaxLateness: millis(bound)}
 	cl.Overhead = b.distribution(false, always(func(r *load.Result) time.Duration { return r.Overhead }))
 	cl.Connect = b.distribution(false, func(r *load.Result) (time.Duration, contribution) {
-		if !r.Sent || r.Reused {
+		if !r.Sent {
 			return 0, nothing
+		}
+		if !r.Reused {
+			cl.Opened++
 		}
 		return r.Connect, value
 	})
-	cl.Lateness = b.distribution(false, always((*load.Result).Lateness))
+	cl.Lateness = b.distribution(false, func(r *load.Result) (time.Duration, contribution) {
+		if neverDue(r) {
+			return 0, nothing
+		}
+		return r.Lateness(), value
+	})
 	p99 := quantile(b.buf, 0, 0.99) // b.buf holds the latenesses, sorted
 	var due, released span
 	for _, r := range b.rs {
+		if neverDue(r) {
+			continue
+		}
 		due.add(r.Due)
 		released.add(r.Released)
 		if r.Lateness() > bound {
@@ -61,7 +78,15 @@ func (b *builder) client() {
 		add("no request was released: nothing was measured")
 	case p99 > ms(bound):
 		add("client released %d of %d requests more than %v late; p99 %.1f ms: the measured latencies include the client's own delay; use a faster client machine or a lower rate",
-			cl.Late, len(b.rs), bound, p99)
+			cl.Late, cl.Lateness.Count, bound, p99)
+	default:
+		for i, late := range cl.Lateness.Percentiles {
+			if ttft := b.sum.TTFT.Percentiles[i].Value; late.Value > millis(bound) && late.Value > latenessShare*ttft {
+				add("client released %d of %d requests more than %v late; its lateness p%g is %.1f ms, a large part of the TTFT p%g of %.1f ms: use a faster client machine or a lower rate",
+					cl.Late, cl.Lateness.Count, bound, late.P, late.Value, late.P, ttft)
+				break
+			}
+		}
 	}
 	// On a short run one late release within the bound can be more than a hundredth of the run.
 	slip := (released.length() - due.length()).Abs()
@@ -71,14 +96,14 @@ func (b *builder) client() {
 				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
 		}
 	}
-	for _, s := range b.sum.Samplers {
-		if gaps, all := s.Failed+s.Missed, s.Taken+s.Failed+s.Missed; float64(gaps) > clientTolerance*float64(all) {
-			add("sampler %s has %d gaps in %d samples (%d missed, %d failed): its means and maxima do not cover the whole run",
-				s.Source, gaps, all, s.Missed, s.Failed)
-		}
-	}
 	cl.OK = len(cl.Reasons) == 0
 	b.sum.Client = cl
+}
+
+// neverDue reports whether the run was cancelled while the request waited for a place: the client did not release it, but
+// was not late either.
+func neverDue(r *load.Result) bool {
+	return r.Outcome == load.OutcomeCancelled && !r.Sent && r.Lateness() == 0
 }
 
 // notes says what the numbers do not say by themselves.
@@ -107,6 +132,16 @@ func (b *builder) notes() {
 			add("requests were sent at %s/s, %+.1f %% from the scheduled %s/s%s", sig(*a), 100*diff, sig(*sch), why)
 		}
 	}
+	b.lengthNotes(add)
+	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
+		add("requests waited for a connection, p99 %.1f ms, which is part of their queue time: see WithMaxConnections, or the network", wait)
+	}
+	for _, x := range s.Samplers {
+		if gaps, all := x.Failed+x.Missed, x.Taken+x.Failed+x.Missed; float64(gaps) > clientTolerance*float64(all) {
+			add("sampler %s has %d gaps in %d samples (%d missed, %d failed): its means and maxima do not cover the whole run",
+				x.Source, gaps, all, x.Missed, x.Failed)
+		}
+	}
 	st := s.Streams
 	if st.NoTokens > 0 {
 		add("%d successful requests brought no output token: they count as failed in TTFT", st.NoTokens)
@@ -130,5 +165,30 @@ func (b *builder) notes() {
 		if p := b.c.percentiles[n-1]; float64(q.Arrived)*(1-p/100) < 1 {
 			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
 		}
+	}
+}
+
+// lengthNotes says how much the lengths that the server counted differ from those that were asked for.
+func (b *builder) lengthNotes(add func(format string, args ...any)) {
+	var short, otherPrompt int
+	var asked, got, stated, counted int64
+	for _, r := range b.rs {
+		if !r.OK() {
+			continue
+		}
+		if r.OutputTokens < r.OutputLen {
+			short++
+			asked, got = asked+int64(r.OutputLen), got+int64(r.OutputTokens)
+		}
+		if r.InputLen > 0 && r.PromptTokens > 0 && r.PromptTokens != r.InputLen {
+			otherPrompt++
+			stated, counted = stated+int64(r.InputLen), counted+int64(r.PromptTokens)
+		}
+	}
+	if short > 0 {
+		add("%d successful answers are shorter than asked for, by the server's count: %d of %d tokens", short, got, asked)
+	}
+	if otherPrompt > 0 {
+		add("%d prompts have another length by the server's count than by the dataset's: %d instead of %d tokens", otherPrompt, counted, stated)
 	}
 }

@@ -220,7 +220,7 @@ func (c *Collector) Events() []Event {
 
 // Progress is a snapshot of a run.
 type Progress struct {
-	Elapsed   time.Duration // since the run's start
+	Elapsed   time.Duration // since the run's start; 0 before it
 	Planned   int           // requests of the plan
 	Arrived   int
 	Completed int // successes
@@ -238,7 +238,7 @@ func (c *Collector) Progress() Progress {
 	p := Progress{Planned: c.info.Plan.Requests, Arrived: c.arrived, Completed: c.completed, Failed: c.failed,
 		InFlight: len(c.pending), OutputTokens: c.tokens, Elapsed: c.ended}
 	if c.state == stateRunning {
-		p.Elapsed = c.info.Clock.Now()
+		p.Elapsed = max(c.info.Clock.Now(), 0)
 	}
 	return p
 }

@@ -3,6 +3,7 @@ package metrics
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -109,8 +110,13 @@ func (b *builder) durations() {
 
 func (b *builder) throughput() {
 	t := &b.sum.Throughput
+	var retractions int
+	var cached int64
 	for _, r := range b.rs {
-		t.Retractions += r.Retractions
+		if r.Retractions != load.NotReported {
+			retractions += r.Retractions
+			t.Retractions = &retractions
+		}
 		if !r.OK() {
 			t.FailedOutputTokens += int64(r.OutputTokens)
 			continue
@@ -121,7 +127,10 @@ func (b *builder) throughput() {
 			t.InputTokens += int64(r.InputLen)
 		}
 		t.OutputTokens += int64(r.OutputTokens)
-		t.CachedTokens += int64(r.CachedTokens)
+		if r.CachedTokens != load.NotReported {
+			cached += int64(r.CachedTokens)
+			t.CachedTokens = &cached
+		}
 	}
 	d := b.sum.Durations.Measured
 	t.Requests = perSecond(float64(b.sum.Requests.OK), d)
@@ -304,7 +313,10 @@ func (b *builder) goodput() {
 			if !r.OK() || r.FirstToken == 0 {
 				continue
 			}
-			tpot, _ := tpotMS(r)
+			tpot, observed := tpotMS(r)
+			if !observed && r.OutputTokens > 1 {
+				tpot = math.NaN() // within no limit
+			}
 			yield(ms(r.FirstToken-r.Arrival), tpot, ms(r.TotalLatency()))
 		}
 	})

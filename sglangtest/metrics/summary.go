@@ -105,9 +105,9 @@ type Throughput struct {
 	OutputTokensPerS   float64 `json:"output_tokens_per_s"`
 	InputTokens        int64   `json:"input_tokens"`
 	OutputTokens       int64   `json:"output_tokens"`
-	CachedTokens       int64   `json:"cached_tokens"` // of InputTokens, by the server's count
+	CachedTokens       *int64  `json:"cached_tokens"` // of InputTokens, by the server's count; null if it reported none
 	FailedOutputTokens int64   `json:"failed_output_tokens"`
-	Retractions        int     `json:"retractions"`
+	Retractions        *int    `json:"retractions"` // of all requests; null if the server reported none
 }
 
 // InFlight counts requests between Send and Completion, failed ones included, exactly: at an instant at which
@@ -132,7 +132,7 @@ type Streams struct {
 // An SLO is a set of limits that a good request meets; 0 is no limit.
 type SLO struct {
 	TTFT time.Duration `json:"ttft_ns,omitempty"`
-	TPOT time.Duration `json:"tpot_ns,omitempty"` // met by a request that has no TPOT
+	TPOT time.Duration `json:"tpot_ns,omitempty"` // met by a request of one token; missed by one whose TPOT was not observed
 	E2E  time.Duration `json:"e2e_ns,omitempty"`
 }
 

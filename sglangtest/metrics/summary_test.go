@@ -37,7 +37,8 @@ func TestSummaryCounts(t *testing.T) {
 	require.Equal(t, Durations{Measured: 1, Arrivals: 1, Drain: 0}, s.Durations)
 	require.InDelta(t, 10, *s.Rates.Scheduled, 1e-9)
 	require.EqualValues(t, 10, *s.Rates.Requested)
-	require.Equal(t, Throughput{Requests: 7, InputTokensPerS: 70, OutputTokensPerS: 35, InputTokens: 70, OutputTokens: 35, FailedOutputTokens: 3}, s.Throughput)
+	require.Equal(t, Throughput{Requests: 7, InputTokensPerS: 70, OutputTokensPerS: 35, InputTokens: 70, OutputTokens: 35,
+		CachedTokens: load.Ptr[int64](0), FailedOutputTokens: 3, Retractions: load.Ptr(0)}, s.Throughput)
 	require.Contains(t, s.Notes, "the run ended before its workload did: 9 of 20 requests never arrived")
 }
 

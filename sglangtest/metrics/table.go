@@ -42,14 +42,18 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	d := s.Durations
 	t.row("duration", "%.2f s from first arrival to last completion (%.2f s of arrivals, %.2f s drain)", d.Measured, d.Arrivals, d.Drain)
-	requested := "all at once"
+	requested := "no rate"
 	if s.Rates.Requested != nil {
 		requested = rateText(s.Rates.Requested)
 	}
 	t.row("arrival rate", "requested %s, scheduled %s, achieved %s", requested, rateText(s.Rates.Scheduled), rateText(s.Rates.Achieved))
 	th := s.Throughput
 	t.row("throughput", "%s ok requests/s, %s input tok/s, %s output tok/s", sig(th.Requests), sig(th.InputTokensPerS), sig(th.OutputTokensPerS))
-	t.row("tokens", "%d in (%d cached), %d out; %d out of failed requests not counted", th.InputTokens, th.CachedTokens, th.OutputTokens, th.FailedOutputTokens)
+	cached := "cached: not reported"
+	if th.CachedTokens != nil {
+		cached = fmt.Sprintf("%d cached", *th.CachedTokens)
+	}
+	t.row("tokens", "%d in (%s), %d out; %d out of failed requests not counted", th.InputTokens, cached, th.OutputTokens, th.FailedOutputTokens)
 	t.row("in flight", "peak %d, mean %.2f", s.InFlight.Peak, s.InFlight.Mean)
 	if g := s.Goodput; g != nil {
 		t.row("goodput", "%s requests/s, %.2f %% of all requests (%s)", sig(g.PerSecond), 100*g.Share, g.SLO)
@@ -63,8 +67,8 @@ func (s *Summary) WriteTable(w io.Writer) error {
 		verdict = "NOT OK"
 	}
 	t.line("")
-	t.row("client", "%s; late by %s ms in the median, at most %s ms; parsing p50 %s ms; connecting p50 %s ms (%d)", verdict,
-		cell(c.Lateness.Median, 0), cell(lateness, 0), cell(c.Overhead.Median, 0), cell(c.Connect.Median, 0), c.Connect.Count)
+	t.row("client", "%s; late by %s ms in the median, at most %s ms; parsing p50 %s ms; %d connections opened", verdict,
+		cell(c.Lateness.Median, 0), cell(lateness, 0), cell(c.Overhead.Median, 0), c.Opened)
 	for _, r := range c.Reasons {
 		t.row("", "%s", r)
 	}

@@ -47,8 +47,8 @@ var csvColumns = []column{
 	{"output_len", func(r *load.Result) string { return strconv.Itoa(r.OutputLen) }},
 	{"prompt_tokens", func(r *load.Result) string { return strconv.Itoa(r.PromptTokens) }},
 	{"output_tokens", func(r *load.Result) string { return strconv.Itoa(r.OutputTokens) }},
-	{"cached_tokens", func(r *load.Result) string { return strconv.Itoa(r.CachedTokens) }},
-	{"retractions", func(r *load.Result) string { return strconv.Itoa(r.Retractions) }},
+	{"cached_tokens", func(r *load.Result) string { return reported(r.CachedTokens) }},
+	{"retractions", func(r *load.Result) string { return reported(r.Retractions) }},
 	{"finish_reason", func(r *load.Result) string { return r.FinishReason }},
 	{"worker", func(r *load.Result) string { return r.Worker }},
 	{"chunks", func(r *load.Result) string { return strconv.Itoa(r.Chunks.Len()) }},
@@ -120,4 +120,12 @@ func appendCell(b []byte, s string) []byte {
 		b = append(b, s[i])
 	}
 	return append(b, '"')
+}
+
+// reported formats a count; what was not reported is an empty cell.
+func reported(n int) string {
+	if n == load.NotReported {
+		return ""
+	}
+	return strconv.Itoa(n)
 }

@@ -67,8 +67,8 @@
 //	output_len*      output length asked for
 //	prompt_tokens    the server's count, like the next two
 //	output_tokens
-//	cached_tokens    absent too if the server did not report it
-//	retractions      how often the engine took the request back to its queue
+//	cached_tokens    prompt tokens from the server's cache; -1 if the server did not report it
+//	retractions      how often the engine took the request back to its queue; -1 if it did not report it
 //	finish_reason    the engine's
 //	worker           the server that processed it
 //	chunk_gap_ns     for each chunk of a streamed answer, the time since the chunk before it; for the first

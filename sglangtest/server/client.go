@@ -21,8 +21,8 @@ const (
 	maxAnswer   = 16 << 20
 )
 
-// A client makes control calls. Every call that this package makes may be made twice without harm, so a call whose
-// connection broke before an answer is made again, a few times and visibly; an answer, whatever it says, is taken as it is.
+// A client makes control calls. One that may be made twice without harm is made again if its connection broke before an
+// answer, a few times and visibly; an answer, whatever it says, is taken as it is.
 type client struct {
 	base    string
 	apiKey  string
@@ -88,8 +88,8 @@ func (c *client) call(ctx context.Context, method, path string, body, into any) 
 }
 
 // once is like call, with a single try.
-func (c *client) once(ctx context.Context, method, path string, into any) error {
-	return c.do(ctx, method, path, nil, into, c.plain.Do)
+func (c *client) once(ctx context.Context, method, path string, body, into any) error {
+	return c.do(ctx, method, path, body, into, c.plain.Do)
 }
 
 func (c *client) do(ctx context.Context, method, path string, body, into any, send func(*http.Request) (*http.Response, error)) error {

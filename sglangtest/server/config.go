@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"strconv"
 )
@@ -44,7 +45,7 @@ func (c Config) Validate() error {
 	check(c.MemFractionStatic >= 0 && c.MemFractionStatic < 1, "mem_fraction_static", c.MemFractionStatic, "between 0 and 1")
 	check(c.ChunkedPrefillSize >= -1, "chunked_prefill_size", c.ChunkedPrefillSize, "≥ 1, or -1 for no chunking")
 	check(c.MaxPrefillTokens >= 0, "max_prefill_tokens", c.MaxPrefillTokens, "≥ 1")
-	check(c.ScheduleConservativeness >= 0, "schedule_conservativeness", c.ScheduleConservativeness, "> 0")
+	check(c.ScheduleConservativeness >= 0 && !math.IsInf(c.ScheduleConservativeness, 0), "schedule_conservativeness", c.ScheduleConservativeness, "> 0")
 	for i, g := range c.GPUs {
 		check(g >= 0, fmt.Sprintf("gpus[%d]", i), g, "≥ 0")
 	}

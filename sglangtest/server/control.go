@@ -124,12 +124,12 @@ func (s *Server) Abort(ctx context.Context, rid string) error {
 	if rid == "" {
 		return errors.New("server: abort: empty request id; AbortAll ends all requests")
 	}
-	return s.wrap("abort", s.client.call(ctx, http.MethodPost, "/abort_request", map[string]any{"rid": rid}, nil))
+	return s.wrap("abort", s.client.once(ctx, http.MethodPost, "/abort_request", map[string]any{"rid": rid}, nil))
 }
 
 // AbortAll ends all requests of the server.
 func (s *Server) AbortAll(ctx context.Context) error {
-	return s.wrap("abort all", s.client.call(ctx, http.MethodPost, "/abort_request", map[string]any{"rid": "", "abort_all": true}, nil))
+	return s.wrap("abort all", s.client.once(ctx, http.MethodPost, "/abort_request", map[string]any{"rid": "", "abort_all": true}, nil))
 }
 
 func (s *Server) wrap(what string, err error) error {

@@ -96,33 +96,40 @@ func TestRetries(t *testing.T) {
 	})
 	t.Run("bounded", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			w, seen := newPlayback(t).tiny().on("POST /abort_request", broken), &events{}
+			w, seen := newPlayback(t).tiny().on("POST /flush_cache", broken), &events{}
 			s := launch(t, newManager(t, launches(newInstance()), w, WithEvents(seen.add)), Config{})
-			require.EqualError(t, s.AbortAll(context.Background()), "server: server-0: abort all: POST /abort_request: connection reset by peer")
-			require.Len(t, w.made("POST /abort_request"), 4)
+			require.EqualError(t, s.FlushCache(context.Background()), "server: server-0: flush cache: POST /flush_cache: connection reset by peer")
+			require.Len(t, w.made("POST /flush_cache"), 4)
 			require.Len(t, seen.all(), 2+3)
 		})
 	})
 	t.Run("ended by the context", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			w := newPlayback(t).tiny().on("POST /abort_request", broken)
+			w := newPlayback(t).tiny().on("POST /flush_cache", broken)
 			s := launch(t, newManager(t, launches(newInstance()), w), Config{})
 			ctx, cancel := context.WithTimeout(context.Background(), 60*ms)
 			defer cancel()
-			require.EqualError(t, s.AbortAll(ctx), "server: server-0: abort all: POST /abort_request: context deadline exceeded")
-			require.Len(t, w.made("POST /abort_request"), 2)
+			require.EqualError(t, s.FlushCache(ctx), "server: server-0: flush cache: POST /flush_cache: context deadline exceeded")
+			require.Len(t, w.made("POST /flush_cache"), 2)
 		})
 	})
 	t.Run("never after an answer", func(t *testing.T) {
 		for _, status := range []int{400, 404, 408, 429, 500, 502, 503, 504} {
-			w, seen := newPlayback(t).tiny().on("POST /abort_request", answer{status: status, body: `{"error":{"message":"no"}}`}), &events{}
+			w, seen := newPlayback(t).tiny().on("POST /set_internal_state", answer{status: status, body: `{"error":{"message":"no"}}`}), &events{}
 			s := launch(t, newManager(t, launches(newInstance()), w, WithEvents(seen.add)), Config{})
 			var got *StatusError
-			require.ErrorAs(t, s.AbortAll(context.Background()), &got)
-			require.Equal(t, StatusError{Method: "POST", Path: "/abort_request", Status: status, Body: "no"}, *got)
-			require.Len(t, w.made("POST /abort_request"), 1)
+			_, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 8)
+			require.ErrorAs(t, err, &got)
+			require.Equal(t, StatusError{Method: "POST", Path: "/set_internal_state", Status: status, Body: "no"}, *got)
+			require.Len(t, w.made("POST /set_internal_state"), 1)
 			require.Len(t, seen.all(), 2)
 		}
+	})
+	t.Run("not of aborts", func(t *testing.T) { // a second one would end requests that came after the first
+		w := newPlayback(t).tiny().on("POST /abort_request", broken)
+		s := launch(t, newManager(t, launches(newInstance()), w), Config{})
+		require.EqualError(t, s.AbortAll(context.Background()), "server: server-0: abort all: POST /abort_request: connection reset by peer")
+		require.Len(t, w.made("POST /abort_request"), 1)
 	})
 	t.Run("not of samples", func(t *testing.T) {
 		w := newPlayback(t).tiny().on("GET /v1/loads", broken)
@@ -141,7 +148,7 @@ func TestRetryOverSocket(t *testing.T) {
 	for path, body := range map[string]string{"/model_info": `{"model_path":"m","is_generation":true}`, "/server_info": tinyInfo(64), "/v1/models": `{"data":[]}`} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(body)) })
 	}
-	mux.HandleFunc("/abort_request", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/flush_cache", func(w http.ResponseWriter, _ *http.Request) {
 		if calls.Add(1) == 1 {
 			conn, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {
@@ -156,9 +163,9 @@ func TestRetryOverSocket(t *testing.T) {
 	defer host.Close()
 	seen := &events{}
 	s := launch(t, newManager(t, Attach(host.URL), nil, WithEvents(seen.add)), Config{})
-	require.NoError(t, s.Abort(context.Background(), "r-1"))
+	require.NoError(t, s.FlushCache(context.Background()))
 	require.EqualValues(t, 2, calls.Load())
-	require.Equal(t, "server-0 retry POST /abort_request, attempt 2", seen.all()[2])
+	require.Equal(t, "server-0 retry POST /flush_cache, attempt 2", seen.all()[2])
 }
 
 func TestAPIKey(t *testing.T) {

@@ -29,7 +29,7 @@ func (s *Server) Loads(ctx context.Context) ([]Load, error) {
 	var answer struct {
 		Loads []Load `json:"loads"`
 	}
-	if err := s.client.once(ctx, http.MethodGet, "/v1/loads", &answer); err != nil {
+	if err := s.client.once(ctx, http.MethodGet, "/v1/loads", nil, &answer); err != nil {
 		return nil, s.wrap("loads", err)
 	}
 	if len(answer.Loads) == 0 {

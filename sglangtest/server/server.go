@@ -131,7 +131,7 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
-		err := s.client.once(look, http.MethodGet, path, nil)
+		err := s.client.once(look, http.MethodGet, path, nil, nil)
 		var status *StatusError
 		if err == nil {
 			if err = s.identify(look); err == nil {
