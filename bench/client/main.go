@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,11 +33,23 @@ func main() {
 		in          = flag.Int("in", 32, "input tokens of each request")
 		out         = flag.Int("out", 16, "output tokens of each request")
 		seed        = flag.Uint64("seed", 1, "seed of the workload")
+		profile     = flag.String("cpuprofile", "", "`file` for a CPU profile")
 		dir         = flag.String("dir", "", "`folder` of the run; default: a temporary one, removed at the end")
 	)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		defer pprof.StopCPUProfile()
+	}
 	report, err := run(ctx, *url, load.API(*api), *requests, *rate, *concurrency, *in, *out, *seed, *dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

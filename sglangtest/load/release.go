@@ -3,6 +3,7 @@ package load
 import (
 	"context"
 	"iter"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -200,6 +201,7 @@ func (p *places) accept(next func() (Request, error, bool)) error {
 			p.wg.Go(p.work)
 		}
 		p.mu.Unlock()
+		runtime.Gosched() // in a burst, let the workers start
 	}
 }
 

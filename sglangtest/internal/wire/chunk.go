@@ -30,150 +30,127 @@ func (c *Chunk) reset() {
 func ParseGenerate(b []byte, c *Chunk) bool {
 	c.reset()
 	c.Output = true
-	m := object(b)
+	at := cursor{b: b}
+	m := at.object()
+	if m.done {
+		return false
+	}
 	for m.next() {
 		switch string(m.key) {
 		case "text":
-			c.Text, _ = str(m.val)
+			c.Text, _ = str(m.value())
 		case "meta_info":
-			if !c.meta(m.val) {
-				return false
-			}
+			c.meta(m.object())
 		case "error":
-			c.fail(m.val)
-		case "object", "message":
-			c.topLevelError(m.key, m.val)
+			c.fail(m.value())
+		case "object":
+			c.topLevelError(m.value())
+		case "message":
+			c.Message, _ = str(m.value())
 		}
 	}
-	return !m.bad
+	return !at.bad
 }
 
-func (c *Chunk) meta(v []byte) bool {
-	if isNull(v) {
-		return true
-	}
-	m := object(v)
+func (c *Chunk) meta(m members) {
 	for m.next() {
 		switch string(m.key) {
 		case "completion_tokens":
-			c.CompletionTokens = count(m.val)
+			c.CompletionTokens = count(m.value())
 		case "prompt_tokens":
-			c.PromptTokens = count(m.val)
+			c.PromptTokens = count(m.value())
 		case "cached_tokens":
-			c.CachedTokens = count(m.val)
+			c.CachedTokens = count(m.value())
 		case "num_retractions":
-			c.Retractions = count(m.val)
+			c.Retractions = count(m.value())
 		case "weight_version":
-			c.Worker, _ = str(m.val)
+			c.Worker, _ = str(m.value())
 		case "finish_reason":
-			if isNull(m.val) {
-				continue
-			}
-			if s, ok := str(m.val); ok {
-				c.FinishReason = s
-				continue
-			}
-			f := object(m.val)
-			for f.next() {
+			for f := m.object(); f.next(); {
 				switch string(f.key) {
 				case "type":
-					c.FinishReason, _ = str(f.val)
+					c.FinishReason, _ = str(f.value())
 				case "message":
-					c.AbortMessage, _ = str(f.val)
+					c.AbortMessage, _ = str(f.value())
 				}
-			}
-			if f.bad {
-				return false
 			}
 		}
 	}
-	return !m.bad
 }
 
 // ParseOpenAI reads an event or an answer of /v1/completions or /v1/chat/completions (entrypoints/openai/protocol.py).
 // It looks at the first choice only. It returns false if b is not a JSON object.
 func ParseOpenAI(b []byte, c *Chunk) bool {
 	c.reset()
-	m := object(b)
+	at := cursor{b: b}
+	m := at.object()
+	if m.done {
+		return false
+	}
 	for m.next() {
 		switch string(m.key) {
 		case "choices":
-			if !c.choice(m.val) {
-				return false
-			}
+			c.choice(m.value())
 		case "usage":
-			if !c.usage(m.val) {
-				return false
-			}
+			c.usage(m.object())
 		case "error":
-			c.fail(m.val)
+			c.fail(m.value())
 		case "metadata":
-			for md := object(m.val); md.next(); {
+			for md := m.object(); md.next(); {
 				if string(md.key) == "weight_version" {
-					c.Worker, _ = str(md.val)
+					c.Worker, _ = str(md.value())
 				}
 			}
-		case "object", "message":
-			c.topLevelError(m.key, m.val)
+		case "object":
+			c.topLevelError(m.value())
+		case "message":
+			c.Message, _ = str(m.value())
 		}
 	}
-	return !m.bad
+	return !at.bad
 }
 
-func (c *Chunk) choice(v []byte) bool {
+func (c *Chunk) choice(v []byte) {
 	v = bytes.TrimLeft(v, "[ \t\r\n")
 	if len(v) == 0 || v[0] != '{' {
-		return true // no choices: a chunk with usage only
+		return // no choices: a chunk with usage only
 	}
 	c.Output = true
-	m := object(v)
-	for m.next() {
+	at := cursor{b: v}
+	for m := at.object(); m.next(); {
 		switch string(m.key) {
 		case "text":
-			c.Text, _ = str(m.val)
+			c.Text, _ = str(m.value())
 		case "delta", "message":
-			if isNull(m.val) {
-				continue
-			}
-			d := object(m.val)
-			for d.next() {
+			for d := m.object(); d.next(); {
 				switch string(d.key) {
 				case "content":
-					c.Text, _ = str(d.val)
+					c.Text, _ = str(d.value())
 				case "reasoning_content":
-					c.Reasoning, _ = str(d.val)
+					c.Reasoning, _ = str(d.value())
 				}
 			}
-			if d.bad {
-				return false
-			}
 		case "finish_reason":
-			c.FinishReason, _ = str(m.val)
+			c.FinishReason, _ = str(m.value())
 		}
 	}
-	return !m.bad
 }
 
-func (c *Chunk) usage(v []byte) bool {
-	if isNull(v) {
-		return true
-	}
-	m := object(v)
+func (c *Chunk) usage(m members) {
 	for m.next() {
 		switch string(m.key) {
 		case "completion_tokens":
-			c.CompletionTokens = count(m.val)
+			c.CompletionTokens = count(m.value())
 		case "prompt_tokens":
-			c.PromptTokens = count(m.val)
+			c.PromptTokens = count(m.value())
 		case "prompt_tokens_details":
-			for d := object(m.val); d.next(); {
+			for d := m.object(); d.next(); {
 				if string(d.key) == "cached_tokens" {
-					c.CachedTokens = count(d.val)
+					c.CachedTokens = count(d.value())
 				}
 			}
 		}
 	}
-	return !m.bad
 }
 
 // fail takes in the value of a member "error": an object with a message, or a string (0.5.23).
@@ -186,19 +163,17 @@ func (c *Chunk) fail(v []byte) {
 		c.Message = s
 		return
 	}
-	for e := object(v); e.next(); {
+	at := cursor{b: v}
+	for e := at.object(); e.next(); {
 		if string(e.key) == "message" {
-			c.Message, _ = str(e.val)
+			c.Message, _ = str(e.value())
 		}
 	}
 }
 
-// topLevelError takes in the members of {"object":"error","message":…}.
-func (c *Chunk) topLevelError(key, v []byte) {
-	s, _ := str(v)
-	if string(key) == "message" {
-		c.Message = s
-	} else if string(s) == "error" {
+// topLevelError takes in the member "object" of {"object":"error","message":…}.
+func (c *Chunk) topLevelError(v []byte) {
+	if s, _ := str(v); string(s) == "error" {
 		c.Failed = true
 	}
 }
@@ -208,20 +183,19 @@ func (c *Chunk) topLevelError(key, v []byte) {
 func ErrorMessage(body []byte) string {
 	var c Chunk
 	var detail []byte
-	m := object(body)
-	for m.next() {
+	at := cursor{b: body}
+	for m := at.object(); m.next(); {
 		switch string(m.key) {
 		case "error":
-			c.fail(m.val)
+			c.fail(m.value())
 		case "message":
-			c.Message, _ = str(m.val)
+			c.Message, _ = str(m.value())
 		case "detail":
-			detail = m.val
+			detail = m.value()
 		}
 	}
 	switch {
-	case m.bad:
-		return string(bytes.TrimSpace(body))
+	case at.bad:
 	case c.Message != nil:
 		return Unquote(c.Message)
 	case detail != nil:

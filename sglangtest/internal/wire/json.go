@@ -5,50 +5,86 @@ import (
 	"encoding/json"
 )
 
-// members walks over the members of one JSON object without copying. The zero value is not usable.
-// It accepts every valid object; it does not check everything that a validator would.
-type members struct {
+// A cursor is a place in JSON text that is walked through once, without copying. It accepts every valid object; it does
+// not check everything that a validator would.
+type cursor struct {
 	b   []byte
 	i   int
-	key []byte // the present member's name, without quotes
-	val []byte // the present member's value
-	bad bool
+	bad bool // the text is damaged
 }
 
-// object starts a walk over the object that b begins with; blank space around it is allowed.
-func object(b []byte) members {
-	m := members{b: b}
-	m.space()
-	if m.i >= len(b) || b[m.i] != '{' {
-		m.bad = true
-		return m
+// members walks over the members of an object:
+//
+//	for m := c.object(); m.next(); {
+//		switch string(m.key) { … m.value() … m.object() … }
+//	}
+//
+// A member whose value was not asked for is passed over. The walk over a member's own object must come to its end
+// before that of the outer one goes on.
+type members struct {
+	*cursor
+	key   []byte // the present member's name, without quotes
+	first bool
+	open  bool // the present member's value has not been read
+	done  bool
+}
+
+// object begins a walk over the object at the cursor. A value of another kind is passed over: it has no members.
+func (c *cursor) object() members {
+	c.space()
+	if c.i < len(c.b) && c.b[c.i] == '{' {
+		c.i++
+		return members{cursor: c, first: true}
 	}
-	m.i++
-	return m
+	c.skip()
+	return members{cursor: c, done: true}
 }
 
-// next advances to the next member; false means the end of the object or, if bad is set, damage.
-func (m *members) next() bool {
+// object begins a walk over the present member's value.
+func (m *members) object() members {
+	m.open = false
+	return m.cursor.object()
+}
+
+// value returns the present member's value.
+func (m *members) value() []byte {
+	m.open = false
+	start := m.i
+	m.skip()
 	if m.bad {
+		return nil
+	}
+	return m.b[start:m.i]
+}
+
+// next advances to the next member; false means the end of the object or damage.
+func (m *members) next() bool {
+	if m.open {
+		m.skip()
+	}
+	if m.bad || m.done {
 		return false
 	}
 	m.space()
-	if m.i < len(m.b) && m.b[m.i] == '}' {
-		m.i++
-		return false
+	if m.i >= len(m.b) {
+		return m.fail()
 	}
-	if m.val != nil { // not the first member
-		if m.i >= len(m.b) || m.b[m.i] != ',' {
-			m.bad = true
-			return false
-		}
+	switch {
+	case m.b[m.i] == '}':
+		m.i++
+		m.done = true
+		return false
+	case m.first:
+		m.first = false
+	case m.b[m.i] != ',':
+		return m.fail()
+	default:
 		m.i++
 		m.space()
 	}
 	end := stringEnd(m.b, m.i)
 	if end < 0 {
-		m.bad = true
-		return false
+		return m.fail()
 	}
 	m.key = m.b[m.i+1 : end-1]
 	if bytes.IndexByte(m.key, '\\') >= 0 {
@@ -57,24 +93,31 @@ func (m *members) next() bool {
 	m.i = end
 	m.space()
 	if m.i >= len(m.b) || m.b[m.i] != ':' {
-		m.bad = true
-		return false
+		return m.fail()
 	}
 	m.i++
 	m.space()
-	end = valueEnd(m.b, m.i)
-	if end < 0 {
-		m.bad = true
-		return false
-	}
-	m.val = m.b[m.i:end]
-	m.i = end
+	m.open = true
 	return true
 }
 
-func (m *members) space() {
-	for m.i < len(m.b) && isSpace(m.b[m.i]) {
-		m.i++
+func (c *cursor) fail() bool {
+	c.bad = true
+	return false
+}
+
+// skip passes over one value.
+func (c *cursor) skip() {
+	if end := valueEnd(c.b, c.i); end >= 0 {
+		c.i = end
+	} else {
+		c.bad = true
+	}
+}
+
+func (c *cursor) space() {
+	for c.i < len(c.b) && isSpace(c.b[c.i]) {
+		c.i++
 	}
 }
 
@@ -85,21 +128,32 @@ func stringEnd(b []byte, i int) int {
 	if i >= len(b) || b[i] != '"' {
 		return -1
 	}
-	for j := i + 1; ; {
+	// Names and short texts end before a search of many bytes at once would pay.
+	j := i + 1
+	for near := min(len(b), j+24); j < near; j++ {
+		switch b[j] {
+		case '"':
+			return j + 1
+		case '\\':
+			j++
+		}
+	}
+	for j < len(b) {
 		k := bytes.IndexByte(b[j:], '"')
 		if k < 0 {
 			return -1
 		}
-		j += k
-		n := 0 // backslashes before the quote
-		for b[j-1-n] == '\\' {
+		end := j + k
+		n := 0 // backslashes before the quote, none of them before j
+		for end-1-n >= j && b[end-1-n] == '\\' {
 			n++
 		}
-		j++
 		if n%2 == 0 {
-			return j
+			return end + 1
 		}
+		j = end + 1
 	}
+	return -1
 }
 
 // valueEnd returns the index after the value that begins at b[i], or -1.

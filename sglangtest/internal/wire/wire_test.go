@@ -156,12 +156,15 @@ func FuzzMembers(f *testing.F) {
 			return
 		}
 		got := map[string]json.RawMessage{}
-		m := object(in)
-		for m.next() {
+		at := cursor{b: in}
+		skipped := cursor{b: in}
+		for m := at.object(); m.next(); {
 			// encoding/json replaces invalid UTF-8 in keys; the walk does not look inside strings
-			got[strings.ToValidUTF8(string(m.key), "\ufffd")] = bytes.Clone(m.val)
+			got[strings.ToValidUTF8(string(m.key), "\ufffd")] = bytes.Clone(m.value())
 		}
-		if m.bad {
+		for m := skipped.object(); m.next(); {
+		}
+		if at.bad || at.i != skipped.i || skipped.bad {
 			t.Fatalf("valid object refused: %q", in)
 		}
 		if len(got) < len(want) {
