@@ -217,33 +217,27 @@ func (s *Sender) url(base string) (*url.URL, error) {
 
 // An attempt is the state of one request under way; it is reused.
 type attempt struct {
-	body   requestBody
-	events wire.Events
-	chunk  wire.Chunk
-	trace  httptrace.ClientTrace
-	onConn func(httptrace.GotConnInfo)
+	body    []byte
+	reader  bytes.Reader // of body
+	events  wire.Events
+	chunk   wire.Chunk
+	trace   httptrace.ClientTrace
+	onConn  func(httptrace.GotConnInfo)
+	onWrote func(httptrace.WroteRequestInfo)
 
 	clock   Clock
 	gotConn time.Duration
 	reused  bool
 	sent    bool
+	wrote   atomic.Bool // the transport is done with body; it may still be writing when the round trip has failed
 }
 
 func newAttempt() *attempt {
 	a := new(attempt)
 	a.onConn = func(info httptrace.GotConnInfo) { a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true }
+	a.onWrote = func(httptrace.WroteRequestInfo) { a.wrote.Store(true) }
 	return a
 }
-
-// requestBody is the body of a request. The transport closes it when it no longer needs it, which may be
-// after the round trip has failed: only then may the buffer be used again.
-type requestBody struct {
-	bytes.Reader
-	buf    []byte
-	closed atomic.Bool
-}
-
-func (b *requestBody) Close() error { b.closed.Store(true); return nil }
 
 // Do implements [Doer].
 func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
@@ -251,7 +245,7 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 	target, u, fields, err := s.prepare(ctx, req)
 	a := s.attempts.Get().(*attempt)
 	if err == nil {
-		a.body.buf, err = s.appendBody(a.body.buf[:0], req, fields)
+		a.body, err = s.appendBody(a.body[:0], req, fields)
 	}
 	if err != nil {
 		s.attempts.Put(a)
@@ -261,10 +255,10 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 		return
 	}
 	res.Worker = target.Name
-	a.body.Reset(a.body.buf)
-	a.body.closed.Store(false)
+	a.reader.Reset(a.body)
+	a.wrote.Store(false)
 	a.clock, a.sent = clock, false
-	a.trace = httptrace.ClientTrace{GotConn: a.onConn} // WithClientTrace adds the caller's hooks to it
+	a.trace = httptrace.ClientTrace{GotConn: a.onConn, WroteRequest: a.onWrote} // WithClientTrace adds the caller's hooks to it
 
 	rctx := ctx
 	if s.timeout > 0 {
@@ -275,7 +269,8 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 	hreq := (&http.Request{
 		Method: http.MethodPost, URL: u, Host: u.Host, Header: s.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: &a.body, ContentLength: int64(len(a.body.buf)),
+		// A reader that net/http knows: it then writes head and body in one piece.
+		Body: io.NopCloser(&a.reader), ContentLength: int64(len(a.body)),
 	}).WithContext(httptrace.WithClientTrace(rctx, &a.trace))
 	res.Released = clock.Now()
 	resp, err := s.rt.RoundTrip(hreq)
@@ -292,7 +287,7 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 		s.read(ctx, rctx, clock, a, resp, res)
 		resp.Body.Close()
 	}
-	if a.body.closed.Load() {
+	if a.wrote.Load() {
 		s.attempts.Put(a)
 	}
 }
