@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# agree.sh VENV TOKENIZER: the real sglang.bench_serving and our client, one after the other, against the simulated engine with the
+# same closed loop of fixed lengths; then both tables side by side. VENV holds sglang's client, TOKENIZER any tokenizer on disk.
+set -euo pipefail
+venv=${1:?usage: agree.sh VENV TOKENIZER}; tok=${2:?usage: agree.sh VENV TOKENIZER}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=$(mktemp -d)
+go build -o "$out/simserver" ./bench/simserver; go build -o "$out/client" ./bench/client
+port=${PORT:-31200}; url=http://127.0.0.1:$port
+"$out/simserver" -port "$port" >"$out/server.txt" & server=$!
+trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$out"' EXIT
+until curl -fs "$url/model_info" >/dev/null; do sleep 0.1; done
+n=160 flight=16 in=256 tokens=128
+echo "closed loop of $n requests, $flight in flight, $in tokens in, $tokens out; load average $(cut -d' ' -f1-3 /proc/loadavg)"
+for round in 1 2 3; do
+  for api in generate completions chat; do
+    backend=sglang; [ $api = completions ] && backend=sglang-oai; [ $api = chat ] && backend=sglang-oai-chat
+    ids=; [ $api = generate ] && ids=--tokenize-prompt # the OpenAI backends send text
+    HF_HUB_OFFLINE=1 "$venv/bin/python" -W ignore -m sglang.bench_serving --backend $backend --base-url "$url" --model m --tokenizer "$tok" \
+      --dataset-name random-ids --random-input-len $in --random-output-len $tokens --random-range-ratio 1 --num-prompts $n \
+      --max-concurrency $flight $ids --output-file "$out/theirs-$api-$round" --disable-tqdm >"$out/log" 2>&1 || { tail -20 "$out/log" >&2; exit 1; }
+    ours=$api; [ $api = chat ] && ours=chat_completions
+    "$out/client" -url "$url" -api $ours -requests $n -concurrency $flight -in $in -out $tokens >"$out/ours-$api-$round"
+  done
+done
+python3 - "$out" <<'P'
+import json, statistics as st, sys
+out = sys.argv[1]
+names = [("request_throughput", "%"), ("output_throughput", "%"), ("mean_tpot_ms", "%"), ("median_tpot_ms", "%"), ("mean_e2e_latency_ms", "%"),
+         ("median_e2e_latency_ms", "%"), ("p99_e2e_latency_ms", "%"), ("mean_ttft_ms", "ms"), ("median_ttft_ms", "ms"), ("mean_itl_ms", "%")]
+def pick(d, name):
+    if name.endswith("throughput"):
+        return d[name + ("_per_s" if name.startswith("request") else "_tokens_per_s")]
+    kind, _, rest = name.partition("_")
+    group = {"tpot_ms": "tpot", "e2e_latency_ms": "e2e_latency", "ttft_ms": "ttft", "itl_ms": "itl"}[rest]
+    g = d[group]
+    for k in (kind, kind + "_ms"):
+        if k in g: return g[k]
+    raise KeyError(name + str(d))
+for api in ("generate", "completions", "chat"):
+    print(f"{api:12} {'theirs':>12} {'ours':>12} {'difference':>12}   (medians of three)")
+    for name, unit in names:
+        t = st.median(json.loads(open(f"{out}/theirs-{api}-{r}").readlines()[-1])[name] for r in (1, 2, 3))
+        o = st.median(pick(json.load(open(f"{out}/ours-{api}-{r}"))["bench_serving"], name) for r in (1, 2, 3))
+        diff = f"{100 * (o / t - 1):+.2f} %" if unit == "%" else f"{o - t:+.2f} ms"
+        print(f"  {name:24} {t:10.2f} {o:12.2f} {diff:>12}")
+P
