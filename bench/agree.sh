@@ -11,16 +11,26 @@ port=${PORT:-31200}; url=http://127.0.0.1:$port
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$out"' EXIT
 until curl -fs "$url/model_info" >/dev/null; do sleep 0.1; done
 n=160 flight=16 in=256 tokens=128
+# One workload for both: texts of 1,024 bytes, which the simulated engine counts as 256 tokens, each with a beginning of its own.
+python3 - "$out" $n $tokens <<'P'
+import json, random, sys
+out, n, tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+rng = random.Random(1)
+with open(out + "/theirs.jsonl", "w") as theirs, open(out + "/ours.jsonl", "w") as ours:
+    for i in range(n):
+        text = ("%04d " % i + " ".join(rng.choice(["the", "of", "and", "time", "people", "water", "first"]) for _ in range(400)))[:1024]
+        theirs.write(json.dumps({"conversations": [{"role": "user", "content": text}, {"role": "assistant", "content": "an answer of some words"}]}) + "\n")
+        ours.write(json.dumps({"prompt": text, "output_len": tokens}) + "\n")
+P
 echo "closed loop of $n requests, $flight in flight, $in tokens in, $tokens out; load average $(cut -d' ' -f1-3 /proc/loadavg)"
 for round in 1 2 3; do
   for api in generate completions chat; do
     backend=sglang; [ $api = completions ] && backend=sglang-oai; [ $api = chat ] && backend=sglang-oai-chat
-    ids=; [ $api = generate ] && ids=--tokenize-prompt # the OpenAI backends send text
     HF_HUB_OFFLINE=1 "$venv/bin/python" -W ignore -m sglang.bench_serving --backend $backend --base-url "$url" --model m --tokenizer "$tok" \
-      --dataset-name random-ids --random-input-len $in --random-output-len $tokens --random-range-ratio 1 --num-prompts $n \
-      --max-concurrency $flight $ids --output-file "$out/theirs-$api-$round" --disable-tqdm >"$out/log" 2>&1 || { tail -20 "$out/log" >&2; exit 1; }
+      --dataset-name custom --dataset-path "$out/theirs.jsonl" --sharegpt-output-len $tokens --num-prompts $n \
+      --max-concurrency $flight --output-file "$out/theirs-$api-$round" --disable-tqdm >"$out/log" 2>&1 || { tail -20 "$out/log" >&2; exit 1; }
     ours=$api; [ $api = chat ] && ours=chat_completions
-    "$out/client" -url "$url" -api $ours -requests $n -concurrency $flight -in $in -out $tokens >"$out/ours-$api-$round"
+    "$out/client" -url "$url" -api $ours -requests $n -concurrency $flight -jsonl "$out/ours.jsonl" >"$out/ours-$api-$round"
   done
 done
 python3 - "$out" <<'P'

@@ -89,6 +89,21 @@ func TestRunNode(t *testing.T) {
 	require.ErrorContains(t, err, "already holds a run")
 }
 
+// The three APIs carry the same prompts: each length comes back as it was sent.
+func TestRunNodeOnEveryAPI(t *testing.T) {
+	for _, api := range []load.API{load.Generate, load.Completions, load.ChatCompletions} {
+		cfg := short()
+		cfg.API = api
+		run, err := RunNode(t.Context(), cfg)
+		require.NoError(t, err)
+		require.Equal(t, 20, run.Summary.Requests.OK, run.Summary)
+		require.Zero(t, run.Summary.Streams.Uncounted)
+		for r := range run.Collector.Results() {
+			require.Equal(t, []int{r.InputLen, r.OutputLen}, []int{r.PromptTokens, r.OutputTokens})
+		}
+	}
+}
+
 func TestScheduledParameterChange(t *testing.T) {
 	cfg := short()
 	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 60, Inf, 24, 16

@@ -32,6 +32,7 @@ func main() {
 		concurrency = flag.Int("concurrency", 64, "requests in flight with -rate 0")
 		in          = flag.Int("in", 32, "input tokens of each request")
 		out         = flag.Int("out", 16, "output tokens of each request")
+		jsonl       = flag.String("jsonl", "", "`file` of requests (load.JSONLines) instead of -in and -out")
 		seed        = flag.Uint64("seed", 1, "seed of the workload")
 		profile     = flag.String("cpuprofile", "", "`file` for a CPU profile")
 		dir         = flag.String("dir", "", "`folder` of the run; default: a temporary one, removed at the end")
@@ -50,12 +51,19 @@ func main() {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	report, err := run(ctx, *url, load.API(*api), *requests, *rate, *concurrency, *in, *out, *seed, *dir)
+	report, err := run(ctx, *url, load.API(*api), *requests, *rate, *concurrency, dataset(*jsonl, *in, *out), *seed, *dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	json.NewEncoder(os.Stdout).Encode(report)
+}
+
+func dataset(jsonl string, in, out int) load.Dataset {
+	if jsonl != "" {
+		return load.JSONLines(jsonl)
+	}
+	return load.Random(in, out, 1)
 }
 
 // firstRelease passes everything on to a collector and notes the age of the process at the first arrival.
@@ -71,12 +79,12 @@ func (f *firstRelease) Arrived(req *load.Request) {
 	f.Collector.Arrived(req)
 }
 
-func run(ctx context.Context, url string, api load.API, requests int, rate float64, concurrency, in, out int, seed uint64, dir string) (map[string]any, error) {
+func run(ctx context.Context, url string, api load.API, requests int, rate float64, concurrency int, ds load.Dataset, seed uint64, dir string) (map[string]any, error) {
 	arrivals, opts := load.AllAtOnce(), []load.RunOption{load.WithMaxConcurrency(concurrency)}
 	if rate > 0 {
 		arrivals, opts = load.Poisson(rate), nil
 	}
-	gen, err := load.NewRequestGenerator(load.Random(in, out, 1), load.WithArrivals(arrivals), load.WithLimit(requests), load.WithSeed(seed))
+	gen, err := load.NewRequestGenerator(ds, load.WithArrivals(arrivals), load.WithLimit(requests), load.WithSeed(seed))
 	if err != nil {
 		return nil, err
 	}

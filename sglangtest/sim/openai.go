@@ -16,6 +16,7 @@ type openAIBody struct {
 	Model               string          `json:"model"`
 	Prompt              json.RawMessage `json:"prompt"`
 	Messages            []chatMessage   `json:"messages"`
+	InputIDs            []int32         `json:"input_ids"` // chat: the prompt instead of what messages would give
 	MaxTokens           *int            `json:"max_tokens"`
 	MaxCompletionTokens *int            `json:"max_completion_tokens"`
 	MinTokens           int             `json:"min_tokens"`
@@ -113,11 +114,15 @@ func (s *Server) openAICall(body *openAIBody, chat bool, received time.Time) (*c
 		if len(body.Messages) == 0 {
 			return nil, inputError("Messages cannot be empty.")
 		}
-		var p load.Prompt
-		for _, m := range body.Messages {
-			p.Messages = append(p.Messages, load.Message{Role: m.Role, Content: m.text()})
+		if len(body.InputIDs) > 0 {
+			d.prompts, d.tokens = []load.Prompt{{TokenIDs: body.InputIDs}}, []int{len(body.InputIDs)}
+		} else {
+			var p load.Prompt
+			for _, m := range body.Messages {
+				p.Messages = append(p.Messages, load.Message{Role: m.Role, Content: m.text()})
+			}
+			d.prompts, d.tokens = []load.Prompt{p}, []int{chatTokens(body.Messages)}
 		}
-		d.prompts, d.tokens = []load.Prompt{p}, []int{chatTokens(body.Messages)}
 	} else {
 		if d.maxNew == nil {
 			sixteen := 16 // the schema's default
