@@ -93,7 +93,7 @@ func compare(refserver, addr string, rate, seconds float64, runs int, ttft, itl 
 		dTTFT99 = append(dTTFT99, ours99-s.TTFT.P99)
 		dGap50 = append(dGap50, tpot50-s.Gap.P50)
 		late = append(late, late99)
-		rateError = append(rateError, 100*(s.Rate / *sum.Rates.Scheduled-1))
+		rateError = append(rateError, 100*(s.Rate / *sum.Rates.Scheduled - 1))
 	}
 	fmt.Printf("median over the runs: TTFT p50 off by %.3f ms, p99 by %.3f ms; mean gap p50 by %.3f ms; lateness p99 %.3f ms; arrival rate off by %.2f %%\n",
 		median(dTTFT50), median(dTTFT99), median(dGap50), median(late), median(rateError))
