@@ -17,8 +17,8 @@ type Policy interface {
 	Pick(ctx context.Context, r *load.Request, v View) (Decision, error)
 }
 
-// A Dispatcher is a policy that is told when a request leaves for a worker, after each [Dispatch].
-type Dispatcher interface {
+// A DispatchObserver is a policy that is told when a request leaves for a worker, after each [Dispatch].
+type DispatchObserver interface {
 	Dispatched(now time.Duration, r *load.Request, worker int)
 }
 

@@ -148,8 +148,8 @@ type delivery struct {
 	refusal string
 }
 
-func newWorker(index int, e Engine) (*worker, error) {
-	w := &worker{Engine: e, index: index, log: newStepLog()}
+func newWorker(index int, e Engine, tokenTimes bool) (*worker, error) {
+	w := &worker{Engine: e, index: index, log: newStepLog(tokenTimes)}
 	w.pace = pace{e.Profile.Model, 1 / e.Speed}
 	return w, w.start()
 }

@@ -34,6 +34,9 @@ func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engi
 	if err := s.configure(engines, opts); err != nil {
 		return Stats{}, fmt.Errorf("fleet: run: %w", err)
 	}
+	if ctx.Err() != nil {
+		return Stats{}, context.Cause(ctx)
+	}
 	plan, err := src.Plan()
 	if err != nil {
 		return Stats{}, err
@@ -64,7 +67,7 @@ type run struct {
 	pol policy.Policy
 	rec load.Recorder
 
-	dispatched policy.Dispatcher // pol, if it is one
+	dispatched policy.DispatchObserver // pol, if it is one
 	firstToken policy.FirstTokenObserver
 	done       policy.DoneObserver
 	events     interface{ Event(metrics.Event) } // rec, if it is one
@@ -109,7 +112,7 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 		return err
 	}
 	for i, e := range engines {
-		w, err := newWorker(i, e)
+		w, err := newWorker(i, e, !s.cfg.noTimes)
 		if err != nil {
 			return err
 		}
@@ -118,7 +121,7 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 			MaxRunning: w.loop.Engine.Config().MaxRunningRequests, KVTokens: w.loop.Engine.Config().MaxTotalTokens})
 	}
 	s.timers.plan(&s.cfg)
-	s.dispatched, _ = s.pol.(policy.Dispatcher)
+	s.dispatched, _ = s.pol.(policy.DispatchObserver)
 	s.firstToken, _ = s.pol.(policy.FirstTokenObserver)
 	s.done, _ = s.pol.(policy.DoneObserver)
 	s.events, _ = s.rec.(interface{ Event(metrics.Event) })

@@ -18,6 +18,7 @@ const blockEntries = 256
 type stepLog struct {
 	block   *block // the one being written, never full
 	entries int    // of all blocks ever
+	encode  bool   // the chunks of blocks are wanted
 }
 
 // A block is a part of the log. Its entries are encoded as chunks too, so that the chunks of an answer are copied
@@ -30,7 +31,7 @@ type block struct {
 	next   *block
 }
 
-func newStepLog() stepLog { return stepLog{block: newBlock(0)} }
+func newStepLog(encode bool) stepLog { return stepLog{block: newBlock(0), encode: encode} }
 
 func newBlock(start int) *block {
 	return &block{start: start, times: make([]time.Duration, 0, blockEntries)}
@@ -39,8 +40,10 @@ func newBlock(start int) *block {
 // add appends an entry and returns its number. egress is the way from the engine to the client.
 func (l *stepLog) add(at, egress time.Duration) int {
 	b := l.block
-	b.chunks.Append(load.Chunk{At: at + egress, Tokens: 1, TextBytes: tokenBytes})
-	b.ends[len(b.times)] = int32(len(b.chunks.Encoded()))
+	if l.encode {
+		b.chunks.Append(load.Chunk{At: at + egress, Tokens: 1, TextBytes: tokenBytes})
+		b.ends[len(b.times)] = int32(len(b.chunks.Encoded()))
+	}
 	b.times = append(b.times, at)
 	l.entries++
 	if len(b.times) == blockEntries {
@@ -85,7 +88,7 @@ func (s span) until(t time.Duration) (n int, last time.Duration) {
 	return n, last
 }
 
-// appendTo appends the first n entries as chunks.
+// appendTo appends the first n entries, of a log that encodes, as chunks.
 func (s span) appendTo(c *load.Chunks, n int, egress time.Duration) {
 	s.parts(n, func(b *block, i, j int) {
 		// The first gap counts from a token that is not this flight's.
