@@ -60,29 +60,31 @@ func main() {
 
 // A Report is what the command prints. Memory is in MiB.
 type Report struct {
-	Engines       int     `json:"engines"`
-	Requests      int     `json:"requests"`
-	Failed        int     `json:"failed"`
-	OutputTokens  int64   `json:"output_tokens"`
-	TokenTimes    bool    `json:"token_times"`
-	Journal       bool    `json:"journal"`
-	GOMAXPROCS    int     `json:"gomaxprocs"`
-	PlanS         float64 `json:"plan_s"`    // the generator's pass before the run; not in wall_s
-	WallS         float64 `json:"wall_s"`    // generator, policy, engines and recorder
-	SummaryS      float64 `json:"summary_s"` // the collector's summary after the run
-	CPUS          float64 `json:"cpu_s"`     // user and system time of the run, all cores
-	RequestsPerS  float64 `json:"requests_per_s"`
-	TokensPerS    float64 `json:"tokens_per_s"`
-	Steps         uint64  `json:"steps"`
-	BatchMean     float64 `json:"tokens_per_step"`
-	SimulatedS    float64 `json:"simulated_s"`
-	HeapMidMiB    float64 `json:"heap_mid_mib"` // live heap when a quarter of the requests had ended
-	HeapEndMiB    float64 `json:"heap_end_mib"` // live heap when all had, before the summary
-	FolderMiB     float64 `json:"folder_mib"`
-	TPOTMedianMS  float64 `json:"tpot_p50_ms"`
-	TTFTMedianMS  float64 `json:"ttft_p50_ms"`
-	InFlightMean  float64 `json:"in_flight_mean"`
-	CachedPercent float64 `json:"cached_percent"`
+	Engines      int     `json:"engines"`
+	Requests     int     `json:"requests"`
+	Failed       int     `json:"failed"`
+	OutputTokens int64   `json:"output_tokens"`
+	TokenTimes   bool    `json:"token_times"`
+	Journal      bool    `json:"journal"`
+	GOMAXPROCS   int     `json:"gomaxprocs"`
+	PlanS        float64 `json:"plan_s"`    // the generator's pass before the run; not in wall_s
+	WallS        float64 `json:"wall_s"`    // generator, policy, engines and recorder
+	SummaryS     float64 `json:"summary_s"` // the collector's summary after the run
+	CPUS         float64 `json:"cpu_s"`     // user and system time of the run, all cores
+	RequestsPerS float64 `json:"requests_per_s"`
+	// The same by CPU time. On a machine that others use too it is the steadier figure.
+	RequestsPerCPUS float64 `json:"requests_per_cpu_s"`
+	TokensPerS      float64 `json:"tokens_per_s"`
+	Steps           uint64  `json:"steps"`
+	BatchMean       float64 `json:"tokens_per_step"`
+	SimulatedS      float64 `json:"simulated_s"`
+	HeapMidMiB      float64 `json:"heap_mid_mib"` // live heap when a quarter of the requests had ended
+	HeapEndMiB      float64 `json:"heap_end_mib"` // live heap when all had, before the summary
+	FolderMiB       float64 `json:"folder_mib"`
+	TPOTMedianMS    float64 `json:"tpot_p50_ms"`
+	TTFTMedianMS    float64 `json:"ttft_p50_ms"`
+	InFlightMean    float64 `json:"in_flight_mean"`
+	CachedPercent   float64 `json:"cached_percent"`
 }
 
 func run(ctx context.Context, f flags) (*Report, error) {
@@ -146,6 +148,7 @@ func run(ctx context.Context, f flags) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	rep.RequestsPerCPUS = float64(stats.Requests) / rep.CPUS
 	rep.WallS -= count.paused.Seconds()
 	rep.HeapMidMiB, rep.HeapEndMiB = count.heap, liveHeap()
 	rep.Failed, rep.OutputTokens = count.failed, count.tokens
