@@ -22,7 +22,8 @@ const progressInterval = 200 * time.Millisecond
 const stopTimeout = 30 * time.Second
 
 type runOptions struct {
-	launcher server.Launcher
+	launcher server.Launcher // nil: the default
+	virtual  *sim.Profile    // not nil: in virtual time
 	progress func(metrics.Progress)
 }
 
@@ -43,8 +44,8 @@ func WithLauncher(l server.Launcher) RunOption {
 	}
 }
 
-// WithProgress makes f be called five times a second while requests are under way, and once when all have ended.
-// The calls come one after the other.
+// WithProgress makes f be called five times a second while requests are under way, and once when all have ended. In
+// virtual time it is called after every 1,000 requests instead. The calls come one after the other.
 func WithProgress(f func(metrics.Progress)) RunOption {
 	return func(o *runOptions) error { o.progress = f; return nil }
 }
@@ -69,10 +70,13 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("sglangtest: config:\n%w", err)
 	}
-	o := runOptions{launcher: defaultLauncher()}
+	var o runOptions
 	var faults []error
 	for _, opt := range opts {
 		faults = append(faults, opt(&o))
+	}
+	if o.virtual != nil && o.launcher != nil {
+		faults = append(faults, errors.New("both a launcher and virtual time, which has no server: give one of them"))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("sglangtest: run: %w", err)
@@ -103,6 +107,12 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 		collect = append(collect, metrics.WithSink(store))
 	}
 
+	if o.virtual != nil {
+		return cfg.runVirtual(ctx, &o, gen, plan, store, collect)
+	}
+	if o.launcher == nil {
+		o.launcher = defaultLauncher()
+	}
 	servers, err := server.NewServerManager(o.launcher)
 	if err != nil {
 		return nil, err
@@ -132,11 +142,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 		return nil, err
 	}
 	defer sender.Close()
-	interval := cfg.MetricsInterval
-	if interval == 0 {
-		interval = DefaultMetricsInterval
-	}
-	collect = append(collect, metrics.WithSampler(node.Sampler(), interval.Duration()))
+	collect = append(collect, metrics.WithSampler(node.Sampler(), cfg.sampleInterval().Duration()))
 	if len(cfg.Percentiles) > 0 {
 		collect = append(collect, metrics.WithPercentiles(cfg.Percentiles...))
 	}

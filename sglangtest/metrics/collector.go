@@ -99,7 +99,7 @@ func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 	c.state, c.info = stateRunning, info
 	ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	for _, l := range c.samplers {
-		c.wg.Go(func() { l.run(ctx, info.Clock, c.addSample) })
+		c.wg.Go(func() { l.run(ctx, info.Clock, c.AddSample) })
 	}
 	return nil
 }
@@ -142,6 +142,26 @@ func (c *Collector) Record(res *load.Result) {
 	}
 }
 
+// AddSimulation declares that the engine is simulated, like [WithSimulation], to the sink as well if it has a method
+// of this name. It must come before Begin. A collector that was told another simulation returns an error.
+func (c *Collector) AddSimulation(s Simulation) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != stateNew {
+		return errors.New("metrics: a simulation must be declared before the run begins")
+	}
+	if c.simulation != nil && *c.simulation != s {
+		return fmt.Errorf("metrics: the run is said to be simulated by both %q and %q", c.simulation.Profile, s.Profile)
+	}
+	if err := WithSimulation(s)(c); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	if sink, ok := c.sink.(interface{ AddSimulation(Simulation) error }); ok {
+		return sink.AddSimulation(s)
+	}
+	return nil
+}
+
 // Event puts e into the time line and hands it to the sink. An event that comes before Begin or after End is
 // in [Collector.Events] but does not reach the sink.
 func (c *Collector) Event(e Event) {
@@ -155,7 +175,10 @@ func (c *Collector) Event(e Event) {
 	}
 }
 
-func (c *Collector) addSample(s Sample) {
+// AddSample puts s into the time line and hands it to the sink, for a host of engines in virtual time that samplers
+// on the run's clock could not follow. Samples of one source come in order of time. One that comes before Begin or
+// after End does not reach the sink.
+func (c *Collector) AddSample(s Sample) {
 	c.mu.Lock()
 	c.samples = append(c.samples, s)
 	c.mu.Unlock()

@@ -1,10 +1,6 @@
 package metrics
 
-import (
-	"fmt"
-
-	"github.com/sglangtest/harness/sglangtest/load"
-)
+import "github.com/sglangtest/harness/sglangtest/load"
 
 const (
 	resultsPerSlab = 512
@@ -27,11 +23,7 @@ func (s *store) add(res *load.Result, keepText bool) {
 	slab := &s.slabs[len(s.slabs)-1]
 	*slab = append(*slab, *res)
 	kept := &(*slab)[len(*slab)-1]
-	chunks, err := load.ChunksFrom(s.copy(res.Chunks.Encoded()))
-	if err != nil {
-		panic(fmt.Sprintf("metrics: result %d: %v", res.ID, err)) // Encoded is what Append wrote
-	}
-	kept.Chunks = chunks
+	kept.Chunks = res.Chunks.CopyTo(s.space(len(res.Chunks.Encoded())))
 	// Each answer brings its own copy of these few names.
 	kept.Worker = s.intern(res.Worker)
 	kept.FinishReason = s.intern(res.FinishReason)
@@ -40,17 +32,18 @@ func (s *store) add(res *load.Result, keepText bool) {
 	}
 }
 
-func (s *store) copy(b []byte) []byte {
-	if len(b) == 0 {
+// space returns n bytes that nothing else uses.
+func (s *store) space(n int) []byte {
+	if n == 0 {
 		return nil
 	}
-	if len(s.bytes)+len(b) > cap(s.bytes) {
-		s.bytes = make([]byte, 0, max(chunkSlabBytes, len(b)))
+	if len(s.bytes)+n > cap(s.bytes) {
+		s.bytes = make([]byte, 0, max(chunkSlabBytes, n))
 		s.held += cap(s.bytes)
 	}
 	at := len(s.bytes)
-	s.bytes = append(s.bytes, b...)
-	return s.bytes[at:len(s.bytes):len(s.bytes)]
+	s.bytes = s.bytes[:at+n]
+	return s.bytes[at : at+n : at+n]
 }
 
 func (s *store) intern(name string) string {

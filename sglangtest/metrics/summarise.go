@@ -360,13 +360,23 @@ func countGoodput(slo SLO, all int, seconds float64, each func(yield func(ttft, 
 }
 
 func (b *builder) samplers() {
+	var sources []SamplerSummary
+	known := make(map[string]bool)
 	for _, l := range b.c.samplers {
-		s := SamplerSummary{Source: l.name, IntervalS: l.interval.Seconds(), Missed: l.missedBy(b.c.ended)}
+		sources = append(sources, SamplerSummary{Source: l.name, IntervalS: l.interval.Seconds(), Missed: l.missedBy(b.c.ended)})
+		known[l.name] = true
+	}
+	samples := make(map[string][]Sample)
+	for _, x := range b.c.samples {
+		samples[x.Source] = append(samples[x.Source], x)
+		if !known[x.Source] { // it came by AddSample
+			sources = append(sources, SamplerSummary{Source: x.Source})
+			known[x.Source] = true
+		}
+	}
+	for _, s := range sources {
 		var running, waiting, usage gaugeSum
-		for _, x := range b.c.samples {
-			if x.Source != l.name {
-				continue
-			}
+		for _, x := range samples[s.Source] {
 			s.MaxCost = max(s.MaxCost, millis(x.Cost))
 			if x.Err != "" {
 				s.Failed++

@@ -148,10 +148,10 @@ type Goodput struct {
 // A SamplerSummary says how sampling one source went and what it showed.
 type SamplerSummary struct {
 	Source    string  `json:"source"`
-	IntervalS float64 `json:"interval_s"`
-	Taken     int     `json:"taken"`  // samples with values
-	Failed    int     `json:"failed"` // attempts that failed
-	Missed    int     `json:"missed"` // moments skipped because an attempt took longer than the interval
+	IntervalS float64 `json:"interval_s"` // 0: the samples came by Collector.AddSample
+	Taken     int     `json:"taken"`      // samples with values
+	Failed    int     `json:"failed"`     // attempts that failed
+	Missed    int     `json:"missed"`     // moments skipped because an attempt took longer than the interval
 	MaxCost   Millis  `json:"max_cost_ms"`
 	// What an engine reported; null if the source does not report it. Means are over samples, each of the same weight.
 	Running    *Gauge `json:"running"`

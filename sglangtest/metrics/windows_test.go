@@ -37,7 +37,7 @@ func TestWindows(t *testing.T) {
 		{At: 700 * msec, Source: "b", Values: map[string]float64{NumRunning: 1, NumWaiting: 7}},
 		{At: 1200 * msec, Source: "b", Err: "503"},
 	} {
-		c.addSample(x)
+		c.AddSample(x)
 	}
 	c.Event(Event{At: 1300 * msec, Kind: KindParamUpdate, Source: "server-0", Data: map[string]any{"name": "max_running_requests", "value": 512}})
 	require.NoError(t, c.End(context.Background()))

@@ -1,0 +1,224 @@
+package fleet
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/sim"
+)
+
+// An Engine describes one simulated GPU of a fleet.
+type Engine struct {
+	Name    string // names the worker in results; default: "server-" and its index
+	Profile sim.Profile
+	// Config holds the scheduler's sizes. The zero value stands for Profile.EngineConfig().
+	Config sim.EngineConfig
+	// Speed divides the profile's step times: 0.5 is an engine that takes twice as long. 0 stands for 1.
+	Speed float64
+}
+
+// Equal returns n engines of one profile.
+func Equal(n int, p sim.Profile) []Engine {
+	engines := make([]Engine, n)
+	for i := range engines {
+		engines[i].Profile = p
+	}
+	return engines
+}
+
+// Simulation describes the engines in the words of their profiles, for summaries and run folders. [Run] gives it
+// to a recorder that takes it; see there.
+func Simulation(engines []Engine) metrics.Simulation {
+	var profiles []sim.Profile
+	counts := map[string]int{}
+	for _, e := range engines {
+		if counts[e.Profile.Name] == 0 {
+			profiles = append(profiles, e.Profile)
+		}
+		counts[e.Profile.Name]++
+	}
+	var names, calibrated, known []string
+	for _, p := range profiles {
+		name := p.Name
+		if len(profiles) > 1 {
+			name = fmt.Sprintf("%d x %s", counts[p.Name], p.Name)
+		}
+		names = append(names, name)
+		calibrated = append(calibrated, p.Name+": "+p.Calibrated)
+		known = append(known, p.Name+": "+p.KnownError)
+	}
+	if len(profiles) == 1 {
+		calibrated[0], known[0] = profiles[0].Calibrated, profiles[0].KnownError
+	}
+	return metrics.Simulation{Profile: strings.Join(names, " + "), Calibrated: strings.Join(calibrated, "; "), KnownError: strings.Join(known, "; ")}
+}
+
+// normalise checks engines and returns them with the defaults filled in.
+func normalise(engines []Engine) ([]Engine, error) {
+	if len(engines) == 0 {
+		return nil, errors.New("no engines: want at least one")
+	}
+	var faults []error
+	engines = slices.Clone(engines)
+	names := map[string]int{}
+	for i := range engines {
+		e := &engines[i]
+		fault := func(format string, args ...any) {
+			faults = append(faults, fmt.Errorf("engine %d: %s", i, fmt.Sprintf(format, args...)))
+		}
+		if e.Name == "" {
+			e.Name = fmt.Sprintf("server-%d", i)
+		}
+		if first, twice := names[e.Name]; twice {
+			fault("name %q is that of engine %d: want names that differ", e.Name, first)
+		}
+		names[e.Name] = i
+		if e.Speed == 0 {
+			e.Speed = 1
+		}
+		if !(e.Speed > 0) || math.IsInf(e.Speed, 0) {
+			fault("speed %v: want a finite number above 0", e.Speed)
+		}
+		p := e.Profile
+		if p.Model == nil || p.Name == "" || p.KnownError == "" {
+			fault("profile %q needs a Name, a Model and a KnownError", p.Name)
+		}
+		if p.Ingest < 0 || p.IngestToken < 0 || p.Egress < 0 || p.LaunchPrefill < 0 {
+			fault("profile %q has a negative duration", p.Name)
+		}
+		if e.Config == (sim.EngineConfig{}) {
+			e.Config = p.EngineConfig()
+		}
+		if _, err := sim.NewEngine(e.Config); err != nil {
+			faults = append(faults, fmt.Errorf("engine %d: %w", i, err))
+		}
+	}
+	return engines, errors.Join(faults...)
+}
+
+// pace is the step model of one engine, slowed down or not. Only a scheduled action changes the factor, between
+// steps.
+type pace struct {
+	model  sim.StepModel
+	factor float64 // of the model's times
+}
+
+func (p *pace) StepTime(s sim.Shape) time.Duration {
+	d := p.model.StepTime(s)
+	if p.factor == 1 {
+		return d
+	}
+	return time.Duration(math.Round(float64(d) * p.factor))
+}
+
+// A worker is an engine in a run. Its next event is the earliest of three: a request reaches the scheduler, the loop
+// advances, something reaches the client.
+type worker struct {
+	Engine
+	index  int
+	pace   pace
+	loop   *sim.Loop
+	up     bool
+	limit  int            // in force
+	steps  uint64         // of loops before a restart
+	coming fifo[arrival]  // on the way to the scheduler, in order of time
+	going  fifo[delivery] // on the way to the client, in order of time
+	log    stepLog
+	first  *flight // the flights dispatched to it, in that order
+	last   *flight
+}
+
+// An arrival is a request on its way to the scheduler.
+type arrival struct {
+	at     time.Duration
+	flight *flight
+}
+
+// A delivery is a first token or an end on its way to the client.
+type delivery struct {
+	at     time.Duration
+	flight *flight
+	// An end has a finish, or the message of an error that came in its place; a first token has neither.
+	finish  *sim.Finish
+	refusal string
+}
+
+func newWorker(index int, e Engine, tokenTimes bool) (*worker, error) {
+	w := &worker{Engine: e, index: index, log: newStepLog(tokenTimes)}
+	w.pace = pace{e.Profile.Model, 1 / e.Speed}
+	return w, w.start()
+}
+
+// start brings up an idle engine with the limit of its config.
+func (w *worker) start() error {
+	e, err := sim.NewEngine(w.Config)
+	if err != nil {
+		return err
+	}
+	if w.loop != nil {
+		w.steps += w.loop.Steps()
+	}
+	p := w.Profile
+	p.Model = &w.pace
+	w.loop = sim.NewLoop(e, p)
+	w.up, w.limit = true, e.Config().MaxRunningRequests
+	return nil
+}
+
+// never is the time of an event that does not come.
+const never = time.Duration(math.MaxInt64)
+
+// next returns the time of the worker's next event.
+func (w *worker) next() time.Duration {
+	at := never
+	if w.up {
+		if t, busy := w.loop.Next(); busy {
+			at = t
+		}
+	}
+	if a := w.coming.front(); a != nil {
+		at = min(at, a.at)
+	}
+	if d := w.going.front(); d != nil {
+		at = min(at, d.at)
+	}
+	return at
+}
+
+// expect puts a request on its way to the scheduler. A long prompt takes longer, so that a later one may overtake it.
+func (w *worker) expect(a arrival) {
+	w.coming.push(a)
+	q := w.coming.all()
+	for i := len(q) - 1; i > 0 && q[i].at < q[i-1].at; i-- {
+		q[i], q[i-1] = q[i-1], q[i]
+	}
+}
+
+func (w *worker) link(f *flight) {
+	f.worker, f.prev, f.nextFlight = w, w.last, nil
+	if w.last != nil {
+		w.last.nextFlight = f
+	} else {
+		w.first = f
+	}
+	w.last = f
+}
+
+func (w *worker) unlink(f *flight) {
+	if f.prev != nil {
+		f.prev.nextFlight = f.nextFlight
+	} else {
+		w.first = f.nextFlight
+	}
+	if f.nextFlight != nil {
+		f.nextFlight.prev = f.prev
+	} else {
+		w.last = f.prev
+	}
+	f.prev, f.nextFlight = nil, nil
+}

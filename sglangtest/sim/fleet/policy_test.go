@@ -1,0 +1,178 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/policy"
+)
+
+// pickFunc is a policy that is a function.
+type pickFunc func(r *load.Request, v policy.View) policy.Decision
+
+func (f pickFunc) Pick(_ context.Context, r *load.Request, v policy.View) (policy.Decision, error) {
+	return f(r, v), nil
+}
+
+func TestViewOfThePolicy(t *testing.T) {
+	p := steady()
+	p.Ingest, p.Egress = 1*ms, 2*ms
+	src := requests{ask(0, 0, 100, 3), ask(1, 5*ms, 50, 1), ask(2, 14*ms, 10, 1), ask(3, 33*ms, 10, 1), ask(4, 34*ms, 10, 1), ask(5, 74*ms, 10, 1)}
+	var views []policy.Worker
+	play(t, src, pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
+		views = append(views, v.Workers[0])
+		return policy.Dispatch(0)
+	}), Equal(1, p), WithPolling(20*ms))
+	// Request 0 runs from 1 ms; its tokens are seen at 13, 23 and 33 ms. Request 1 comes during its first step and
+	// runs in the third one.
+	base := policy.Worker{Name: "server-0", Healthy: true, MaxRunning: 64, KVTokens: 100_000, Speed: 1, Polled: true}
+	want := make([]policy.Worker, 6)
+	for i := range want {
+		want[i] = base
+	}
+	set := func(i, inFlight, prompt, prefill, sincePoll int) {
+		want[i].InFlight, want[i].PromptTokens, want[i].PrefillTokens, want[i].SincePoll = inFlight, prompt, prefill, sincePoll
+	}
+	set(0, 0, 0, 0, 0)
+	set(1, 1, 100, 100, 1)
+	set(2, 2, 150, 50, 2)
+	for i := range 3 {
+		require.Equal(t, want[i], views[i], "request %d", i)
+	}
+	require.Equal(t, 20*ms, views[3].PolledAt)
+	require.Equal(t, []int{2, 1}, []int{views[3].Running + views[3].Waiting - 1, views[4].SincePoll}, "polled at 20 ms: 0, 1 and 2; dispatched since: 3")
+	require.Equal(t, 60*ms, views[5].PolledAt)
+	require.Zero(t, views[5].InFlight)
+	require.Zero(t, views[5].PrefillTokens)
+	require.Zero(t, views[5].SincePoll)
+}
+
+// observer notes the feedback that it gets.
+type observer struct {
+	policy.RoundRobin
+	log []string
+	at  []time.Duration
+}
+
+func (o *observer) note(at time.Duration, what string) {
+	o.log, o.at = append(o.log, what), append(o.at, at)
+}
+
+func (o *observer) Dispatched(now time.Duration, _ *load.Request, _ int) { o.note(now, "dispatched") }
+func (o *observer) FirstToken(now time.Duration, _ *load.Request, _ int) { o.note(now, "first token") }
+func (o *observer) Done(now time.Duration, _ *load.Request, res *load.Result, _ int) {
+	o.note(now, string(res.Outcome))
+}
+
+func TestFeedback(t *testing.T) {
+	p := steady()
+	p.Egress = 2 * ms
+	o := new(observer)
+	play(t, requests{ask(0, 1*ms, 10, 2), ask(1, 2*ms, 10, 900)}, o, Equal(2, p), WithAction(40*ms, 1, Kill()))
+	require.Equal(t, []string{"dispatched", "dispatched", "first token", "first token", "ok", "truncated"}, o.log)
+	require.Equal(t, []time.Duration{1 * ms, 2 * ms, 13 * ms, 14 * ms, 23 * ms, 40 * ms}, o.at)
+}
+
+func TestHeldRequestsWaitForAnEnd(t *testing.T) {
+	src := requests{ask(0, 0, 10, 3), ask(1, 1*ms, 10, 1), ask(2, 2*ms, 10, 1)}
+	rs := results(play(t, src, pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
+		if v.Workers[0].InFlight > 0 {
+			return policy.Hold()
+		}
+		return policy.Dispatch(0)
+	}), Equal(1, steady())))
+	require.Equal(t, []time.Duration{0, 30 * ms, 40 * ms}, []time.Duration{rs[0].Send, rs[1].Send, rs[2].Send})
+	require.Equal(t, 38*ms, rs[2].QueueTime())
+	require.Zero(t, rs[2].Lateness(), "a hold is the policy's doing, not the client's")
+}
+
+func TestHeldRequestsWaitForATime(t *testing.T) {
+	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(r *load.Request, v policy.View) policy.Decision {
+		if v.Now < 50*ms {
+			return policy.HoldUntil(v.Now + 20*ms)
+		}
+		return policy.Dispatch(0)
+	}), Equal(1, steady())))
+	require.Equal(t, 63*ms, rs[0].Send)
+}
+
+func TestAHoldWithoutEndIsAFault(t *testing.T) {
+	hold := pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Hold() })
+	for name, opts := range map[string][]Option{"no polls": nil, "polls": {WithPolling(time.Second)}, "a full house": {WithMaxConcurrency(1)}} {
+		t.Run(name, func(t *testing.T) {
+			col, err := metrics.NewCollector()
+			require.NoError(t, err)
+			src := requests{ask(0, 0, 10, 1), ask(1, 0, 10, 1)}
+			_, err = Run(context.Background(), src, hold, Equal(1, steady()), col, opts...)
+			require.ErrorContains(t, err, "nothing is left that could end the wait")
+			require.Equal(t, []load.Outcome{load.OutcomeCancelled, load.OutcomeCancelled}, outcomes(col))
+		})
+	}
+}
+
+func TestReject(t *testing.T) {
+	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(*load.Request, policy.View) policy.Decision {
+		return policy.Reject("too much to do")
+	}), Equal(1, steady())))
+	require.Equal(t, load.Result{Arrival: 3 * ms, Due: 3 * ms, Released: 3 * ms, Send: 3 * ms, Completion: 3 * ms, API: load.Generate,
+		Outcome: load.OutcomeRejected, Message: "too much to do", InputLen: 10, OutputLen: 1}, rs[0])
+}
+
+// faulty is a policy that fails at its second request.
+type faulty struct{ n int }
+
+func (p *faulty) Pick(context.Context, *load.Request, policy.View) (policy.Decision, error) {
+	if p.n++; p.n == 2 {
+		return policy.Decision{}, errors.New("out of ideas")
+	}
+	return policy.Dispatch(0), nil
+}
+
+func TestAFaultOfThePolicyEndsTheRun(t *testing.T) {
+	src := requests{ask(0, 0, 10, 9), ask(1, 1*ms, 10, 9), ask(2, 2*ms, 10, 9)}
+	for name, c := range map[string]struct {
+		pol  policy.Policy
+		want string
+	}{
+		"error":   {new(faulty), "request 1: out of ideas"},
+		"nothing": {pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Decision{} }), "make it with policy.Dispatch"},
+		"nobody":  {pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Dispatch(1) }), "of 1 workers"},
+		"too late": {pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
+			return policy.Decision{Verdict: policy.Wait, Until: -1}
+		}), "a later time"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			col, err := metrics.NewCollector()
+			require.NoError(t, err)
+			_, err = Run(context.Background(), src, c.pol, Equal(1, steady()), col)
+			require.ErrorContains(t, err, c.want)
+			require.Zero(t, col.Progress().InFlight, "what had arrived is recorded")
+		})
+	}
+}
+
+// With a view that is never fresh, all requests between two polls go to one worker; own dispatches repair it
+// (the shape is published: simulations of llm-d's routers, and of this package's reference material).
+func TestStaleLoadsHerdAndOwnDispatchesRepair(t *testing.T) {
+	var src requests
+	for i := range 400 {
+		src = append(src, ask(i, time.Duration(i)*5*ms, 50, 20))
+	}
+	p99 := func(s policy.Signal, opts ...Option) float64 {
+		pol, err := policy.NewLeastOutstanding(s)
+		require.NoError(t, err)
+		p := steady()
+		p.MaxRunning = 8
+		d := play(t, src, pol, Equal(8, p), opts...).Summary().TTFT
+		return float64(d.Max)
+	}
+	local, polled, own := p99(policy.Local), p99(policy.Polled, WithPolling(500*ms)), p99(policy.PolledPlusOwn, WithPolling(500*ms))
+	require.Less(t, own, 2*local)
+	require.Greater(t, polled, 5*local)
+}

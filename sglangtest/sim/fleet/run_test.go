@@ -1,0 +1,209 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/policy"
+	"github.com/sglangtest/harness/sglangtest/sim"
+)
+
+func TestTimesOfOneRequest(t *testing.T) {
+	p := steady()
+	p.Ingest, p.IngestToken, p.Egress = 2*ms, 10*time.Microsecond, 3*ms
+	col := play(t, requests{ask(0, 5*ms, 100, 3)}, new(policy.RoundRobin), Equal(1, p))
+	r := results(col)[0]
+	// It reaches the scheduler at 5 + 2 + 1 ms; steps end at 18, 28 and 38; the client sees tokens 3 ms later.
+	require.Equal(t, []time.Duration{21 * ms, 31 * ms, 41 * ms}, tokenTimes(&r))
+	r.Chunks = load.Chunks{}
+	require.Equal(t, load.Result{Arrival: 5 * ms, Due: 5 * ms, Released: 5 * ms, Send: 5 * ms, FirstToken: 21 * ms, LastToken: 41 * ms, Completion: 41 * ms,
+		Sent: true, Reused: true, API: load.Generate, Streamed: true, Outcome: load.OutcomeOK, Status: 200, InputLen: 100, OutputLen: 3,
+		PromptTokens: 100, OutputTokens: 3, FinishReason: "length", Worker: "server-0"}, r)
+}
+
+// Every token of every request is stamped here one by one, on a loop of its own.
+func TestTokenTimesAreThoseOfTheLoop(t *testing.T) {
+	p := sim.H100Llama8B()
+	cfg := p.EngineConfig()
+	cfg.MaxTotalTokens, cfg.ChunkedPrefillSize, cfg.MaxRunningRequests = 4000, 256, 40
+	rng := rand.New(rand.NewPCG(1, 2))
+	var src requests
+	var at time.Duration
+	for i := range 1500 {
+		at += time.Duration(rng.ExpFloat64() * float64(30*ms))
+		r := ask(i, at, 1+rng.IntN(100), 1+rng.IntN(1000))
+		if i%50 != 0 {
+			no := false
+			r.Sampling = &load.SamplingParams{IgnoreEOS: &no} // admission then gambles on the length, and retracts
+		}
+		src = append(src, r)
+	}
+
+	e, err := sim.NewEngine(cfg)
+	require.NoError(t, err)
+	loop := sim.NewLoop(e, p)
+	want := make([][]time.Duration, len(src))
+	reqs := make([]sim.Request, len(src))
+	due := func(i int) time.Duration {
+		return src[i].Arrival + p.Ingest + time.Duration(src[i].InputLen)*p.IngestToken
+	}
+	var order []int // of reaching the scheduler
+	for i := range src {
+		order = append(order, i)
+		for k := len(order) - 1; k > 0 && due(order[k]) < due(order[k-1]); k-- {
+			order[k], order[k-1] = order[k-1], order[k]
+		}
+	}
+	retractions := 0
+	for k := 0; ; {
+		now, busy := loop.Next()
+		if k < len(order) && (!busy || due(order[k]) <= now) {
+			i := order[k]
+			reqs[i] = sim.Request{Prompt: src[i].Prompt, InputLen: src[i].InputLen, MaxNewTokens: src[i].OutputLen, IgnoreEOS: src[i].Sampling == nil, Owner: i}
+			loop.Add(due(i), &reqs[i])
+			k++
+		} else if busy {
+			for _, o := range loop.Advance() {
+				i := o.Request.Owner.(int)
+				for range o.Tokens {
+					want[i] = append(want[i], now+p.Egress)
+				}
+				if o.Finish != nil {
+					retractions += o.Request.Retractions()
+				}
+			}
+		} else {
+			break
+		}
+	}
+	require.Greater(t, retractions, 5, "the pool is too large for this test")
+
+	col := play(t, src, new(policy.RoundRobin), []Engine{{Profile: p, Config: cfg}})
+	got := 0
+	for i, r := range results(col) {
+		require.Equal(t, load.OutcomeOK, r.Outcome)
+		require.Equal(t, want[i], tokenTimes(&r), "request %d", i)
+		require.Equal(t, len(want[i]), r.OutputTokens)
+		require.Equal(t, want[i][0], r.FirstToken)
+		require.Equal(t, want[i][len(want[i])-1], r.LastToken)
+		got += r.Retractions
+	}
+	require.Equal(t, retractions, got)
+}
+
+func TestWithoutTokenTimesOnlyITLIsMissing(t *testing.T) {
+	src := requests{ask(0, 0, 100, 50), ask(1, 35*ms, 100, 2000), ask(2, 44*ms, 1, 1)}
+	with := play(t, src, new(policy.RoundRobin), Equal(1, steady())).Summary()
+	without := play(t, src, new(policy.RoundRobin), Equal(1, steady()), WithTokenTimes(false)).Summary()
+	require.Equal(t, 2048, with.ITL.Count)
+	require.Zero(t, without.ITL.Count)
+	require.Equal(t, 2, without.Streams.Uncounted)
+	for _, s := range []*metrics.Summary{with, without} {
+		require.Equal(t, "steady", s.Simulation.Profile)
+		require.True(t, s.Client.OK, s.Client.Reasons)
+	}
+	require.Equal(t, with.TTFT, without.TTFT)
+	require.Equal(t, with.TPOT, without.TPOT)
+	require.Equal(t, with.TotalLatency, without.TotalLatency)
+	require.Equal(t, with.Throughput, without.Throughput)
+}
+
+func TestMixedFleet(t *testing.T) {
+	p := steady()
+	engines := []Engine{{Profile: p}, {Name: "slow", Profile: p, Speed: 0.5}, {Profile: p, Config: func() sim.EngineConfig {
+		c := p.EngineConfig()
+		c.MaxRunningRequests = 1
+		return c
+	}()}}
+	src := requests{ask(0, 0, 10, 4), ask(1, 0, 10, 4), ask(2, 0, 10, 4), ask(3, 0, 10, 4), ask(4, 0, 10, 4), ask(5, 0, 10, 4)}
+	rs := results(play(t, src, new(policy.RoundRobin), engines))
+	var names []string
+	var ends []time.Duration
+	for _, r := range rs {
+		names, ends = append(names, r.Worker), append(ends, r.Completion)
+	}
+	require.Equal(t, []string{"server-0", "slow", "server-2", "server-0", "slow", "server-2"}, names)
+	require.Equal(t, []time.Duration{40 * ms, 80 * ms, 40 * ms, 40 * ms, 80 * ms, 80 * ms}, ends)
+}
+
+func TestArgumentFaultsAreReportedTogether(t *testing.T) {
+	_, err := Run(context.Background(), requests{}, nil, []Engine{{Name: "a", Profile: steady(), Speed: -1}, {Name: "a", Profile: steady()}},
+		nil, WithPolling(0), WithMaxConcurrency(0), WithTimeout(0), WithAction(time.Second, 7, Kill()))
+	for _, want := range []string{"no policy", "speed -1", `name "a" is that of engine 0`, "polling every 0s", "max concurrency 0", "timeout 0s", "engine 7: want 0 to 1"} {
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestPromptsThatDoNotFit(t *testing.T) {
+	src := requests{ask(0, 0, 10_000, 4), ask(1, 0, 9_000, 2_000), ask(2, 0, 10, 1)}
+	rs := results(play(t, src, new(policy.RoundRobin), Equal(1, steady())))
+	require.Equal(t, load.OutcomeEngine, rs[0].Outcome)
+	require.Contains(t, rs[0].Message, "longer than the model's context length")
+	require.Contains(t, rs[1].Message, "Requested token count exceeds")
+	require.Equal(t, load.OutcomeOK, rs[2].Outcome)
+}
+
+func TestTextPromptsAreCountedAsByTheServer(t *testing.T) {
+	src := requests{{OutputLen: 1, Prompt: load.Prompt{Text: "twelve bytes"}}, {OutputLen: 1, Prompt: load.Prompt{Messages: []load.Message{{Role: "user", Content: "four"}}}}}
+	rs := results(play(t, src, new(policy.RoundRobin), Equal(1, steady())))
+	require.Equal(t, []int{3, 5}, []int{rs[0].PromptTokens, rs[1].PromptTokens})
+}
+
+func TestMaxConcurrency(t *testing.T) {
+	src := requests{ask(0, 0, 10, 2), ask(1, 0, 10, 3), ask(2, 1*ms, 10, 1)}
+	rs := results(play(t, src, new(policy.RoundRobin), Equal(1, steady()), WithMaxConcurrency(2)))
+	require.Equal(t, rs[0].Completion, rs[2].Due, "it gets the place of the first that ends")
+	require.Equal(t, rs[2].Due, rs[2].Send)
+	require.Equal(t, 19*ms, rs[2].QueueTime())
+	require.Zero(t, rs[2].Lateness())
+}
+
+func TestTimeoutAbortsOnTheEngine(t *testing.T) {
+	src := requests{ask(0, 0, 10, 1000), ask(1, 1*ms, 10, 2)}
+	col := play(t, src, new(policy.RoundRobin), Equal(1, steady()), WithTimeout(95*ms), WithSamples(50*ms))
+	rs := results(col)
+	require.Equal(t, load.OutcomeTimeout, rs[0].Outcome)
+	require.Equal(t, 95*ms, rs[0].Completion)
+	require.Equal(t, len(tokenTimes(&rs[0])), rs[0].OutputTokens)
+	require.Less(t, rs[0].LastToken, 95*ms)
+	require.Equal(t, load.OutcomeOK, rs[1].Outcome)
+}
+
+func TestSamples(t *testing.T) {
+	src := requests{ask(0, 0, 100, 20), ask(1, 0, 100, 20)}
+	col := play(t, src, new(policy.RoundRobin), Equal(2, steady()), WithSamples(50*ms))
+	var at []time.Duration
+	for _, s := range col.Samples() {
+		if s.Source == "server-1" {
+			at = append(at, s.At)
+		}
+	}
+	require.Equal(t, []time.Duration{0, 50 * ms, 100 * ms, 150 * ms, 200 * ms}, at)
+	sum := col.Summary()
+	require.Len(t, sum.Samplers, 2)
+	require.Equal(t, 1.0, sum.Samplers[1].Running.Max)
+}
+
+func TestCancel(t *testing.T) {
+	var src requests
+	for i := range 3000 {
+		src = append(src, ask(i, time.Duration(i)*10*ms, 10, 1000))
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	why := errors.New("enough")
+	col, err := metrics.NewCollector()
+	require.NoError(t, err)
+	_, err = Run(ctx, src, new(policy.RoundRobin), Equal(2, steady()), col, WithProgress(1, func() { cancel(why) }))
+	require.ErrorIs(t, err, why)
+	sum := col.Summary()
+	require.Equal(t, sum.Requests.Arrived, sum.Requests.OK+sum.Requests.Unfinished)
+	require.Positive(t, sum.Requests.Unfinished)
+	require.Less(t, sum.Requests.Arrived, 3000)
+}

@@ -1,0 +1,119 @@
+package fleet
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+)
+
+// A Target is what a scheduled action can do to an engine.
+type Target interface {
+	// SetLimit sets the run-time limit of running requests, from 1 to the engine's MaxRunningRequests. As with a real
+	// server, lowering it ends nothing. An engine that is down cannot be set.
+	SetLimit(n int) error
+	// Kill ends the engine at once. Its requests fail: with load.OutcomeReset, or load.OutcomeTruncated if part of
+	// the answer had come. Those sent to it from then on are refused. An engine that is down cannot be killed.
+	Kill() error
+	// Restart brings an engine that is down up again, empty and with its configured limit. It serves at once: plan the
+	// action for the moment at which a real server would be ready.
+	Restart() error
+	// Slow multiplies the step times of the engine's configuration by factor, > 0 and finite, from the next step on;
+	// 1 ends it. It does not add up with an earlier one.
+	Slow(factor float64) error
+}
+
+// An Action is done to one engine at a planned time. It must use its target only until it returns; its error ends
+// the run.
+type Action func(Target) error
+
+// SetLimit returns the action that calls [Target.SetLimit].
+func SetLimit(n int) Action { return func(t Target) error { return t.SetLimit(n) } }
+
+// Kill returns the action that calls [Target.Kill].
+func Kill() Action { return func(t Target) error { return t.Kill() } }
+
+// Restart returns the action that calls [Target.Restart].
+func Restart() Action { return func(t Target) error { return t.Restart() } }
+
+// Slow returns the action that calls [Target.Slow].
+func Slow(factor float64) Action { return func(t Target) error { return t.Slow(factor) } }
+
+// KindFailure is the kind of the [metrics.Event] of [Target.Kill], Restart and Slow. Its Data holds "action" (kill,
+// restart or slow), and "requests" (how many failed with a kill) or "factor".
+const KindFailure = "failure"
+
+// target is a worker of a run under way as a Target.
+type target struct {
+	run *run
+	w   *worker
+}
+
+func (t target) SetLimit(n int) error {
+	w := t.w
+	if !w.up {
+		return fmt.Errorf("fleet: set limit: %s is down", w.Name)
+	}
+	most := w.loop.Engine.Config().MaxRunningRequests
+	if n < 1 || n > most || !w.loop.Engine.SetLimit(float64(n)) {
+		return fmt.Errorf("fleet: set limit: %d on %s: want 1 to %d, its max_running_requests", n, w.Name, most)
+	}
+	previous := w.limit
+	w.limit = n
+	t.run.event(metrics.KindParamUpdate, w, map[string]any{"name": "max_running_requests", "value": n, "previous": previous,
+		"mechanism": "pp_max_micro_batch_size of the simulated scheduler"})
+	return nil
+}
+
+func (t target) Kill() error {
+	w := t.w
+	if !w.up {
+		return fmt.Errorf("fleet: kill: %s is down already", w.Name)
+	}
+	w.up = false
+	w.coming.clear()
+	w.going.clear()
+	t.run.reschedule(w)
+	failed := 0
+	for w.first != nil {
+		f := w.first
+		outcome := load.OutcomeReset
+		if f.began && f.firstAt+w.Profile.Egress <= t.run.now {
+			outcome = load.OutcomeTruncated
+		}
+		t.run.fail(f, outcome, "simulated server was killed")
+		failed++
+	}
+	t.run.event(KindFailure, w, map[string]any{"action": "kill", "requests": failed})
+	return nil
+}
+
+func (t target) Restart() error {
+	w := t.w
+	if w.up {
+		return fmt.Errorf("fleet: restart: %s is not down: kill it before", w.Name)
+	}
+	if err := w.start(); err != nil {
+		return fmt.Errorf("fleet: restart %s: %w", w.Name, err)
+	}
+	t.run.event(KindFailure, w, map[string]any{"action": "restart"})
+	return nil
+}
+
+func (t target) Slow(factor float64) error {
+	if !(factor > 0) || math.IsInf(factor, 0) {
+		return fmt.Errorf("fleet: slow %s: factor %v: want a finite number above 0", t.w.Name, factor)
+	}
+	t.w.pace.factor = factor / t.w.Speed
+	t.run.event(KindFailure, t.w, map[string]any{"action": "slow", "factor": factor})
+	return nil
+}
+
+// planned is an action with its time.
+type planned struct {
+	at     time.Duration
+	worker int
+	do     Action
+}

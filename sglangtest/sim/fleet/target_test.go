@@ -1,0 +1,100 @@
+package fleet
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/policy"
+)
+
+func TestKillAndRestart(t *testing.T) {
+	p := steady()
+	p.Ingest, p.Egress = 2*ms, 1*ms
+	src := requests{
+		ask(0, 0, 10, 100),     // has tokens when the engine is killed
+		ask(1, 24*ms, 10, 100), // on the way to the scheduler
+		ask(2, 30*ms, 10, 1),   // nobody listens
+		ask(3, 70*ms, 10, 1),   // back again
+	}
+	o := new(observer)
+	col := play(t, src, o, Equal(1, p), WithAction(60*ms, 0, Restart()), WithAction(25*ms, 0, Kill()), WithSamples(50*ms))
+	rs := results(col)
+	require.Equal(t, []load.Outcome{load.OutcomeTruncated, load.OutcomeReset, load.OutcomeRefused, load.OutcomeOK}, outcomes(col))
+	require.Equal(t, 25*ms, rs[0].Completion)
+	require.Equal(t, []time.Duration{13 * ms, 23 * ms}, tokenTimes(&rs[0]), "what had reached the client")
+	require.Equal(t, 2, rs[0].OutputTokens)
+	require.True(t, rs[1].Sent)
+	require.Zero(t, rs[1].FirstToken)
+	require.False(t, rs[2].Sent)
+	require.Equal(t, 30*ms, rs[2].Send)
+	require.Equal(t, 83*ms, rs[3].FirstToken)
+
+	events := col.Events()
+	require.Equal(t, []metrics.Event{
+		{At: 25 * ms, Kind: KindFailure, Source: "server-0", Data: map[string]any{"action": "kill", "requests": 2}},
+		{At: 60 * ms, Kind: KindFailure, Source: "server-0", Data: map[string]any{"action": "restart"}},
+	}, events)
+	require.NotEmpty(t, col.Samples()[1].Err, "a dead engine leaves a gap in the samples")
+}
+
+func TestADeadWorkerIsFoundByPolling(t *testing.T) {
+	var src requests
+	for i := range 12 {
+		src = append(src, ask(i, time.Duration(i)*10*ms, 10, 1))
+	}
+	col := play(t, src, new(policy.RoundRobin), Equal(2, steady()), WithPolling(40*ms), WithAction(15*ms, 1, Kill()), WithAction(75*ms, 1, Restart()))
+	got := outcomes(col)
+	ok, refused := load.OutcomeOK, load.OutcomeRefused
+	require.Equal(t, []load.Outcome{ok, load.OutcomeReset, ok, refused, ok, ok, ok, ok, ok, ok, ok, ok}, got)
+	rs := results(col)
+	require.ElementsMatch(t, []string{"server-0", "server-1"}, []string{rs[10].Worker, rs[11].Worker}, "it is found again")
+
+	col = play(t, src[:2], new(policy.RoundRobin), Equal(1, steady()), WithPolling(5*ms), WithAction(0, 0, Kill()))
+	require.Equal(t, load.OutcomeRejected, outcomes(col)[1], "no healthy worker")
+}
+
+func TestSetLimitAndSlow(t *testing.T) {
+	var src requests
+	for i := range 40 {
+		src = append(src, ask(i, time.Duration(i)*ms, 10, 50))
+	}
+	col := play(t, src, new(policy.RoundRobin), Equal(1, steady()), WithSamples(100*ms), WithAction(0, 0, SetLimit(4)))
+	most := 0.0
+	for _, s := range col.Samples() {
+		most = max(most, s.Values[metrics.NumRunning])
+	}
+	require.Equal(t, 4.0, most)
+	e := col.Events()[0]
+	require.Equal(t, metrics.KindParamUpdate, e.Kind)
+	require.Equal(t, map[string]any{"name": "max_running_requests", "value": 4, "previous": 64, "mechanism": "pp_max_micro_batch_size of the simulated scheduler"}, e.Data)
+
+	col = play(t, requests{ask(0, 0, 10, 7)}, new(policy.RoundRobin), Equal(1, steady()), WithAction(25*ms, 0, Slow(3)), WithAction(65*ms, 0, Slow(1)))
+	r := results(col)[0]
+	// A step is planned, and its time fixed, when the one before it begins.
+	require.Equal(t, []time.Duration{10 * ms, 20 * ms, 30 * ms, 40 * ms, 70 * ms, 100 * ms, 110 * ms}, tokenTimes(&r))
+}
+
+func TestActionFaultsEndTheRun(t *testing.T) {
+	for name, c := range map[string]struct {
+		opts []Option
+		want string
+	}{
+		"limit":   {[]Option{WithAction(0, 0, SetLimit(65))}, "want 1 to 64"},
+		"kill":    {[]Option{WithAction(0, 0, Kill()), WithAction(0, 0, Kill())}, "down already"},
+		"set":     {[]Option{WithAction(0, 0, Kill()), WithAction(0, 0, SetLimit(1))}, "is down"},
+		"restart": {[]Option{WithAction(0, 0, Restart())}, "not down"},
+		"slow":    {[]Option{WithAction(0, 0, Slow(0))}, "factor 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			col, err := metrics.NewCollector()
+			require.NoError(t, err)
+			_, err = Run(context.Background(), requests{ask(0, 0, 10, 5)}, new(policy.RoundRobin), Equal(1, steady()), col, c.opts...)
+			require.ErrorContains(t, err, c.want)
+		})
+	}
+}

@@ -1,0 +1,151 @@
+package fleet
+
+import (
+	"slices"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
+)
+
+// The events that are no worker's. At one time they are carried out in this order.
+const (
+	actionTimer = iota
+	pollTimer
+	sampleTimer
+	deadlineTimer
+	holdTimer
+	timerCount
+)
+
+// timers holds the time of the next event of each kind.
+type timers struct {
+	at   [timerCount]time.Duration
+	next time.Duration // the earliest
+
+	actions []planned // what is left of them, in order of time
+}
+
+func (t *timers) plan(c *config) {
+	for i := range t.at {
+		t.at[i] = never
+	}
+	t.actions = slices.Clone(c.actions)
+	slices.SortStableFunc(t.actions, func(a, b planned) int { return int(min(1, max(-1, a.at-b.at))) })
+	if len(t.actions) > 0 {
+		t.at[actionTimer] = t.actions[0].at
+	}
+	if c.poll > 0 {
+		t.at[pollTimer] = 0
+	}
+	if c.sample > 0 {
+		t.at[sampleTimer] = 0
+	}
+	t.next = slices.Min(t.at[:])
+}
+
+func (t *timers) set(kind int, at time.Duration) {
+	t.at[kind] = at
+	t.next = slices.Min(t.at[:])
+}
+
+// timer carries out the first timer event that is due.
+func (s *run) timer() {
+	t := &s.timers
+	switch slices.Index(t.at[:], s.now) {
+	case actionTimer:
+		a := t.actions[0]
+		t.actions = t.actions[1:]
+		at := never
+		if len(t.actions) > 0 {
+			at = t.actions[0].at
+		}
+		t.set(actionTimer, at)
+		s.offer = true
+		if err := a.do(target{s, s.workers[a.worker]}); err != nil {
+			s.err = err
+		}
+	case pollTimer:
+		t.set(pollTimer, s.now+s.cfg.poll)
+		s.poll()
+	case sampleTimer:
+		t.set(sampleTimer, s.now+s.cfg.sample)
+		s.sample()
+	case deadlineTimer:
+		s.expire(s.deadline.pop())
+		s.setDeadline()
+	case holdTimer:
+		now := s.now
+		s.offerAll(func(f *flight) bool { return f.hold > 0 && f.hold <= now })
+	}
+}
+
+// poll reads the load of every worker into the view.
+func (s *run) poll() {
+	for i, w := range s.workers {
+		v := &s.view.Workers[i]
+		if v.Healthy = w.up; !w.up {
+			continue
+		}
+		st := w.loop.Engine.State()
+		v.Polled, v.PolledAt, v.SincePoll = true, s.now, 0
+		v.Running, v.Waiting, v.KVUsed = st.Running, st.Waiting, st.UsedTokens
+	}
+	s.offer = true
+	if s.drained && len(s.held) == s.live && len(s.timers.actions) == 0 && s.timers.at[holdTimer] == never {
+		// A second poll of an idle fleet tells nothing that the first did not.
+		if s.idle++; s.idle > 2 {
+			s.err = s.stuck()
+		}
+	}
+}
+
+// sample hands the load of every worker to the recorder.
+func (s *run) sample() {
+	for _, w := range s.workers {
+		m := metrics.Sample{At: s.now, Source: w.Name}
+		if w.up {
+			st := w.loop.Engine.State()
+			m.Values = map[string]float64{metrics.NumRunning: float64(st.Running), metrics.NumWaiting: float64(st.Waiting),
+				metrics.NumUsedTokens: float64(st.UsedTokens), metrics.MaxTokens: float64(st.MaxTotalTokens),
+				metrics.TokenUsage: float64(st.UsedTokens) / float64(st.MaxTotalTokens)}
+		} else {
+			m.Err = "connection refused: the simulated server is down"
+		}
+		s.samples.AddSample(m)
+	}
+}
+
+func (s *run) event(kind string, w *worker, data map[string]any) {
+	if s.events != nil {
+		s.events.Event(metrics.Event{At: s.now, Kind: kind, Source: w.Name, Data: data})
+	}
+}
+
+// setDeadline sets the timer to the deadline of the request sent first, of those that have not ended.
+func (s *run) setDeadline() {
+	for s.deadline.len() > 0 && (*s.deadline.front()).ended {
+		s.deadline.pop()
+	}
+	at := never
+	if f := s.deadline.front(); f != nil {
+		at = (*f).due + s.cfg.timeout
+	}
+	s.timers.set(deadlineTimer, at)
+}
+
+// expire ends a request at its deadline, unless it has ended: the client goes, and the server aborts.
+func (s *run) expire(f *flight) {
+	if f.ended {
+		return
+	}
+	w := f.worker
+	if i := slices.IndexFunc(w.coming.all(), func(a arrival) bool { return a.flight == f }); i >= 0 {
+		w.coming.remove(i)
+	} else {
+		w.loop.Engine.Abort(&f.request)
+		w.loop.Wake(s.now)
+	}
+	s.fail(f, load.OutcomeTimeout, "no end within "+s.cfg.timeout.String())
+	s.reschedule(w)
+}

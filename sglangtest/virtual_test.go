@@ -1,0 +1,86 @@
+package sglangtest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/results"
+	"github.com/sglangtest/harness/sglangtest/sim"
+)
+
+func TestRunNodeInVirtualTime(t *testing.T) {
+	cfg := NodeConfig{DatasetName: "azure-conversation", RequestRate: 10, NumPrompts: 2000, Seed: 3, MaxRunningRequests: 128, EnableDynamicParams: true,
+		ParamUpdateSchedule: map[Seconds]map[string]int{30: {"max_running_requests": 16}, 90: {"max_running_requests": 128}},
+		MetricsInterval:     1, Percentiles: []float64{75}}
+	store := func() (*NodeRun, string) {
+		cfg := cfg
+		cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+		run, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+		require.NoError(t, err)
+		requests, err := os.ReadFile(filepath.Join(cfg.OutputDir, "requests.jsonl"))
+		require.NoError(t, err)
+		return run, string(requests)
+	}
+	run, requests := store()
+	sum := run.Summary
+	require.Equal(t, 2000, sum.Requests.OK)
+	require.Contains(t, sum.String(), "SIMULATED")
+	require.Equal(t, "h100-llama-3.1-8b", sum.Simulation.Profile)
+	require.Equal(t, 75.0, sum.TTFT.Percentiles[0].P)
+	require.True(t, sum.Client.OK, sum.Client.Reasons)
+	require.Equal(t, 128, run.Server.MaxRunningRequests)
+	require.Equal(t, run.Server.Simulation, sum.Simulation)
+
+	events := run.Collector.Events()
+	require.Len(t, events, 2)
+	require.Equal(t, metrics.KindParamUpdate, events[0].Kind)
+	require.Equal(t, Seconds(30).Duration(), events[0].At)
+	for _, s := range run.Collector.Samples() {
+		if s.At > Seconds(60).Duration() && s.At < Seconds(90).Duration() {
+			require.LessOrEqual(t, s.Values[metrics.NumRunning], 16.0)
+		}
+	}
+
+	stored, err := results.Open(run.Dir)
+	require.NoError(t, err)
+	require.Equal(t, results.StateFinished, stored.State)
+	require.Equal(t, "h100-llama-3.1-8b", stored.Meta.Simulated[0].Profile)
+
+	_, again := store()
+	require.Equal(t, requests, again, "equal configs give equal results")
+}
+
+func TestVirtualTimeRefusesWhatItCannotSimulate(t *testing.T) {
+	cfg := short()
+	cfg.Quantization = "fp8"
+	_, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+	require.ErrorContains(t, err, "quantization cannot be simulated")
+
+	_, err = RunNode(t.Context(), short(), WithVirtualTime(sim.H100Llama8B()), WithLauncher(defaultLauncher()))
+	require.ErrorContains(t, err, "both a launcher and virtual time")
+
+	cfg = short()
+	cfg.RandomInputLen = 200_000
+	_, err = RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+	require.ErrorContains(t, err, "longest prompt")
+}
+
+// The first request of a run meets an idle engine in both kinds of time, so its latency is the same but for the
+// real one's way over HTTP.
+func TestVirtualTimeAgreesWithRealTime(t *testing.T) {
+	cfg := short()
+	cfg.NumPrompts = 5
+	cfg.RequestRate = 4
+	virtual, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+	require.NoError(t, err)
+	real, err := RunNode(t.Context(), cfg)
+	require.NoError(t, err)
+	v, r := virtual.Summary, real.Summary
+	require.Equal(t, v.Throughput.OutputTokens, r.Throughput.OutputTokens)
+	require.Equal(t, v.Plan, r.Plan)
+	require.InDelta(t, float64(v.TTFT.Median), float64(r.TTFT.Median), 20)
+}
