@@ -120,7 +120,7 @@ func row(ctx context.Context, w *tabwriter.Writer, name string, seed uint64, src
 	for _, n := range tokens {
 		most, all = max(most, n), all+n
 	}
-	cached := float64(sum.Throughput.CachedTokens) / float64(max(1, sum.Throughput.InputTokens))
+	cached := float64(*sum.Throughput.CachedTokens) / float64(max(1, sum.Throughput.InputTokens)) // a simulated engine reports it
 	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.0f\t%.1f %%\t%d\t%.1f %%\t%.1f s\t\n", name, both(sum.TTFT, 0), both(sum.TPOT, 1), both(sum.TotalLatency, 0),
 		sum.Throughput.OutputTokensPerS, 100*cached, sum.Requests.Failed, 100*(float64(most*len(engines))/float64(max(1, all))-1), took.Seconds())
 	return nil
