@@ -10,7 +10,7 @@ port=${PORT:-31200}; url=http://127.0.0.1:$port
 "$out/simserver" -port "$port" >"$out/server.txt" & server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$out"' EXIT
 until curl -fs "$url/model_info" >/dev/null; do sleep 0.1; done
-n=160 flight=16 in=256 tokens=128
+n=${REQUESTS:-80} flight=${FLIGHT:-4} in=256 tokens=128
 # One workload for both: texts of 1,024 bytes, which the simulated engine counts as 256 tokens, each with a beginning of its own.
 python3 - "$out" $n $tokens <<'P'
 import json, random, sys
