@@ -108,7 +108,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 			"max_running_requests": ec.MaxRunningRequests, "max_queued_requests": orNull(ec.MaxQueuedRequests),
 			"max_total_tokens": orNull(s.cfg.MaxTotalTokens), "chunked_prefill_size": ec.ChunkedPrefillSize,
 			"max_prefill_tokens": ec.MaxPrefillTokens, "schedule_policy": "fcfs", "schedule_conservativeness": ec.ScheduleConservativeness,
-			"page_size": pageSize, "disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": false, "tp_size": 1, "dp_size": 1,
+			"page_size": ec.PageSize, "disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": false, "tp_size": 1, "dp_size": 1,
 			"pp_size": 1, "pp_max_micro_batch_size": limit, "stream_interval": 1, "incremental_streaming_output": s.opts.incremental,
 			"weight_version": s.opts.weightVersion, "enable_metrics": false, "quantization": nil, "enable_torch_compile": false}
 	}
