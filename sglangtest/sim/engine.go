@@ -195,6 +195,8 @@ func (e *Engine) Add(r *Request) {
 	if len(r.OutputIDs) > 0 && r.OutputStream != 0 {
 		panic("sim: Add of a request with both OutputIDs and OutputStream")
 	}
+	// init_req_max_new_tokens: by the prompt's own length, also if it is refused for that.
+	r.MaxNewTokens = max(0, min(r.MaxNewTokens, e.maxReqLen()-r.InputLen-1, e.cfg.MaxTotalTokens-e.ceil(r.InputLen)-e.cfg.PageSize-1))
 	e.unique++
 	r.unique = e.unique
 	prompt := r.Prompt
@@ -207,7 +209,6 @@ func (e *Engine) Add(r *Request) {
 	if e.tree != nil {
 		r.key = promptRuns(r.keySpace[:0], prompt, r.InputLen, r.unique)
 	}
-	r.MaxNewTokens = max(0, min(r.MaxNewTokens, e.maxReqLen()-r.InputLen-1, e.cfg.MaxTotalTokens-r.InputLen-e.cfg.PageSize-1))
 	e.live++
 	e.enqueue(r)
 }

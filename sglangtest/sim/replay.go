@@ -181,9 +181,6 @@ type ReplayOption func(*replay)
 // ReplaySegments gives the engine named segments instead of token ids.
 func ReplaySegments(p *replay) { p.segments = true }
 
-// ReplayEach calls f with the engine after each planning and each result.
-func ReplayEach(f func(*Engine)) ReplayOption { return func(p *replay) { p.each = f } }
-
 // Replay feeds the recorded actions to an engine and compares every decision with the recorded one. It returns a
 // [*Difference], the first one, or another error if the recording needs something that is not simulated, or nil.
 func (g *Recording) Replay(opts ...ReplayOption) error {
@@ -195,6 +192,7 @@ func (g *Recording) Replay(opts ...ReplayOption) error {
 	for _, opt := range opts {
 		opt(p)
 	}
+	cfg.QuietDecode = p.quiet
 	if p.e, err = NewEngine(cfg); err != nil {
 		return err
 	}
@@ -211,7 +209,8 @@ type replay struct {
 	g        *Recording
 	e        *Engine
 	segments bool
-	each     func(*Engine)
+	quiet    bool
+	each     func(e *Engine, underWay *Step) // after each planning and each result
 
 	next, batch int
 	pending     *Step // planned and, with overlap, not completed
@@ -282,7 +281,7 @@ func (p *replay) run() error {
 
 func (p *replay) check() {
 	if p.each != nil {
-		p.each(p.e)
+		p.each(p.e, p.pending)
 	}
 }
 
