@@ -1,6 +1,9 @@
 package sim
 
-import "sort"
+import (
+	"cmp"
+	"slices"
+)
 
 // verdict is what admission says after a candidate (schedule_policy.py, AddReqResult).
 type verdict uint8
@@ -291,7 +294,7 @@ func (e *Engine) admitExact(b *budget, r *Request) verdict {
 		for i := range b.step.Rows {
 			add(b.step.Rows[i].Request)
 		}
-		sort.SliceStable(e.states, func(i, j int) bool { return e.states[i].left < e.states[j].left })
+		slices.SortStableFunc(e.states, func(a, b reservation) int { return cmp.Compare(a.left, b.left) })
 	} else if st := state(r); st.left > 0 {
 		i := 0
 		for i < len(e.states)-1 && st.left > e.states[i].left {

@@ -45,9 +45,9 @@ type EngineConfig struct {
 	// DisableOverlap makes [Loop] process each result before it plans the next batch.
 	DisableOverlap bool
 
-	// QuietDecode leaves out the outputs of decode steps that end nothing: a request then has an [Output] with its
-	// first token, one after each prefill that brings a token, and one with the rest at its end. The schedule
-	// is the same; the cost of a decode step no longer grows with the batch.
+	// QuietDecode leaves out the outputs of decode steps that end nothing: a request then has an [Output] with each
+	// token that a prefill makes, and one with all that decode steps made since, at its end or when it is taken
+	// back. The schedule is the same; the cost of a decode step does not grow with the batch.
 	QuietDecode bool
 }
 

@@ -328,6 +328,10 @@ func (e *Engine) Outputs() []Output {
 	return out
 }
 
+// DecodeSteps returns the number of decode steps completed, mixed ones included. A caller that notes the time at which
+// each was completed has the time of every token: see [Output].
+func (e *Engine) DecodeSteps() int64 { return e.done }
+
 // Busy reports whether any request has not ended.
 func (e *Engine) Busy() bool { return e.live > 0 }
 

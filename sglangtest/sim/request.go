@@ -127,6 +127,9 @@ type Output struct {
 	// Tokens is the number of tokens added: 1, or 0 if the request ended without one. With
 	// EngineConfig.QuietDecode it is the number since the last output of the request.
 	Tokens int
+	// Decode is the number of the decode step that made the last of these tokens; the others come from the steps
+	// before it, one each (see [Engine.DecodeSteps]). 0: the token comes from a prefill.
+	Decode int64
 	// Finish is nil while the request goes on. It must not be modified.
 	Finish *Finish
 }

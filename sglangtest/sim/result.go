@@ -32,9 +32,6 @@ func (e *Engine) completeRow(row *Row) {
 	r.flying = false
 	r.produced++
 	out := Output{Request: r, Tokens: 1}
-	if e.cfg.QuietDecode { // also what came before a retraction
-		out.Tokens = r.produced - r.told
-	}
 	switch {
 	case r.abort != nil:
 		out.Finish = r.abort
@@ -96,7 +93,7 @@ func (e *Engine) completeDecode(s *Step) {
 			if r.ending {
 				e.endDecode(r)
 			} else {
-				e.outputs = append(e.outputs, Output{Request: r, Tokens: 1})
+				e.outputs = append(e.outputs, Output{Request: r, Tokens: 1, Decode: s.decode})
 			}
 		}
 	}
@@ -125,7 +122,7 @@ func (e *Engine) endDecode(r *Request) {
 	if e.cfg.QuietDecode {
 		n = r.produced - r.told
 	}
-	e.outputs = append(e.outputs, Output{Request: r, Tokens: n, Finish: f})
+	e.outputs = append(e.outputs, Output{Request: r, Tokens: n, Decode: e.done, Finish: f})
 }
 
 // end takes r out of the engine; keep puts what was computed into the prefix cache.
@@ -140,12 +137,17 @@ func (e *Engine) end(r *Request, keep bool) {
 }
 
 func (e *Engine) finish(r *Request, f *Finish) {
+	e.tell(r)
 	e.end(r, false)
-	n := 0
-	if e.cfg.QuietDecode {
-		n = r.produced - r.told
+	e.outputs = append(e.outputs, Output{Request: r, Finish: f})
+}
+
+// tell gives out the tokens that QuietDecode has kept back, before r leaves the running batch unfinished.
+func (e *Engine) tell(r *Request) {
+	if n := e.producedOf(r) - r.told; e.cfg.QuietDecode && n > 0 {
+		e.outputs = append(e.outputs, Output{Request: r, Tokens: n, Decode: e.done})
+		r.told += n
 	}
-	e.outputs = append(e.outputs, Output{Request: r, Tokens: n, Finish: f})
 }
 
 // checkpoint puts the first n tokens of r, all computed, into the prefix cache, in whole pages, and locks them there

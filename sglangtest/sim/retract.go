@@ -3,7 +3,6 @@ package sim
 import (
 	"cmp"
 	"slices"
-	"sort"
 )
 
 // retract takes requests back until the rest has memory for a step (schedule_batch.py, retract_decode): fewest
@@ -47,6 +46,7 @@ func (e *Engine) retract() {
 // takeBack frees what a request holds, without putting it into the prefix cache, and makes headroom for those that
 // remain (schedule_batch.py, release_req).
 func (e *Engine) takeBack(r *Request, remain int) {
+	e.tell(r)
 	e.release(r, false)
 	r.retractions++
 	if e.cfg.Rules.old() {
@@ -65,12 +65,8 @@ func (e *Engine) preempt(b *budget, r *Request) bool {
 			victims = append(victims, x)
 		}
 	}
-	sort.SliceStable(victims, func(i, j int) bool {
-		x, y := victims[i], victims[j]
-		if x.Priority != y.Priority {
-			return sign*x.Priority > sign*y.Priority
-		}
-		return x.entry > y.entry
+	slices.SortStableFunc(victims, func(x, y *Request) int {
+		return cmp.Or(sign*cmp.Compare(y.Priority, x.Priority), cmp.Compare(y.entry, x.entry))
 	})
 	lacking := float64(r.filled-r.prefix+min(r.MaxNewTokens, clipMaxNewTokens)) - e.total(b)
 	n := 0
