@@ -21,10 +21,9 @@ func requireTree(t testing.TB, tree *radix) {
 			for _, r := range n.key {
 				length += r.n
 			}
-			require.Equal(t, n.length, length)
-			require.Positive(t, length)
-			require.Zero(t, length%tree.page)
-			require.GreaterOrEqual(t, n.parent.locks, min(n.locks, 1))
+			if n.length != length || length <= 0 || length%tree.page != 0 || n.parent.locks < min(n.locks, 1) {
+				t.Fatalf("node of %d tokens with runs of %d, %d locks below %d", n.length, length, n.locks, n.parent.locks)
+			}
 			if n.locks > 0 {
 				protected += length
 			} else {
@@ -32,9 +31,11 @@ func requireTree(t testing.TB, tree *radix) {
 			}
 			if n.locks == 0 && n.children == 0 {
 				leaves++
-				require.Same(t, n, tree.leaves[n.leaf])
-			} else {
-				require.Equal(t, -1, n.leaf)
+				if tree.leaves[n.leaf] != n {
+					t.Fatal("a leaf is not in its place of the heap")
+				}
+			} else if n.leaf != -1 {
+				t.Fatal("a node that is locked or has children is in the heap")
 			}
 		}
 	}
@@ -43,10 +44,14 @@ func requireTree(t testing.TB, tree *radix) {
 	require.Equal(t, tree.protected, protected)
 	require.Len(t, tree.leaves, leaves)
 	for n, k := range children {
-		require.Equal(t, n.children, k)
+		if n.children != k {
+			t.Fatalf("%d children, counted %d", n.children, k)
+		}
 	}
 	for i := range tree.leaves {
-		require.False(t, i > 0 && tree.before(tree.leaves[i], tree.leaves[(i-1)/2]), "heap order")
+		if i > 0 && tree.before(tree.leaves[i], tree.leaves[(i-1)/2]) {
+			t.Fatal("the heap is out of order")
+		}
 	}
 }
 
