@@ -50,7 +50,7 @@ type stream struct {
 type progress struct {
 	tokens      int
 	retractions int
-	cached      int // prompt tokens from the prefix cache
+	cached      int       // prompt tokens from the prefix cache
 	finish      *Finish   // nil while it goes on
 	ended       time.Time // when the last result was due
 }

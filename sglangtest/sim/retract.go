@@ -122,8 +122,9 @@ func (e *Engine) RetractAll() {
 		e.last = nil
 		e.recycle(s)
 	}
-	if c := e.chunked; c != nil && !slices.Contains(all, c) {
-		all = append(all, c)
+	chunked := e.chunked
+	if chunked != nil && !slices.Contains(all, chunked) {
+		all = append(all, chunked)
 	}
 	for i, r := range all {
 		e.takeBack(r, len(all)-i)
@@ -134,4 +135,7 @@ func (e *Engine) RetractAll() {
 		e.enqueue(r)
 	}
 	e.full, e.chunked = false, nil
+	if c := chunked; c != nil && c.abort != nil { // its abort was to come with the next Plan
+		e.Abort(c)
+	}
 }
