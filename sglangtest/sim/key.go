@@ -2,6 +2,7 @@ package sim
 
 import (
 	"hash/fnv"
+	"slices"
 
 	"github.com/sglangtest/harness/sglangtest/load"
 )
@@ -58,6 +59,7 @@ func (a run) cut(from, to int) run {
 func promptRuns(runs []run, p load.Prompt, n int, unique uint64) []run {
 	switch {
 	case len(p.Segments) > 0:
+		runs = slices.Grow(runs, len(p.Segments))
 		for _, s := range p.Segments {
 			runs = appendRun(runs, run{stream: s.Stream, off: s.Offset, n: s.Length})
 		}
