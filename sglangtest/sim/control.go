@@ -107,8 +107,8 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 			"host": s.cfg.Host, "port": s.cfg.Port, "load_format": "dummy", "context_length": ec.ContextLength,
 			"max_running_requests": ec.MaxRunningRequests, "max_queued_requests": orNull(ec.MaxQueuedRequests),
 			"max_total_tokens": orNull(s.cfg.MaxTotalTokens), "chunked_prefill_size": ec.ChunkedPrefillSize,
-			"max_prefill_tokens": ec.MaxPrefillTokens, "schedule_policy": "fcfs", "schedule_conservativeness": ec.ScheduleConservativeness,
-			"page_size": pageSize, "disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": false, "tp_size": 1, "dp_size": 1,
+			"max_prefill_tokens": ec.MaxPrefillTokens, "schedule_policy": ec.SchedulePolicy, "schedule_conservativeness": ec.ScheduleConservativeness,
+			"page_size": ec.PageSize, "disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": ec.DisableOverlap, "tp_size": 1, "dp_size": 1,
 			"pp_size": 1, "pp_max_micro_batch_size": limit, "stream_interval": 1, "incremental_streaming_output": s.opts.incremental,
 			"weight_version": s.opts.weightVersion, "enable_metrics": false, "quantization": nil, "enable_torch_compile": false}
 	}
@@ -122,7 +122,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	out["internal_states"] = []object{internal}
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	out["simulated"] = object{"profile": s.profile.Name, "calibrated": s.profile.Calibrated, "known_error": s.profile.KnownError,
-		"gpu": s.profile.GPU, "prefix_cache": "not simulated: every prompt is computed in full",
+		"gpu": s.profile.GPU, "prefix_cache": "simulated on token ids; a text or chat matches only an equal one, and no prompt matches an answer",
 		"step_lateness_ms": object{"steps": late.Steps, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}}
 	s.writeJSON(w, out)
 }
@@ -147,9 +147,9 @@ func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) flushCache(w http.ResponseWriter, _ *http.Request) {
 	s.host.mu.Lock()
-	busy := s.host.loop.Engine.Busy()
+	flushed := s.host.loop.Engine.FlushCache()
 	s.host.mu.Unlock()
-	if busy {
+	if !flushed {
 		writeBody(w, http.StatusBadRequest, "", []byte("Flush cache failed.\n"))
 		return
 	}

@@ -1,48 +1,9 @@
 package sim
 
 import (
-	"errors"
 	"fmt"
-	"math"
+	"math/rand/v2"
 )
-
-// An EngineConfig holds the sizes that the scheduler works with. Names are SGLang's.
-type EngineConfig struct {
-	MaxTotalTokens           int     // KV pool in tokens, > 1
-	ContextLength            int     // tokens, > 1
-	MaxRunningRequests       int     // ≥ 1
-	ChunkedPrefillSize       int     // tokens; ≤ 0: no chunking
-	MaxPrefillTokens         int     // tokens, ≥ 1
-	MaxQueuedRequests        int     // 0: no limit
-	ScheduleConservativeness float64 // > 0
-	// DisableRadixCache chooses the admission rule that SGLang uses without a prefix cache for requests with
-	// IgnoreEOS (schedule_policy.py, add_one_req_ignore_eos).
-	DisableRadixCache bool
-}
-
-func (c EngineConfig) validate() error {
-	var errs []error
-	positive := func(name string, v int) {
-		if v < 1 {
-			errs = append(errs, fmt.Errorf("sim: %s is %d: want at least 1", name, v))
-		}
-	}
-	if c.MaxTotalTokens < 8 {
-		errs = append(errs, fmt.Errorf("sim: max_total_tokens is %d: want at least 8", c.MaxTotalTokens))
-	}
-	if c.ContextLength < 8 {
-		errs = append(errs, fmt.Errorf("sim: context_length is %d: want at least 8", c.ContextLength))
-	}
-	positive("max_running_requests", c.MaxRunningRequests)
-	positive("max_prefill_tokens", c.MaxPrefillTokens)
-	if c.MaxQueuedRequests < 0 {
-		errs = append(errs, fmt.Errorf("sim: max_queued_requests is %d: want 0 (no limit) or more", c.MaxQueuedRequests))
-	}
-	if !(c.ScheduleConservativeness > 0) || math.IsInf(c.ScheduleConservativeness, 0) {
-		errs = append(errs, fmt.Errorf("sim: schedule_conservativeness is %v: want a finite number above 0", c.ScheduleConservativeness))
-	}
-	return errors.Join(errs...)
-}
 
 // The constants of SGLang's scheduler (environment variables with these defaults, all versions from 0.5.15 on).
 const (
@@ -51,45 +12,75 @@ const (
 	minNewTokenFactor  = 0.14 // SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
 	newTokenDecaySteps = 600  // SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
 	retractDecodeSteps = 20   // SGLANG_RETRACT_DECODE_STEPS
-	pageSize           = 1
 )
 
-// An Engine is the scheduler of one SGLang server, version 0.5.23, on one GPU: which requests make the next
-// batch, given the present state. It is a pure state machine. It knows no time, starts no goroutine and gives
-// the same decisions for the same calls. [Loop] puts it on a time line.
+// An Engine is the scheduler of one SGLang server (one data-parallel rank): which requests make the next batch, given
+// the present state. It is a pure state machine. It knows no time, starts no goroutine and gives the same decisions
+// for the same calls. [Loop] puts it on a time line.
 //
-// Its policy is fcfs, its page size 1, and it has no prefix cache: memory of a finished request is free at once,
-// which is what an LRU cache without a hit amounts to.
+// It is driven as SGLang's event loop drives its scheduler: Add and Abort what has come, Plan, run the step, Complete
+// the step before (with overlap) or this one (without).
 //
 // An Engine is not safe for concurrent use.
 type Engine struct {
 	cfg   EngineConfig
 	limit float64 // pp_max_micro_batch_size; SGLang accepts and keeps fractions
 
-	waiting queue
-	running []*Request // decoding requests, in batch order
-	full    bool       // batch_is_full of the running batch
-	chunked *Request   // the request whose prompt is only partly computed, if any
-	last    *Step      // the batch planned last, if it was a prefill that is not merged yet
-	stale   bool       // running may hold finished requests
-	live    int        // requests that were added and have not ended
+	waiting  queue
+	running  []*Request // decoding requests, in batch order; with the old rules it may hold finished ones
+	full     bool       // batch_is_full of the running batch
+	chunked  *Request   // the request whose prompt is only partly computed, if any
+	last     *Step      // the batch planned last, if it was a prefill that is not merged yet
+	stale    bool       // running may hold finished requests
+	live     int        // requests that were added and have not ended
+	deferred int        // passes without prefill that are left (PrefillDecodeInterval)
 
-	free                                int // tokens of the pool
+	lockstep
+	short  []*Request // joined the running batch with their last token under way
+	due    []*Request // scratch: their last token comes with the next result
+	aborts []*Request // running, and to end with their next result
+
+	free                                int    // tokens of the pool, whole pages
+	tree                                *radix // nil: no prefix cache
 	ratio, initRatio, minRatio, decayBy float64
 
-	steps   []*Step // spare
-	outputs []Output
-	states  []reservation // scratch of admitExact
+	processed int64 // tokens counted for hrrn
+	leftover  int   // extend_num_tokens of the prefill that last became the running batch
+	passes    int   // of refresh
+	inBatch   *radix
+	rng       *rand.Rand
+	entries   uint64
+	unique    uint64
+
+	steps     []*Step // spare
+	outputs   []Output
+	keys      []run         // scratch of keyOf
+	states    []reservation // scratch of admitExact
+	retracted []*Request    // by the last Plan
+	preempted []*Request
 }
 
-// NewEngine returns an idle engine. All faults of the configuration are reported together.
+// NewEngine returns an idle engine with an empty cache. All faults of the configuration are reported together.
 func NewEngine(cfg EngineConfig) (*Engine, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	cfg.PageSize = max(cfg.PageSize, 1)
+	if cfg.SchedulePolicy == "" {
+		cfg.SchedulePolicy = FCFS
+	}
+	if cfg.EvictionPolicy == "" {
+		cfg.EvictionPolicy = EvictLRU
+	}
+	cfg.MaxTotalTokens -= cfg.MaxTotalTokens % cfg.PageSize
 	// kv_cache_configurator.py caps the running limit at half the pool.
 	cfg.MaxRunningRequests = max(1, min(cfg.MaxRunningRequests, cfg.MaxTotalTokens/2))
 	e := &Engine{cfg: cfg, limit: float64(cfg.MaxRunningRequests), free: cfg.MaxTotalTokens}
+	e.phases = make([]int, cfg.PageSize)
+	e.rng = rand.New(rand.NewPCG(cfg.Seed, 0))
+	if !cfg.DisableRadixCache {
+		e.tree = newRadix(cfg.PageSize, cfg.EvictionPolicy)
+	}
 	// new_token_ratio_tracker.py
 	e.initRatio = min(initNewTokenRatio*cfg.ScheduleConservativeness, 1)
 	e.minRatio = min(e.initRatio*minNewTokenFactor, 1)
@@ -106,27 +97,49 @@ func (e *Engine) MaxInputLen() int { return e.maxReqLen() - 5 }
 
 func (e *Engine) maxReqLen() int { return min(e.cfg.ContextLength-1, e.cfg.MaxTotalTokens-1) }
 
+// ceil rounds up to whole pages.
+func (e *Engine) ceil(n int) int {
+	p := e.cfg.PageSize
+	return (n + p - 1) / p * p
+}
+
 // State is a snapshot of the scheduler's counts.
 type State struct {
-	Running        int     // requests in the running batch, the one being chunked included
-	Waiting        int     // requests in the waiting queue
-	WaitingTokens  int     // their prompts' tokens
-	UsedTokens     int     // KV tokens allocated
-	MaxTotalTokens int     // KV pool
-	Limit          float64 // pp_max_micro_batch_size
-	NewTokenRatio  float64
-	BatchIsFull    bool
+	Running         int     // requests in the running batch, the one being chunked included
+	Waiting         int     // requests in the waiting queue
+	WaitingTokens   int     // their prompts' tokens, cached or not
+	FreeTokens      int     // KV tokens allocated to nothing
+	UsedTokens      int     // KV tokens held by requests, what they share counted once
+	CachedTokens    int     // KV tokens that only the prefix cache holds: free if needed
+	ProtectedTokens int     // KV tokens of the prefix cache that requests hold; part of UsedTokens
+	MaxTotalTokens  int     // KV pool
+	Limit           float64 // pp_max_micro_batch_size
+	NewTokenRatio   float64
+	BatchIsFull     bool
 }
 
 // State returns the present counts. It costs time in proportion to the number of waiting requests.
 func (e *Engine) State() State {
-	s := State{Running: len(e.running), Waiting: e.waiting.len(), UsedTokens: e.cfg.MaxTotalTokens - e.free,
+	s := State{Running: len(e.running), Waiting: e.waiting.len(), FreeTokens: e.free, UsedTokens: e.cfg.MaxTotalTokens - e.room(),
 		MaxTotalTokens: e.cfg.MaxTotalTokens, Limit: e.limit, NewTokenRatio: e.ratio, BatchIsFull: e.full}
+	if e.tree != nil {
+		s.CachedTokens, s.ProtectedTokens = e.tree.evictable, e.tree.protected
+	}
+	if e.stale {
+		for _, r := range e.running {
+			if r.phase == phaseFinished {
+				s.Running--
+			}
+		}
+	}
 	if e.last != nil {
 		for i := range e.last.Rows {
 			if row := &e.last.Rows[i]; row.live() && row.Request != e.chunked {
 				s.Running++
 			}
+		}
+		if e.last.Kind == MixedStep {
+			s.Running += e.count
 		}
 	}
 	if e.chunked != nil {
@@ -137,6 +150,26 @@ func (e *Engine) State() State {
 	}
 	return s
 }
+
+// room is what allocation can count on: free tokens and those of the cache that no request holds.
+func (e *Engine) room() int {
+	if e.tree != nil {
+		return e.free + e.tree.evictable
+	}
+	return e.free
+}
+
+// Waiting returns the waiting queue in its present order. The slice must not be modified and is valid until the
+// next call of any method of the engine.
+func (e *Engine) Waiting() []*Request { return e.waiting.all() }
+
+// Running returns the running batch without the batch planned last, if that was a prefill. With the rules before
+// 0.5.23 it may hold requests that have ended. The slice must not be modified and is valid until the next call of any
+// method of the engine.
+func (e *Engine) Running() []*Request { return e.running }
+
+// Chunked returns the request whose prompt is computed in part, or nil.
+func (e *Engine) Chunked() *Request { return e.chunked }
 
 // SetLimit sets pp_max_micro_batch_size, the run-time limit of running requests, and reports whether v is in
 // SGLang's range, 1 to MaxRunningRequests. Lowering it evicts nothing; raising it takes effect at once only while
@@ -156,28 +189,87 @@ func (e *Engine) Add(r *Request) {
 	if r.phase != phaseNew || r.InputLen < 1 || r.MaxNewTokens < 0 || r.StopAfter < 0 {
 		panic("sim: Add of a request that was added before or that has a length out of range")
 	}
+	if n := r.Prompt.Tokens(); n > 0 && n != r.InputLen {
+		panic(fmt.Sprintf("sim: Add of a request whose prompt has %d tokens and whose InputLen is %d", n, r.InputLen))
+	}
+	if len(r.OutputIDs) > 0 && r.OutputStream != 0 {
+		panic("sim: Add of a request with both OutputIDs and OutputStream")
+	}
+	// init_req_max_new_tokens: by the prompt's own length, also if it is refused for that.
+	r.MaxNewTokens = max(0, min(r.MaxNewTokens, e.maxReqLen()-r.InputLen-1, e.cfg.MaxTotalTokens-e.ceil(r.InputLen)-e.cfg.PageSize-1))
+	e.unique++
+	r.unique = e.unique
+	prompt := r.Prompt
 	if most := e.MaxInputLen(); r.InputLen > most {
 		r.abort = &Finish{Kind: FinishAbort, Status: 400, Queued: true, Message: fmt.Sprintf("Input length (%d tokens) exceeds the maximum "+
 			"allowed length (%d tokens). Use a shorter input or enable --allow-auto-truncate.", r.InputLen, most)}
 		r.InputLen = 1
+		prompt.Segments, prompt.TokenIDs, prompt.Text, prompt.Messages = nil, refusedPrompt, "", nil
 	}
-	r.MaxNewTokens = max(0, min(r.MaxNewTokens, e.maxReqLen()-r.InputLen-1, e.cfg.MaxTotalTokens-r.InputLen-pageSize-1))
+	if e.tree != nil {
+		r.key = promptRuns(r.keySpace[:0], prompt, r.InputLen, r.unique)
+	}
 	e.live++
 	e.enqueue(r)
 }
 
-// enqueue is also the way back of a retracted request, which a small queue limit can end (_abort_on_queued_limit).
+// refusedPrompt stands for a prompt that is refused (schedule_batch.py, set_finish_with_abort).
+var refusedPrompt = []int32{0}
+
+// keyOf returns the runs of the first n tokens of the prompt and the answer of r. They are valid until the next call.
+func (e *Engine) keyOf(r *Request, n int) []run {
+	n -= r.InputLen
+	if n <= 0 {
+		return r.key
+	}
+	key := append(e.keys[:0], r.key...)
+	switch {
+	case r.OutputStream != 0:
+		key = appendRun(key, run{stream: r.OutputStream, n: n})
+	default:
+		k := min(n, len(r.OutputIDs))
+		key = appendRun(key, run{space: byValue, ids: r.OutputIDs[:k], n: k})
+		key = appendRun(key, run{space: private, stream: r.unique, off: r.InputLen + k, n: n - k})
+	}
+	e.keys = key
+	return key
+}
+
+// enqueue is _add_request_to_queue, also the way back of retracted and preempted requests, which a small queue limit
+// can end (_abort_on_queued_limit).
 func (e *Engine) enqueue(r *Request) {
 	if e.cfg.MaxQueuedRequests > 0 && e.waiting.len()+1 > e.cfg.MaxQueuedRequests {
-		e.finish(r, queueFull)
-		return
+		worst := e.worstWaiting()
+		if worst == nil || e.prioritySign()*r.Priority >= e.prioritySign()*worst.Priority {
+			e.finish(r, queueFull)
+			return
+		}
+		e.waiting.remove(worst)
+		e.finish(worst, outranked)
 	}
 	r.phase = phaseWaiting
+	e.entries++
+	r.entry, r.seen = e.entries, e.processed
 	e.waiting.push(r)
 }
 
-// Abort ends a request. A waiting one ends at once; a running one with the next of its results, as in SGLang.
-// The end comes as an [Output]. Aborting a request that has ended does nothing.
+// worstWaiting is the request that a better one may push out of a full queue, if there are priorities.
+func (e *Engine) worstWaiting() (worst *Request) {
+	if !e.cfg.EnablePriorityScheduling {
+		return nil
+	}
+	sign := e.prioritySign()
+	for _, r := range e.waiting.all() {
+		if worst == nil || sign*r.Priority > sign*worst.Priority || r.Priority == worst.Priority && r.entry > worst.entry {
+			worst = r
+		}
+	}
+	return worst
+}
+
+// Abort ends a request (scheduler.py, abort_request). A waiting one ends at once, one in the middle of its prompt with
+// the next Plan, another with the next of its results. The end comes as an [Output]. Aborting a request that has ended
+// does nothing.
 func (e *Engine) Abort(r *Request) {
 	switch {
 	case r.phase == phaseWaiting:
@@ -185,7 +277,47 @@ func (e *Engine) Abort(r *Request) {
 		e.finish(r, abortedQueued)
 	case r.phase == phaseRunning && r.abort == nil:
 		r.abort = abortedRunning
+		if r != e.chunked && !r.aborted {
+			r.aborted = true
+			e.aborts = append(e.aborts, r)
+		}
 	}
+}
+
+// AbortAll aborts every request (/abort_request with abort_all, and /pause_generation with mode abort).
+func (e *Engine) AbortAll() {
+	for e.waiting.len() > 0 {
+		e.Abort(e.waiting.all()[0])
+	}
+	if e.chunked != nil {
+		e.Abort(e.chunked)
+	}
+	if e.last != nil {
+		for i := range e.last.Rows {
+			if row := &e.last.Rows[i]; row.live() {
+				e.Abort(row.Request)
+			}
+		}
+		for _, r := range e.last.Decode {
+			e.Abort(r)
+		}
+	}
+	for _, r := range e.running {
+		e.Abort(r)
+	}
+}
+
+// FlushCache empties the prefix cache and reports whether it could: not while anything waits or runs
+// (scheduler.py, flush_cache).
+func (e *Engine) FlushCache() bool {
+	if e.Busy() {
+		return false
+	}
+	if e.tree != nil {
+		e.free += e.tree.evictable
+		e.tree.reset()
+	}
+	return true
 }
 
 // Outputs returns what happened since the last call, in order. The slice is valid until the next call of any
@@ -196,87 +328,12 @@ func (e *Engine) Outputs() []Output {
 	return out
 }
 
+// DecodeSteps returns the number of decode steps completed, mixed ones included. A caller that notes the time at which
+// each was completed has the time of every token: see [Output].
+func (e *Engine) DecodeSteps() int64 { return e.done }
+
 // Busy reports whether any request has not ended.
 func (e *Engine) Busy() bool { return e.live > 0 }
 
 // Idle is the housekeeping of a scheduler that finds nothing to do: the new-token ratio starts anew.
 func (e *Engine) Idle() { e.ratio = e.initRatio }
-
-// Complete processes the result of a step: tokens, finishes, freed memory. Steps must be completed in the order in
-// which they were planned. The step must not be used afterwards.
-func (e *Engine) Complete(s *Step) {
-	for i := range s.Rows {
-		row := &s.Rows[i]
-		if !row.live() { // retracted or ended since: its token is dropped
-			continue
-		}
-		r := row.Request
-		if !row.Last {
-			continue
-		}
-		r.flying--
-		if r.abort != nil && r.abort.Status != 0 { // refused for its length
-			e.finish(r, r.abort)
-			continue
-		}
-		if r.MaxNewTokens == 0 {
-			e.finish(r, finishedByLength)
-			continue
-		}
-		r.produced++
-		out := Output{Request: r, Tokens: 1}
-		switch {
-		case r.abort != nil:
-			out.Finish = r.abort
-		case r.produced >= r.MaxNewTokens:
-			out.Finish = finishedByLength
-		case r.StopAfter > 0 && r.produced >= r.StopAfter:
-			out.Finish = finishedByStop
-		}
-		if out.Finish != nil {
-			e.end(r)
-		}
-		e.outputs = append(e.outputs, out)
-	}
-	if s != e.last { // a prefill that is still to be merged is recycled then
-		e.recycle(s)
-	} else {
-		s.completed = true
-	}
-}
-
-func (e *Engine) end(r *Request) {
-	e.release(r)
-	r.phase = phaseFinished
-	e.stale = true
-	e.live--
-}
-
-func (e *Engine) finish(r *Request, f *Finish) {
-	e.end(r)
-	e.outputs = append(e.outputs, Output{Request: r, Finish: f})
-}
-
-// release gives the request's memory back and voids its rows in steps under way.
-func (e *Engine) release(r *Request) {
-	e.free += r.computed
-	r.computed = 0
-	r.flying = 0
-	r.epoch++
-}
-
-func (e *Engine) recycle(s *Step) {
-	clear(s.Rows) // requests must not be kept alive
-	s.Rows, s.Shape.Extends = s.Rows[:0], s.Shape.Extends[:0]
-	e.steps = append(e.steps, s)
-}
-
-func (e *Engine) newStep(kind StepKind) *Step {
-	if n := len(e.steps); n > 0 {
-		s := e.steps[n-1]
-		e.steps = e.steps[:n-1]
-		*s = Step{Kind: kind, Rows: s.Rows, Shape: Shape{Extends: s.Shape.Extends}}
-		return s
-	}
-	return &Step{Kind: kind}
-}

@@ -261,7 +261,8 @@ func (n native) appendObject(b []byte, c *call, st *stream, from int, p progress
 	b = strconv.AppendInt(b, int64(p.retractions), 10)
 	b = append(b, `,"reasoning_tokens":0,"completion_tokens":`...)
 	b = strconv.AppendInt(b, int64(p.tokens), 10)
-	b = append(b, `,"cached_tokens":0`...)
+	b = append(b, `,"cached_tokens":`...)
+	b = strconv.AppendInt(b, int64(p.cached), 10)
 	if p.finish != nil {
 		b = append(b, ',')
 		b = n.s.appendWeightVersions(b, p.tokens)

@@ -50,6 +50,7 @@ type stream struct {
 type progress struct {
 	tokens      int
 	retractions int
+	cached      int       // prompt tokens from the prefix cache
 	finish      *Finish   // nil while it goes on
 	ended       time.Time // when the last result was due
 }
@@ -200,7 +201,7 @@ func (h *host) advance(now time.Duration) time.Duration {
 func (h *host) deliver(o Output, due time.Time) {
 	s := o.Request.Owner.(*stream)
 	s.mu.Lock()
-	s.got = progress{s.got.tokens + o.Tokens, s.req.Retractions(), o.Finish, due}
+	s.got = progress{s.got.tokens + o.Tokens, s.req.Retractions(), s.req.CachedTokens(), o.Finish, due}
 	s.mu.Unlock()
 	if o.Finish != nil {
 		delete(h.streams, s.rid)

@@ -9,6 +9,9 @@ import "time"
 // k ends, while k+1 runs. So a token is visible at the end of its own step, and a request that arrives during step
 // k is first planned at its end, for step k+2: it waits for one step more than without overlap.
 //
+// If the engine's configuration disables overlap, a batch is planned when the result of the one before it has been
+// processed (event_loop_normal).
+//
 // A host gives the loop everything that arrives up to [Loop.Next] and then calls [Loop.Advance]. A Loop is not safe
 // for concurrent use.
 type Loop struct {
@@ -22,6 +25,8 @@ type Loop struct {
 	at      time.Duration // time of the next event
 	gpuFree time.Duration // the GPU has done all that was planned
 	steps   uint64
+	slow    time.Duration
+	paused  bool
 }
 
 type flight struct {
@@ -48,8 +53,55 @@ func (l *Loop) Wake(now time.Duration) {
 	}
 }
 
-// Next returns the time of the loop's next event; false if it is idle until something is added.
-func (l *Loop) Next() (time.Duration, bool) { return l.at, !l.idle }
+// Next returns the time of the loop's next event; false if it is idle until something is added, or paused.
+func (l *Loop) Next() (time.Duration, bool) { return l.at, !l.idle && !l.paused }
+
+// SlowDown makes every step planned from here on take that much longer (/slow_down); 0 ends it. It panics if d is
+// negative.
+func (l *Loop) SlowDown(d time.Duration) {
+	if d < 0 {
+		panic("sim: SlowDown by a negative time")
+	}
+	l.slow = d
+}
+
+// Pause stops the loop (/pause_generation). PauseInPlace leaves everything as it is: a result under way is processed
+// after Continue. PauseRetract processes it first and takes all requests back to the queue. Requests can be added
+// while the loop is paused; an abort of a running one takes effect after Continue. (The mode abort is
+// [Engine.AbortAll] and pauses nothing here: the HTTP process holds new requests back.) It returns what became
+// visible, at once and not at the end of the step under way. The slice is valid until the next call.
+func (l *Loop) Pause(mode PauseMode) []Output {
+	l.paused = true
+	if mode == PauseRetract {
+		for _, f := range []flight{l.pending, l.ready} {
+			if f.step != nil {
+				l.Engine.Complete(f.step)
+			}
+		}
+		l.pending, l.ready, l.due = flight{}, flight{}, false
+		l.Engine.RetractAll()
+	}
+	return l.Engine.Outputs()
+}
+
+// A PauseMode says what a pause does to what runs.
+type PauseMode uint8
+
+// The modes of a pause.
+const (
+	PauseInPlace PauseMode = iota + 1
+	PauseRetract
+)
+
+// Continue ends a pause at the given time (/continue_generation).
+func (l *Loop) Continue(now time.Duration) {
+	if !l.paused {
+		return
+	}
+	l.paused = false
+	l.at = max(l.at, now)
+	l.Wake(now)
+}
 
 // Advance carries out the next event, at the time that [Loop.Next] gave: it processes the result that is due, plans
 // the next batch and returns what became visible. The slice is valid until the next call.
@@ -71,9 +123,11 @@ func (l *Loop) Advance() []Output {
 	}
 	l.steps++
 	launched := now + l.profile.launch(s.Kind)
-	end := max(max(now, l.gpuFree)+l.profile.Model.StepTime(s.Shape), launched)
+	end := max(max(now, l.gpuFree)+l.profile.Model.StepTime(s.Shape)+l.slow, launched)
 	l.gpuFree, l.at = end, launched
-	if l.pending.step == nil {
+	if l.Engine.cfg.DisableOverlap {
+		l.pending, l.due, l.at = flight{s, end}, true, end
+	} else if l.pending.step == nil {
 		l.pending = flight{s, end} // nothing to wait for: the loop turns to planning the next batch
 	} else {
 		l.ready = flight{s, end}

@@ -68,10 +68,121 @@ func TestArrivalsInOneStepShareAPrefill(t *testing.T) {
 	require.Equal(t, got[reqs[1]], got[reqs[2]])
 }
 
+func TestTimesWithoutOverlap(t *testing.T) {
+	p := constant()
+	cfg := p.EngineConfig()
+	cfg.DisableOverlap = true
+	a := &Request{InputLen: 10, MaxNewTokens: 4}
+	b := &Request{InputLen: 10, MaxNewTokens: 2}
+	got := runLoop(t, p, cfg, []time.Duration{0, 35 * ms}, []*Request{a, b})
+	// a: prefill 0-20, decodes 20-30, 30-40. b arrives at 35 and is planned at 40: prefill 40-60, then both decode.
+	require.Equal(t, []time.Duration{20 * ms, 30 * ms, 40 * ms, 70 * ms}, got[a])
+	require.Equal(t, []time.Duration{60 * ms, 70 * ms}, got[b])
+}
+
+func TestSlowDown(t *testing.T) {
+	p := constant()
+	e, err := NewEngine(p.EngineConfig())
+	require.NoError(t, err)
+	l := NewLoop(e, p)
+	l.SlowDown(5 * ms)
+	l.Add(0, &Request{InputLen: 10, MaxNewTokens: 3})
+	var got []time.Duration
+	for {
+		at, busy := l.Next()
+		if !busy {
+			break
+		}
+		for range l.Advance() {
+			got = append(got, at)
+		}
+	}
+	require.Equal(t, []time.Duration{25 * ms, 40 * ms, 55 * ms}, got)
+}
+
+func TestPause(t *testing.T) {
+	for mode, want := range map[PauseMode][]time.Duration{
+		// Paused from 35 to 100. In place, the result of 30-40 is processed at 100, while the step planned at 30 is done.
+		PauseInPlace: {20 * ms, 30 * ms, 100 * ms, 100 * ms, 110 * ms},
+		// With retract, the results under way come at 35; 15 tokens are computed again from 100 on.
+		PauseRetract: {20 * ms, 30 * ms, 35 * ms, 35 * ms, 120 * ms},
+	} {
+		p := constant()
+		e, err := NewEngine(p.EngineConfig())
+		require.NoError(t, err)
+		l := NewLoop(e, p)
+		r := &Request{InputLen: 10, MaxNewTokens: 5}
+		l.Add(0, r)
+		var got []time.Duration
+		note := func(at time.Duration, outputs []Output) {
+			for _, o := range outputs {
+				for range o.Tokens {
+					got = append(got, at)
+				}
+			}
+		}
+		paused := false
+		for {
+			at, busy := l.Next()
+			if !paused && at > 35*ms {
+				paused = true
+				note(35*ms, l.Pause(mode))
+				_, busy = l.Next()
+				require.False(t, busy)
+				l.Continue(100 * ms)
+				continue
+			}
+			if !busy {
+				break
+			}
+			note(at, l.Advance())
+		}
+		require.Equal(t, want, got, "mode %d", mode)
+		require.Equal(t, mode == PauseRetract, r.Retractions() == 1)
+	}
+}
+
+func TestRanksTakeTurns(t *testing.T) {
+	p := constant()
+	d, err := NewRanks(2, p.EngineConfig(), p)
+	require.NoError(t, err)
+	for i := range 4 {
+		require.Equal(t, i%2, d.Add(0, &Request{InputLen: 10, MaxNewTokens: 2}))
+	}
+	require.Equal(t, []bool{true, true}, d.SetLimit(1))
+	ended := 0
+	for {
+		at, busy := d.Next()
+		if !busy {
+			require.Equal(t, 4, ended)
+			return
+		}
+		for _, o := range d.Advance() {
+			if o.Finish != nil {
+				require.Contains(t, []time.Duration{30 * ms, 60 * ms, 70 * ms}, at)
+				ended++
+			}
+		}
+	}
+}
+
 func TestEngineConfigFaultsAreReportedTogether(t *testing.T) {
-	_, err := NewEngine(EngineConfig{})
-	for _, f := range []string{"max_total_tokens", "context_length", "max_running_requests", "max_prefill_tokens", "schedule_conservativeness"} {
+	_, err := NewEngine(EngineConfig{PageSize: -1, SchedulePolicy: "priority", EvictionPolicy: "tlru", EnableMixedChunk: true})
+	for _, f := range []string{"max_total_tokens", "context_length", "max_running_requests", "max_prefill_tokens", "schedule_conservativeness",
+		"page_size", "schedule_policy", "radix_eviction_policy", "enable_mixed_chunk"} {
 		require.ErrorContains(t, err, f)
+	}
+}
+
+func TestRulesOf(t *testing.T) {
+	for v, want := range map[string]Rules{"0.5.15.post1": Rules0515, "0.5.18": Rules0518, "0.5.21": Rules0518, "0.5.23": Rules0523} {
+		got, err := RulesOf(v)
+		require.NoError(t, err)
+		require.Equal(t, want, got, v)
+	}
+	for _, v := range []string{"", "0.5.9", "0.5.22", "0.5.24", "0.6.0"} {
+		_, err := RulesOf(v)
+		require.ErrorContains(t, err, "want 0.5.15", v)
 	}
 }
 

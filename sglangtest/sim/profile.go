@@ -30,7 +30,7 @@ type Profile struct {
 }
 
 func (p Profile) launch(k StepKind) time.Duration {
-	if k == PrefillStep {
+	if k != DecodeStep {
 		return p.LaunchPrefill
 	}
 	return 0

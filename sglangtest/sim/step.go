@@ -1,28 +1,35 @@
 package sim
 
-// A StepKind tells the two kinds of batches apart.
+// A StepKind tells the kinds of batches apart.
 type StepKind uint8
 
 // The kinds of steps.
 const (
 	PrefillStep StepKind = iota + 1
 	DecodeStep
+	MixedStep // a prefill in which decodes ride along (--enable-mixed-chunk)
 )
 
 // A Step is one batch. The engine owns it; it is valid from Plan to Complete and must not be modified.
 type Step struct {
-	Kind  StepKind
-	Rows  []Row // in batch order, a continuing chunk first
-	Shape Shape // what its duration depends on
+	Kind StepKind
+	// Rows are the prompts of a prefill, in batch order, a continuing chunk first.
+	Rows []Row
+	// Decode are the requests that decode one token, in batch order. Some may have ended already: their token is
+	// dropped.
+	Decode []*Request
+	Shape  Shape // what its duration depends on
 
 	completed bool
+	decode    int64 // number of the decode step, if Decode is not empty
+	extend    int   // extend_num_tokens
 }
 
-// A Row is the part of one request in a step.
+// A Row is the part of one request's prompt in a prefill.
 type Row struct {
 	Request *Request
-	Prefix  int  // tokens computed before
-	Extend  int  // tokens computed by this step; 1 in a decode step
+	Prefix  int  // tokens computed or cached before
+	Extend  int  // tokens computed by this step
 	Last    bool // the step brings the request a token; false for a chunk that is not the prompt's last
 
 	epoch uint32
@@ -31,7 +38,24 @@ type Row struct {
 // live reports whether the row still counts: the request has not been retracted or ended since it was planned.
 func (r *Row) live() bool { return r.epoch == r.Request.epoch }
 
-// queue is a first-in-first-out list that also allows removal.
+func (e *Engine) recycle(s *Step) {
+	clear(s.Rows) // requests must not be kept alive
+	clear(s.Decode)
+	s.Rows, s.Decode, s.Shape.Extends = s.Rows[:0], s.Decode[:0], s.Shape.Extends[:0]
+	e.steps = append(e.steps, s)
+}
+
+func (e *Engine) newStep(kind StepKind) *Step {
+	if n := len(e.steps); n > 0 {
+		s := e.steps[n-1]
+		e.steps = e.steps[:n-1]
+		*s = Step{Kind: kind, Rows: s.Rows, Decode: s.Decode, Shape: Shape{Extends: s.Shape.Extends}}
+		return s
+	}
+	return &Step{Kind: kind}
+}
+
+// queue is the waiting queue: a list that mostly grows at the end and shrinks at the front.
 type queue struct {
 	items []*Request
 	head  int
