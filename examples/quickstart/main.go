@@ -28,7 +28,10 @@ func main() {
 		Seed:           *seed,
 		OutputDir:      cli.RunDir(*out, "quickstart"),
 	}, sglangtest.WithProgress(cli.Progress(os.Stderr)))
-	cli.Exit(err)
+	if run == nil {
+		cli.Exit(err)
+	}
 	cli.Exit(run.Summary.WriteTable(os.Stdout))
 	fmt.Println("\nEverything measured is in", run.Dir)
+	cli.Exit(err)
 }
