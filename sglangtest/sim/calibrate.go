@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -54,8 +53,6 @@ type BatchMeasurement struct {
 // A CalibrationReport says how well a fitted profile describes the measurements.
 type CalibrationReport struct {
 	Residuals []Residual
-	// LaunchBound is the number of new tokens below which the launch, not the GPU, makes the time of a prefill.
-	LaunchBound int
 }
 
 // A Residual is the relative error |fit/measured − 1| over the cells of one kind. HeldOut are the errors of cells that
@@ -80,12 +77,12 @@ func (r CalibrationReport) String() string {
 	for _, x := range r.Residuals {
 		fmt.Fprintf(&b, "%-34s %5d  %-17s %s\n", x.Kind, x.Cells, pair(x.Mean, x.Max), pair(x.HeldOutMean, x.HeldOutMax))
 	}
-	fmt.Fprintf(&b, "prefills of less than %d new tokens are bound by their launch\n", r.LaunchBound)
 	return b.String()
 }
 
 // Calibrate fits a [Linear] model and the delays of a profile to measurements: non-negative robust least squares of
-// the relative error; repetitions of a prefill cell enter by their median. The fixed part of the time between a
+// the relative error; repetitions of a prefill cell enter by their median. Prefill cells whose time is the launch's
+// make LaunchPrefill, the others the model. What a cached token costs beyond a read of its KV counts as ingest. The fixed part of the time between a
 // request's last byte and its first token that is not the step is split evenly between Ingest and Egress, since the
 // ends of the way cannot tell. All faults of the measurements are reported together.
 func Calibrate(m Measurements) (Profile, CalibrationReport, error) {
@@ -203,56 +200,41 @@ func fitPrefill(m Measurements, model *Linear, p *Profile, report *CalibrationRe
 		return sample{[]float64{1, float64(tokens), n*n + 2*n*k, k}, c.server - handover}
 	}
 	chunked := func(c prefillCell) bool { return p.ChunkedSize > 0 && c.fresh > p.ChunkedSize }
-	// Which cells the launch binds is found by trying: the bound that leaves the smallest mean error.
-	var bounds []int
+	fastest := math.Inf(1)
 	for _, c := range all {
-		bounds = append(bounds, c.fresh)
+		fastest = min(fastest, c.server-handover)
 	}
-	slices.Sort(bounds)
-	var best []float64
-	var samples []sample
-	least := math.Inf(1)
-	launch := 0.0
-	for _, bound := range slices.Compact(bounds) {
-		var bulk, small []sample
-		for _, c := range all {
-			if c.fresh >= bound && !chunked(c) {
-				bulk = append(bulk, row(c))
-			} else if c.fresh < bound {
-				small = append(small, row(c))
-			}
-		}
-		fit := fitRelative(bulk)
-		if fit == nil {
-			continue
-		}
-		floor := launchFloor(small, fit)
-		sum := 0.0
-		for _, c := range all {
-			if !chunked(c) {
-				s := row(c)
-				sum += math.Abs(max(floor, predict(s.x, fit))/s.y - 1)
-			}
-		}
-		if sum < least {
-			least, best, samples, launch, report.LaunchBound = sum, fit, bulk, floor, bound
+	var samples, small []sample
+	for _, c := range all {
+		switch s := row(c); {
+		case s.y <= launchBand*fastest:
+			small = append(small, s)
+		case !chunked(c):
+			samples = append(samples, s)
 		}
 	}
+	best := fitRelative(samples)
 	if best == nil {
-		return errors.New("sim: calibrate: the prefill measurements do not determine four coefficients: want several lengths, with and without cached tokens")
+		return errors.New("sim: calibrate: the prefill measurements do not determine four coefficients: want several lengths well above the shortest time, with and without cached tokens")
 	}
-	model.PrefillBase, model.PrefillToken, model.PrefillPair, model.PrefillContext = short(best[0]), short(best[1]), short(best[2]), short(best[3])
+	launch := launchFloor(small, best)
+	// A cached token costs the GPU one read of its KV, as in a decode step. What else it costs is handling the longer
+	// prompt (passing it between processes, matching it against the cache), which new tokens need as well and which is
+	// over before the step begins.
+	handling := min(max(0, best[3]-model.DecodeContext), best[1])
+	model.PrefillBase, model.PrefillToken, model.PrefillPair, model.PrefillContext =
+		short(best[0]), short(best[1]-handling), short(best[2]), short(best[3]-handling)
 	p.LaunchPrefill = milliseconds(launch)
 	group := make([]int, len(samples))
 	for i := range group {
 		group[i] = i
 	}
-	report.Residuals = append(report.Residuals, crossValidated(fmt.Sprintf("prefill from %d new tokens on", report.LaunchBound), samples, best, group))
-	report.Residuals = append(report.Residuals, outside("prefill of fewer", all,
-		func(c prefillCell) bool { return c.fresh < report.LaunchBound },
+	report.Residuals = append(report.Residuals, crossValidated("prefill step", samples, best, group))
+	report.Residuals = append(report.Residuals, outside("prefill bound by its launch", all,
+		func(c prefillCell) bool { return row(c).y <= launchBand*fastest },
 		func(c prefillCell) float64 { return max(launch, predict(row(c).x, best)) + handover }))
 	report.Residuals = append(report.Residuals, outside("prefill in several chunks", all, chunked, func(c prefillCell) float64 {
-		sum := handover
+		sum := handover + handling*float64(c.fresh+c.cached)
 		for done := 0; done < c.fresh; done += p.ChunkedSize {
 			sum += inMilliseconds(model.StepTime(Shape{Extends: []Extend{{New: min(p.ChunkedSize, c.fresh-done), Context: c.cached + done}}}))
 		}
@@ -269,27 +251,26 @@ func fitPrefill(m Measurements, model *Linear, p *Profile, report *CalibrationRe
 	}
 	p.Ingest = milliseconds((g[0] + handover) / 2)
 	p.Egress = milliseconds((g[0] + handover) / 2)
-	p.IngestToken = milliseconds(g[1])
+	p.IngestToken = milliseconds(g[1] + handling)
 	return nil
 }
 
-// launchFloor is the median time of the small prefills, without those that the GPU would need longer for by the fit: a
-// few new tokens behind a long cached prefix.
+// launchBand is how close to the fastest prefill cell a cell must be for its time to be the launch's and not the GPU's.
+// The launch varies that much, and near it the two blend: such cells would bend the fit.
+const launchBand = 1.3
+
+// launchFloor is the median time of the cells that may be bound by their launch, or 0 if the fit of the others describes
+// them, too, so that nothing but the GPU is seen.
 func launchFloor(small []sample, fit []float64) float64 {
-	floor := 0.0
-	for range 5 {
-		var bound []float64
-		for _, s := range small {
-			if floor == 0 || predict(s.x, fit) < floor {
-				bound = append(bound, s.y)
-			}
-		}
-		if len(bound) == 0 {
-			return 0
-		}
-		floor = medianOf(bound)
+	var times, off []float64
+	for _, s := range small {
+		times = append(times, s.y)
+		off = append(off, s.y/predict(s.x, fit)-1)
 	}
-	return floor
+	if len(small) == 0 || medianOf(off) < 0.1 {
+		return 0
+	}
+	return medianOf(times)
 }
 
 // saturated is how much slower than the engine's steps clients must see tokens for the front process to be what binds.
@@ -316,14 +297,20 @@ func fitStreams(m Measurements, p *Profile, report *CalibrationReport) error {
 		c = []float64{medianOf(per), 0}
 	}
 	p.EgressEvent, p.EgressStream = milliseconds(c[0]), milliseconds(c[1])
-	x := Residual{Kind: "time between tokens at the client", HeldOutMean: math.NaN(), HeldOutMax: math.NaN()}
+	var with, without errorsOf
 	for _, s := range m.Streams {
 		n := float64(s.Streams)
-		e := math.Abs(max(s.Step, predict([]float64{n, n * n}, c))/s.Client - 1)
-		x.Mean, x.Max, x.Cells = x.Mean+e, max(x.Max, e), x.Cells+1
+		with.add(max(s.Step, predict([]float64{n, n * n}, c)), s.Client)
+		without.add(s.Step, s.Client)
 	}
-	x.Mean /= float64(x.Cells)
-	report.Residuals = append(report.Residuals, x)
+	for _, x := range []struct {
+		kind string
+		e    errorsOf
+	}{{"time between tokens at the client", with}, {"the same without the egress queue", without}} {
+		r := Residual{Kind: x.kind, Cells: x.e.n, HeldOutMean: math.NaN(), HeldOutMax: math.NaN()}
+		r.Mean, r.Max = x.e.values()
+		report.Residuals = append(report.Residuals, r)
+	}
 	return nil
 }
 

@@ -52,19 +52,10 @@ func LoadProfile(path string) (Profile, error) {
 	if err != nil {
 		return p, fmt.Errorf("sim: read profile: %w", err)
 	}
-	if err := decodeProfile(b, &p); err != nil {
+	if err := json.Unmarshal(b, &p); err != nil {
 		return Profile{}, fmt.Errorf("sim: profile %s: %w", path, err)
 	}
 	return p, nil
-}
-
-// decodeProfile calls UnmarshalJSON itself, since json.Unmarshal would report a syntax error alone and wrap nothing else.
-func decodeProfile(b []byte, p *Profile) error {
-	if !json.Valid(b) {
-		var any any
-		return json.Unmarshal(b, &any)
-	}
-	return p.UnmarshalJSON(b)
 }
 
 // modelJSON gives a StepModel its JSON form, an object with its kind.

@@ -21,8 +21,8 @@ type Shape struct {
 
 // An Extend is a piece of a prompt that a step computes.
 type Extend struct {
-	New     int // tokens computed
-	Context int // tokens of the same prompt computed before
+	New     int `json:"new"`     // tokens computed
+	Context int `json:"context"` // tokens of the same prompt computed before
 }
 
 // A StepModel gives the duration of a step on the GPU. Implementations must be pure functions of the shape, must

@@ -56,15 +56,15 @@ func (n Noise) validate() error {
 // draws returns the random source of one step.
 func draws(seed uint64, s Shape) *rand.Rand {
 	tokens, pairs, context := prefillWork(s.Extends)
-	h := mix(seed)
+	h := scramble(seed)
 	for _, v := range [...]uint64{s.Index, uint64(s.Decodes), uint64(s.Context), uint64(tokens), uint64(pairs), uint64(context)} {
-		h = mix(h ^ v)
+		h = scramble(h ^ v)
 	}
-	return rand.New(rand.NewPCG(h, mix(h)))
+	return rand.New(rand.NewPCG(h, scramble(h)))
 }
 
-// mix is the finaliser of SplitMix64 after its increment: a bijection in which every input bit moves half the output's.
-func mix(x uint64) uint64 {
+// scramble is the finaliser of SplitMix64 after its increment: a bijection in which every input bit moves half the output's.
+func scramble(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb

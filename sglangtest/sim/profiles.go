@@ -3,6 +3,7 @@ package sim
 import (
 	"cmp"
 	"embed"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ func Profiles() []Profile {
 			panic(err) // embedded
 		}
 		var p Profile
-		if err := decodeProfile(b, &p); err != nil {
+		if err := json.Unmarshal(b, &p); err != nil {
 			panic(fmt.Sprintf("sim: embedded %s: %v", f.Name(), err)) // the package's tests read all of them
 		}
 		all = append(all, p)

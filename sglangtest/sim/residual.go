@@ -91,11 +91,11 @@ func compareBatches(m Measurements, p Profile, report *CalibrationReport) error 
 	}
 	var e errorsOf
 	for _, k := range order {
-		run := Recording{Requests: make([]RecordedRequest, k.prompts)}
+		run := MeasuredRun{Requests: make([]MeasuredRequest, k.prompts)}
 		for i := range run.Requests {
-			run.Requests[i] = RecordedRequest{Prompt: k.tokens, Output: 1}
+			run.Requests[i] = MeasuredRequest{Prompt: k.tokens, Output: 1}
 		}
-		got, err := replay(p, run)
+		got, err := simulate(p, run)
 		if err != nil {
 			return fmt.Errorf("sim: calibrate: %w", err)
 		}

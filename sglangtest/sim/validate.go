@@ -11,17 +11,22 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// replayed is one request of a recording in the simulation.
-type replayed struct {
-	RecordedRequest
+// simulated is one request of a recording in the simulation.
+type simulated struct {
+	MeasuredRequest
 	req         Request
 	arrives     time.Duration // at the scheduler
 	first, last time.Duration // at the client, simulated
 }
 
-// replay runs a recording through an engine and its loop in virtual time. pauses are times in which the front process
+// simulate runs a recording through an engine and its loop in virtual time. pauses are times in which the front process
 // takes no request and passes no result on. The answers are in the order of run.Requests.
-func replay(p Profile, run Recording, pauses ...pause) ([]*replayed, error) {
+func simulate(p Profile, run MeasuredRun, pauses ...pause) ([]*simulated, error) {
+	return simulateWatched(p, run, pauses, func(time.Duration, *Engine) {})
+}
+
+// simulateWatched also shows the engine before each of the loop's events, with the event's time.
+func simulateWatched(p Profile, run MeasuredRun, pauses []pause, watch func(time.Duration, *Engine)) ([]*simulated, error) {
 	e, err := NewEngine(p.EngineConfig())
 	if err != nil {
 		return nil, err
@@ -29,20 +34,20 @@ func replay(p Profile, run Recording, pauses ...pause) ([]*replayed, error) {
 	l := NewLoop(e, p)
 	front := p.Front()
 	front.pauses = pauses
-	all := make([]*replayed, len(run.Requests))
+	all := make([]*simulated, len(run.Requests))
 	for i, r := range run.Requests {
 		if r.Prompt < 1 || r.Output < 1 || r.Shared < 0 || r.Shared > r.Prompt {
 			return nil, fmt.Errorf("sim: recording %s: request %d has %d prompt tokens, %d of them shared, and %d output tokens: want at least 1 of each, and 0 shared",
 				run.Name, i, r.Prompt, r.Shared, r.Output)
 		}
-		x := &replayed{RecordedRequest: r}
+		x := &simulated{MeasuredRequest: r}
 		x.req = Request{Prompt: r.prompt(i), InputLen: r.Prompt, MaxNewTokens: r.Output, IgnoreEOS: true, Owner: x}
 		// A request waits out a pause before its bytes are taken; those that waited come within a millisecond.
 		x.arrives = front.awake(r.Sent) + p.ingest(r.Prompt)
 		all[i] = x
 	}
 	order := slices.Clone(all)
-	slices.SortStableFunc(order, func(a, b *replayed) int { return cmp.Compare(a.arrives, b.arrives) })
+	slices.SortStableFunc(order, func(a, b *simulated) int { return cmp.Compare(a.arrives, b.arrives) })
 	limits := run.Limits
 	for len(order) > 0 || e.Busy() {
 		at, busy := l.Next()
@@ -61,10 +66,11 @@ func replay(p Profile, run Recording, pauses ...pause) ([]*replayed, error) {
 		if !busy {
 			return nil, fmt.Errorf("sim: recording %s: the engine is idle with requests that never end", run.Name)
 		}
+		watch(at, e)
 		outputs := l.Advance()
 		first, each := front.Burst(at, len(outputs))
 		for i, o := range outputs {
-			x := o.Request.Owner.(*replayed)
+			x := o.Request.Owner.(*simulated)
 			if o.Tokens == 0 {
 				return nil, fmt.Errorf("sim: recording %s: the engine refused a request of %d and %d tokens: %s", run.Name, x.Prompt, x.Output, o.Finish.Message)
 			}
@@ -78,7 +84,7 @@ func replay(p Profile, run Recording, pauses ...pause) ([]*replayed, error) {
 }
 
 // prompt names the prompt's tokens: those that the group shares, and those of request i alone.
-func (r RecordedRequest) prompt(i int) load.Prompt {
+func (r MeasuredRequest) prompt(i int) load.Prompt {
 	own := load.Segment{Stream: uint64(i)<<1 | 1, Length: r.Prompt - r.Shared}
 	if r.Shared == 0 {
 		return load.Prompt{Segments: []load.Segment{own}}
@@ -135,16 +141,16 @@ func (m MetricError) Error() (p50, p90, p99 float64) {
 // a pause is found in the recording: requests whose receipt the server stamped more than 50 ms after they were sent
 // (3 ms are normal) end it, and the longest gap of the streams that ran meanwhile, less one of their usual gaps, is its
 // length.
-func Validate(p Profile, run Recording) (ValidationReport, error) {
+func Validate(p Profile, run MeasuredRun) (ValidationReport, error) {
 	report := ValidationReport{Run: run.Name, Requests: len(run.Requests)}
 	if err := p.validate(); err != nil {
 		return report, err
 	}
-	queue, err := replay(p, run)
+	queue, err := simulate(p, run)
 	if err != nil {
 		return report, err
 	}
-	direct, err := replay(p.WithoutEgressQueue(), run)
+	direct, err := simulate(p.WithoutEgressQueue(), run)
 	if err != nil {
 		return report, err
 	}
@@ -163,7 +169,7 @@ func Validate(p Profile, run Recording) (ValidationReport, error) {
 				}
 			}
 		}
-		paused, err := replay(p, run, pauses...)
+		paused, err := simulate(p, run, pauses...)
 		if err != nil {
 			return report, err
 		}
@@ -172,16 +178,16 @@ func Validate(p Profile, run Recording) (ValidationReport, error) {
 	return report, nil
 }
 
-func compare(all []*replayed) Accuracy {
+func compare(all []*simulated) Accuracy {
 	var a Accuracy
 	for _, m := range []struct {
 		to                  *MetricError
-		measured, simulated func(*replayed) time.Duration
+		measured, simulated func(*simulated) time.Duration
 	}{
-		{&a.TTFT, func(x *replayed) time.Duration { return x.First - x.Sent }, func(x *replayed) time.Duration { return x.first - x.Sent }},
-		{&a.E2E, func(x *replayed) time.Duration { return x.Last - x.Sent }, func(x *replayed) time.Duration { return x.last - x.Sent }},
-		{&a.TPOT, func(x *replayed) time.Duration { return perToken(x.First, x.Last, x.Output) },
-			func(x *replayed) time.Duration { return perToken(x.first, x.last, x.Output) }},
+		{&a.TTFT, func(x *simulated) time.Duration { return x.First - x.Sent }, func(x *simulated) time.Duration { return x.first - x.Sent }},
+		{&a.E2E, func(x *simulated) time.Duration { return x.Last - x.Sent }, func(x *simulated) time.Duration { return x.last - x.Sent }},
+		{&a.TPOT, func(x *simulated) time.Duration { return perToken(x.First, x.Last, x.Output) },
+			func(x *simulated) time.Duration { return perToken(x.first, x.last, x.Output) }},
 	} {
 		var want, got, each []float64
 		for _, x := range all {
@@ -216,17 +222,20 @@ func quantiles(v []float64) Quantiles {
 	return Quantiles{at(0.5), at(0.9), at(0.99)}
 }
 
+// cacheSlack is by how much the shares of cached tokens may differ for a run to be comparable.
+const cacheSlack = 0.05
+
 // held is how long after its sending a request's receipt must be stamped to show a pause of the front process.
 const held = 50 * time.Millisecond
 
-func pausesOf(run Recording) []pause {
-	var late []RecordedRequest
+func pausesOf(run MeasuredRun) []pause {
+	var late []MeasuredRequest
 	for _, r := range run.Requests {
 		if r.Received-r.Sent > held {
 			late = append(late, r)
 		}
 	}
-	slices.SortFunc(late, func(a, b RecordedRequest) int { return cmp.Compare(a.Received, b.Received) })
+	slices.SortFunc(late, func(a, b MeasuredRequest) int { return cmp.Compare(a.Received, b.Received) })
 	var out []pause
 	for _, r := range late {
 		if n := len(out); n > 0 && r.Sent < out[n-1].to { // taken after the same pause
@@ -257,7 +266,13 @@ func (r ValidationReport) String() string {
 	if r.CachedMeasured > 0.001 || r.CachedSimulated > 0.001 {
 		fmt.Fprintf(&b, ", %.1f %% of prompt tokens cached (simulated %.1f %%)", 100*r.CachedMeasured, 100*r.CachedSimulated)
 	}
-	fmt.Fprintf(&b, "\n  %-27s %-5s %-32s %-32s %-24s %s\n", "", "", "measured p50, p90, p99 in ms", "simulated", "error in %", "per request")
+	header := func() {
+		fmt.Fprintf(&b, "\n  %-27s %-5s %-32s %-32s %-24s %s\n", "", "", "measured p50, p90, p99 in ms", "simulated", "error in %", "per request")
+	}
+	if math.Abs(r.CachedMeasured-r.CachedSimulated) > cacheSlack {
+		b.WriteString(": not comparable, as the engine does not find the prefixes that the real one found\n")
+		return b.String()
+	}
 	line := func(name string, a Accuracy) {
 		for _, m := range []struct {
 			name string
@@ -271,6 +286,7 @@ func (r ValidationReport) String() string {
 			name = ""
 		}
 	}
+	header()
 	line("with the egress queue", r.Queue)
 	line("without it", r.Direct)
 	if len(r.Pauses) > 0 {
@@ -278,4 +294,25 @@ func (r ValidationReport) String() string {
 		fmt.Fprintf(&b, "  the real front process paused for %v; %d requests were held by it\n", r.Pauses, r.Held)
 	}
 	return b.String()
+}
+
+// BurstRate returns the requests per second that an engine completes if it gets all requests of a run at once: the most
+// that it can do on them, with ramp and tail.
+func BurstRate(p Profile, run MeasuredRun) (float64, error) {
+	if err := p.validate(); err != nil {
+		return 0, err
+	}
+	run.Requests = slices.Clone(run.Requests)
+	for i := range run.Requests {
+		run.Requests[i].Sent = 0
+	}
+	all, err := simulate(p, run)
+	if err != nil {
+		return 0, err
+	}
+	var end time.Duration
+	for _, x := range all {
+		end = max(end, x.last)
+	}
+	return float64(len(all)) / end.Seconds(), nil
 }

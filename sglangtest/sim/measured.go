@@ -16,15 +16,15 @@ import (
 	"time"
 )
 
-// A Recording is a run of a real server that [Validate] replays.
-type Recording struct {
+// A MeasuredRun is a run of a real server that [Validate] replays.
+type MeasuredRun struct {
 	Name     string
-	Requests []RecordedRequest // in any order
+	Requests []MeasuredRequest // in any order
 	Limits   []LimitChange     // changes of the running limit, in order of time
 }
 
-// A RecordedRequest is one request of a Recording. Times are offsets from the run's start.
-type RecordedRequest struct {
+// A MeasuredRequest is one request of a MeasuredRun. Times are offsets from the run's start.
+type MeasuredRequest struct {
 	Sent           time.Duration
 	Prompt, Output int // tokens
 	// Group and Shared say that the first Shared tokens of the prompt are those of all prompts of the group.
@@ -48,8 +48,8 @@ type LimitChange struct {
 // srv_response_sent_to_client_ts and worker. Requests that failed are left out: they never reached an engine. With a
 // worker only the requests that it served are read; shared is the number of prompt tokens that those of one group
 // share.
-func ReadTrace(path, worker string, shared int) (Recording, error) {
-	run := Recording{Name: strings.TrimSuffix(strings.TrimPrefix(base(path), "trace_"), ".csv")}
+func ReadTrace(path, worker string, shared int) (MeasuredRun, error) {
+	run := MeasuredRun{Name: strings.TrimSuffix(strings.TrimPrefix(base(path), "trace_"), ".csv")}
 	if worker != "" {
 		run.Name += " " + worker
 	}
@@ -61,13 +61,13 @@ func ReadTrace(path, worker string, shared int) (Recording, error) {
 		if r.text("status") != "200" || worker != "" && r.text("worker") != worker {
 			continue
 		}
-		run.Requests = append(run.Requests, RecordedRequest{
+		run.Requests = append(run.Requests, MeasuredRequest{
 			Sent: r.seconds("send"), Prompt: r.int("prompt"), Output: r.int("output"), Group: r.int("group"), Shared: shared,
 			Cached: r.int("cached_tokens"), First: r.seconds("first"), Last: r.seconds("last"), MaxGap: r.seconds("max_gap"),
 			Received: r.seconds("srv_request_received_ts"), Answered: r.seconds("srv_response_sent_to_client_ts")})
 	}
 	if len(run.Requests) == 0 {
-		rows.fail("no request that was served%s", map[bool]string{true: " by worker " + worker}[worker != ""])
+		rows.fail("no request that was served (by worker %q)", worker)
 	}
 	return run, rows.err()
 }
@@ -124,9 +124,9 @@ var prefillLine = regexp.MustCompile(`^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3})
 // before. From and to bound the part of the log, as its own times ("2026-11-24 17:23:52"); the request that the tool
 // warms up with comes first there and is left out. Prompt lengths are those that the tool meant; as it sends text, the
 // server's counts differ, so they are scaled to the tokens of the log batch by batch.
-func ReadBenchServing(jsonl, log, from, to string) (Recording, error) {
-	run := Recording{Name: "bench_serving"}
-	fail := func(err error) (Recording, error) { return run, fmt.Errorf("sim: read %s: %w", jsonl, err) }
+func ReadBenchServing(jsonl, log, from, to string) (MeasuredRun, error) {
+	run := MeasuredRun{Name: "bench_serving"}
+	fail := func(err error) (MeasuredRun, error) { return run, fmt.Errorf("sim: read %s: %w", jsonl, err) }
 	var d struct {
 		In    []int       `json:"input_lens"`
 		Out   []int       `json:"output_lens"`
@@ -177,7 +177,7 @@ func ReadBenchServing(jsonl, log, from, to string) (Recording, error) {
 		}
 		for ; n > 0; n-- {
 			first := at.Sub(start)
-			r := RecordedRequest{Sent: first - seconds(d.TTFT[i]), Prompt: max(1, d.In[i]*tokens/meant), Output: d.Out[i], First: first, Last: first}
+			r := MeasuredRequest{Sent: first - seconds(d.TTFT[i]), Prompt: max(1, d.In[i]*tokens/meant), Output: d.Out[i], First: first, Last: first}
 			for _, gap := range d.ITL[i] {
 				r.Last += seconds(gap)
 				r.MaxGap = max(r.MaxGap, seconds(gap))
