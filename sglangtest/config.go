@@ -1,6 +1,7 @@
 package sglangtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,11 +68,14 @@ type NodeConfig struct {
 	OutputDir       string    `json:"output_dir,omitempty"`       // folder of the run; default: nothing is stored
 	OutputFormat    string    `json:"output_format,omitempty"`    // "jsonl" (default), or "csv": a table of the requests as well
 	MetricsInterval Seconds   `json:"metrics_interval,omitempty"` // how often the engine is sampled; default: 0.25
-	Percentiles     []float64 `json:"percentiles,omitempty"`      // in (0, 100); default: 90, 95, 99, 99.9
+	Percentiles     []float64 `json:"percentiles,omitempty"`      // from 1 up to 100; default: 90, 95, 99, 99.9
 }
 
 // DefaultMetricsInterval is how often the engine is sampled if a config does not say.
 const DefaultMetricsInterval Seconds = 0.25
+
+// maxSeconds bounds every span of time in a config: some thirty years.
+const maxSeconds Seconds = 1e9
 
 // DatasetNames lists the datasets that a config can name.
 //
@@ -97,7 +101,14 @@ func LoadNodeConfig(path string) (NodeConfig, error) {
 	if err := json.Unmarshal(data, &object); err != nil {
 		return cfg, fmt.Errorf("sglangtest: config %s: not a JSON object: %w", path, err)
 	}
-	if err := errors.Join(decodeStrict(object, &cfg), cfg.Validate()); err != nil {
+	var schedule map[string]json.RawMessage
+	var twice error
+	if json.Unmarshal(object["param_update_schedule"], &schedule) == nil {
+		if err := json.Unmarshal(object["param_update_schedule"], &cfg.ParamUpdateSchedule); err == nil && len(cfg.ParamUpdateSchedule) < len(schedule) {
+			twice = errors.New("param_update_schedule: two keys stand for the same time")
+		}
+	}
+	if err := errors.Join(decodeStrict(object, &cfg), twice, cfg.Validate()); err != nil {
 		return cfg, fmt.Errorf("sglangtest: config %s:\n%w", path, err)
 	}
 	return cfg, nil
@@ -178,20 +189,20 @@ func (c NodeConfig) Validate() error {
 	check(c.TraceSpeed >= 0 && !math.IsInf(c.TraceSpeed, 0), "trace_speed", "%v; want > 0", c.TraceSpeed)
 	check(c.RequestRate != 0 || c.TraceSpeed != 0, "request_rate", "required, unless trace_speed is given; want a number of requests/s or \"inf\"")
 	check(c.RequestRate == 0 || c.TraceSpeed == 0, "trace_speed", "excludes request_rate")
-	check(c.Duration >= 0, "duration", "%v; want > 0 seconds", float64(c.Duration))
+	check(c.Duration >= 0 && c.Duration <= maxSeconds, "duration", "%v; want more than 0 and at most 1e9 seconds", float64(c.Duration))
 	check(c.Duration <= 0 || c.RequestRate != Inf, "duration", "with request_rate \"inf\" all requests arrive at once: give num_prompts instead")
 	check(c.MaxConcurrency >= 0, "max_concurrency", "%d; want ≥ 1", c.MaxConcurrency)
 	if c.SamplingParams != nil {
 		if err := c.SamplingParams.Validate(); err != nil {
 			faults = append(faults, fmt.Errorf("sampling_params: %w", err))
 		}
-		if err := c.API.CheckSampling(c.SamplingParams); err != nil {
+		if err := cmp.Or(c.API, load.Generate).CheckSampling(c.SamplingParams); err != nil {
 			faults = append(faults, fmt.Errorf("sampling_params: %w", err))
 		}
 	}
 	check(slices.Contains([]load.API{"", load.Generate, load.Completions, load.ChatCompletions}, c.API), "api", "%q; want %s, %s or %s", c.API, load.Generate, load.Completions, load.ChatCompletions)
 	check(c.WarmupRequests >= 0, "warmup_requests", "%d; want ≥ 0", c.WarmupRequests)
-	check(c.RequestTimeout >= 0, "request_timeout", "%v; want > 0 seconds", float64(c.RequestTimeout))
+	check(c.RequestTimeout >= 0 && c.RequestTimeout <= maxSeconds, "request_timeout", "%v; want more than 0 and at most 1e9 seconds", float64(c.RequestTimeout))
 
 	check(c.BatchStrategy == "" || c.BatchStrategy == "continuous", "batch_strategy", "%q; want \"continuous\"", c.BatchStrategy)
 	check(c.StaticBatchSize == 0, "static_batch_size", "only with batch_strategy \"static\", which is not available")
@@ -200,7 +211,7 @@ func (c NodeConfig) Validate() error {
 	check(c.EnableDynamicParams || len(c.ParamUpdateSchedule) == 0, "param_update_schedule", "needs enable_dynamic_params: true")
 	for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
 		path := fmt.Sprintf("param_update_schedule[%q]", fmt.Sprint(float64(at)))
-		check(at >= 0, path, "want ≥ 0 seconds")
+		check(at >= 0 && at <= maxSeconds, path, "want 0 to 1e9 seconds")
 		check(len(c.ParamUpdateSchedule[at]) > 0, path, "sets nothing")
 		check(c.Duration <= 0 || at < c.Duration, path, "not before the end of the workload at %v s", float64(c.Duration))
 		for name, value := range c.ParamUpdateSchedule[at] {
@@ -212,7 +223,7 @@ func (c NodeConfig) Validate() error {
 
 	check(slices.Contains([]string{"", "jsonl", "csv"}, c.OutputFormat), "output_format", "%q; want \"jsonl\" or \"csv\"", c.OutputFormat)
 	check(c.OutputFormat == "" || c.OutputDir != "", "output_format", "needs output_dir")
-	check(c.MetricsInterval >= 0, "metrics_interval", "%v; want > 0 seconds", float64(c.MetricsInterval))
+	check(c.MetricsInterval >= 0 && c.MetricsInterval <= maxSeconds, "metrics_interval", "%v; want more than 0 and at most 1e9 seconds", float64(c.MetricsInterval))
 	for i, p := range c.Percentiles {
 		check(p >= 1 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want from 1 up to 100, such as 99 or 99.9", p)
 	}

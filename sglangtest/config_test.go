@@ -100,20 +100,35 @@ func TestNodeConfigContradictions(t *testing.T) {
 		`param_update_schedule["9"]: not before the end of the workload at 5 s`: func(c *NodeConfig) {
 			c.Duration, c.EnableDynamicParams, c.ParamUpdateSchedule = 5, true, map[Seconds]map[string]int{9: {"max_running_requests": 2}}
 		},
-		"output_format: needs output_dir":            func(c *NodeConfig) { c.OutputFormat = "csv" },
-		"output_format: \"parquet\"; want":           func(c *NodeConfig) { c.OutputFormat, c.OutputDir = "parquet", "x" },
-		"static_batch_size: only with":               func(c *NodeConfig) { c.StaticBatchSize = 4 },
-		"sampling_params: sampling parameter n is 2": func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{N: load.Ptr(2)} },
-		"sampling_params: ":                          func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{TopP: load.Ptr(2.0)} },
-		"api: \"chat\"; want":                        func(c *NodeConfig) { c.API = "chat" },
-		"mem_fraction_static: 1; want between":       func(c *NodeConfig) { c.MemFractionStatic = 1 },
-		"chunked_prefill_size: -2; want":             func(c *NodeConfig) { c.ChunkedPrefillSize = -2 },
-		"metrics_interval: -1; want > 0 seconds":     func(c *NodeConfig) { c.MetricsInterval = -1 },
+		"output_format: needs output_dir":                    func(c *NodeConfig) { c.OutputFormat = "csv" },
+		"output_format: \"parquet\"; want":                   func(c *NodeConfig) { c.OutputFormat, c.OutputDir = "parquet", "x" },
+		"static_batch_size: only with":                       func(c *NodeConfig) { c.StaticBatchSize = 4 },
+		"sampling_params: sampling parameter n is 2":         func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{N: load.Ptr(2)} },
+		"sampling_params: ":                                  func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{TopP: load.Ptr(2.0)} },
+		"api: \"chat\"; want":                                func(c *NodeConfig) { c.API = "chat" },
+		"mem_fraction_static: 1; want between":               func(c *NodeConfig) { c.MemFractionStatic = 1 },
+		"chunked_prefill_size: -2; want":                     func(c *NodeConfig) { c.ChunkedPrefillSize = -2 },
+		"metrics_interval: -1; want more than 0 and at most": func(c *NodeConfig) { c.MetricsInterval = -1 },
 	} {
 		c := ok
 		change(&c)
 		require.ErrorContains(t, c.Validate(), want)
 	}
+}
+
+func TestConfigCorners(t *testing.T) {
+	ok := NodeConfig{DatasetName: "azure-conversation", RequestRate: 8, NumPrompts: 10}
+	ok.SamplingParams = &load.SamplingParams{StreamInterval: load.Ptr(4)} // for the default API, /generate
+	require.NoError(t, ok.Validate())
+	ok.API = load.Completions
+	require.ErrorContains(t, ok.Validate(), "stream_interval: /v1/completions ignores it")
+	long := NodeConfig{DatasetName: "azure-conversation", RequestRate: 8, NumPrompts: 10, RequestTimeout: 1e10}
+	require.ErrorContains(t, long.Validate(), "at most 1e9 seconds")
+	path := filepath.Join(t.TempDir(), "twice.json")
+	require.NoError(t, os.WriteFile(path, []byte(`{"dataset_name": "azure-conversation", "request_rate": 8, "num_prompts": 9, "enable_dynamic_params": true,
+		"param_update_schedule": {"1": {"max_running_requests": 2}, "1.0": {"max_running_requests": 3}}}`), 0o600))
+	_, err := LoadNodeConfig(path)
+	require.ErrorContains(t, err, "two keys stand for the same time")
 }
 
 func TestLoadNodeConfigFiles(t *testing.T) {

@@ -261,15 +261,20 @@ func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {
 func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) func(context.Context, load.Clock) error {
 	return func(ctx context.Context, clock load.Clock) error {
 		for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
-			if (load.TimerWaiter{}).WaitUntil(ctx, clock.Time(at.Duration())) != nil {
-				return nil // the run has ended
+			if (load.TimerWaiter{}).WaitUntil(ctx, clock.Time(at.Duration())) != nil { // the run has ended
+				col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_not_made", Source: node.Name(),
+					Data: map[string]any{"planned_ns": int64(at.Duration()), "reason": "the run had ended"}})
+				continue
 			}
 			for _, name := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule[at])) {
 				value := c.ParamUpdateSchedule[at][name]
 				u, err := node.UpdateParam(ctx, name, value)
 				if err != nil {
-					col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_failed", Source: node.Name(),
-						Data: map[string]any{"name": name, "value": value, "error": err.Error()}})
+					data := map[string]any{"name": name, "value": value, "error": err.Error()}
+					if !u.Accepted.IsZero() { // it was made, but could not be read back
+						data["accepted_ns"] = int64(clock.Offset(u.Accepted))
+					}
+					col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_failed", Source: node.Name(), Data: data})
 					return err
 				}
 				col.Event(metrics.Event{At: clock.Offset(u.Accepted), Kind: metrics.KindParamUpdate, Source: node.Name(), Data: map[string]any{

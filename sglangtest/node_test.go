@@ -104,6 +104,35 @@ func TestRunNodeOnEveryAPI(t *testing.T) {
 	}
 }
 
+// A simulation is labelled whichever way its results are collected.
+func TestSimulationIsLabelledByItsAnswers(t *testing.T) {
+	servers, err := server.NewServerManager(defaultLauncher())
+	require.NoError(t, err)
+	defer servers.StopAll(context.Background())
+	node, err := servers.Launch(t.Context(), server.Config{})
+	require.NoError(t, err)
+	gen, err := short().Generator()
+	require.NoError(t, err)
+	sender, err := load.NewSender(node.URL())
+	require.NoError(t, err)
+	defer sender.Close()
+	col, err := metrics.NewCollector()
+	require.NoError(t, err)
+	require.NoError(t, load.Run(t.Context(), gen, sender, col))
+	sum := col.Summary()
+	require.NotNil(t, sum.Simulation)
+	require.Equal(t, "h100-llama-3.1-8b", sum.Simulation.Profile)
+	require.Contains(t, sum.String(), "SIMULATED")
+
+	sampled, err := metrics.NewCollector(metrics.WithSampler(node.Sampler(), 50*time.Millisecond))
+	require.NoError(t, err)
+	require.NoError(t, load.Run(t.Context(), gen, sender, sampled))
+	require.Contains(t, sampled.Summary().Simulation.KnownError, "TTFT")
+	for _, s := range sampled.Samples() {
+		require.Contains(t, s.Values, metrics.StepLateness)
+	}
+}
+
 func TestScheduledParameterChange(t *testing.T) {
 	cfg := short()
 	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 60, Inf, 24, 16

@@ -17,6 +17,9 @@ const maxBody = 256 << 20
 // read reads the answer and fills in everything from Completion on.
 func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *http.Response, res *Result) {
 	res.Status = resp.StatusCode
+	if by := resp.Header[SimulatedByHeader]; len(by) > 0 {
+		res.SimulatedBy = by[0]
+	}
 	streamed := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if resp.StatusCode == http.StatusOK && s.stream && streamed {
 		res.Streamed = true

@@ -47,6 +47,10 @@ func Outcomes() []Outcome {
 // NotReported stands for a count that the server did not give.
 const NotReported = -1
 
+// SimulatedByHeader is the response header in which a simulated server names its profile, so that no result of a
+// simulation can be taken for a real one.
+const SimulatedByHeader = "X-Simulated-By"
+
 // A Result is what became of one request. All times are offsets from the run's start, and
 // Arrival ≤ Due ≤ Released ≤ Send ≤ Completion.
 type Result struct {
@@ -103,6 +107,8 @@ type Result struct {
 	// Worker names the server that processed the request, where that is known: the target's name, or if it has
 	// none the weight version that the server answered with, unless that is SGLang's "default".
 	Worker string
+	// SimulatedBy names the profile of the simulated engine that answered; empty for a real one. See [SimulatedByHeader].
+	SimulatedBy string
 	// Chunks lists the events that carried output. It is empty unless Streamed.
 	Chunks Chunks
 	// Text is the output text, if the sender was asked to keep it.

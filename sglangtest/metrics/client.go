@@ -2,7 +2,9 @@ package metrics
 
 import (
 	"fmt"
+	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
@@ -96,7 +98,12 @@ func (b *builder) client() {
 				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
 		}
 	}
-	if b.c.simulation != nil && len(cl.Reasons) > 0 {
+	for source, late := range b.stepLateness() {
+		if late > ms(bound) {
+			add("client's machine was too slow for the simulated %s, whose steps were up to %.1f ms late (p99): latencies are longer than simulated", source, late)
+		}
+	}
+	if b.sum.Simulation != nil && len(cl.Reasons) > 0 {
 		add("client may have lost time to the simulated engine, if that runs on this machine")
 	}
 	cl.OK = len(cl.Reasons) == 0
@@ -170,6 +177,22 @@ func (b *builder) notes() {
 	if n := len(b.c.percentiles); n > 0 && q.Arrived > 0 {
 		if p := b.c.percentiles[n-1]; float64(q.Arrived)*(1-p/100) < 1 {
 			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
+		}
+	}
+}
+
+// stepLateness yields what each simulated source last said of its own lateness, in ms, in the order of samplers.
+func (b *builder) stepLateness() iter.Seq2[string, float64] {
+	return func(yield func(string, float64) bool) {
+		for _, l := range b.c.samplers {
+			for _, s := range slices.Backward(b.c.samples) {
+				if late, ok := s.Values[StepLateness]; ok && s.Source == l.name {
+					if !yield(l.name, late) {
+						return
+					}
+					break
+				}
+			}
 		}
 	}
 }

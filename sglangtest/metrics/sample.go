@@ -15,6 +15,10 @@ const (
 	MaxTokens     = "max_total_num_tokens" // KV pool size in tokens
 	TokenUsage    = "token_usage"          // used share of the KV pool, 0 to 1
 	GenThroughput = "gen_throughput"       // output tokens/s by the engine's own count
+
+	// StepLateness is how late a simulated server was with its steps so far, 99th percentile in ms: by so much its
+	// machine, not the simulation, made latencies longer.
+	StepLateness = "step_lateness_p99_ms"
 )
 
 // A Sample is a set of values read from one source at one moment.

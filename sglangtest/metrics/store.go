@@ -27,6 +27,7 @@ func (s *store) add(res *load.Result, keepText bool) {
 	// Each answer brings its own copy of these few names.
 	kept.Worker = s.intern(res.Worker)
 	kept.FinishReason = s.intern(res.FinishReason)
+	kept.SimulatedBy = s.intern(res.SimulatedBy)
 	if !keepText {
 		kept.Text = ""
 	}

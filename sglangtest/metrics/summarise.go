@@ -15,6 +15,7 @@ import (
 func (c *Collector) Summary() *Summary {
 	b := &builder{c: c, rs: c.finished("Summary"), sum: &Summary{SchemaVersion: SchemaVersion, Simulation: c.simulation,
 		Started: c.info.Clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}}
+	b.simulated()
 	b.requests()
 	b.durations()
 	b.throughput()
@@ -27,6 +28,19 @@ func (c *Collector) Summary() *Summary {
 	b.sum.BenchServing = b.benchServing()
 	b.notes()
 	return b.sum
+}
+
+// simulated declares a simulation that only the answers told of.
+func (b *builder) simulated() {
+	for _, r := range b.rs {
+		if b.sum.Simulation != nil {
+			return
+		}
+		if r.SimulatedBy != "" {
+			const ask = "not told to the collector; the server's /server_info says it"
+			b.sum.Simulation = &Simulation{Profile: r.SimulatedBy, Calibrated: ask, KnownError: ask}
+		}
+	}
 }
 
 type builder struct {

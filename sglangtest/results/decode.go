@@ -48,6 +48,8 @@ type wireResult struct {
 	FinishReasonBase64 []byte         `json:"finish_reason_base64"`
 	Worker             string         `json:"worker"`
 	WorkerBase64       []byte         `json:"worker_base64"`
+	SimulatedBy        string         `json:"simulated_by"`
+	SimulatedByBase64  []byte         `json:"simulated_by_base64"`
 	ChunkGaps          ints           `json:"chunk_gap_ns"`
 	ChunkTokens        ints           `json:"chunk_tokens"`
 	ChunkTextBytes     ints           `json:"chunk_text_bytes"`
@@ -96,6 +98,7 @@ func decodeResult(line []byte) (load.Result, error) {
 		Retractions:  w.Retractions,
 		FinishReason: text(w.FinishReason, w.FinishReasonBase64),
 		Worker:       text(w.Worker, w.WorkerBase64),
+		SimulatedBy:  text(w.SimulatedBy, w.SimulatedByBase64),
 		Text:         text(w.Text, w.TextBase64),
 	}
 	var err error

@@ -71,6 +71,7 @@
 //	retractions      how often the engine took the request back to its queue; -1 if it did not report it
 //	finish_reason    the engine's
 //	worker           the server that processed it
+//	simulated_by     the profile of the simulated engine that answered; absent for a real one
 //	chunk_gap_ns     for each chunk of a streamed answer, the time since the chunk before it; for the first
 //	                 since send_ns. Running sums plus send_ns are the times at which chunks had been read
 //	chunk_tokens     the output tokens of each chunk; absent if each has exactly 1

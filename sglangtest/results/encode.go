@@ -47,6 +47,7 @@ func appendResult(b []byte, r *load.Result) []byte {
 	b = appendOptionalInt(b, `,"retractions":`, int64(r.Retractions))
 	b = appendOptionalString(b, "finish_reason", r.FinishReason)
 	b = appendOptionalString(b, "worker", r.Worker)
+	b = appendOptionalString(b, "simulated_by", r.SimulatedBy)
 	if r.Chunks.Len() > 0 {
 		b = appendChunks(b, r.Chunks, r.Send)
 	}

@@ -41,6 +41,8 @@ func TestSimulatedServer(t *testing.T) {
 
 	loads, err := s.Loads(ctx)
 	require.NoError(t, err)
+	require.NotNil(t, loads[0].Simulated)
+	loads[0].Simulated = nil
 	require.Equal(t, []server.Load{{MaxTotalTokens: 20000}}, loads)
 
 	// A request that runs until it is aborted is seen in the load and makes a flush wait.

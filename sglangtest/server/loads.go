@@ -19,8 +19,15 @@ type Load struct {
 	NumWaiting     int     `json:"num_waiting_reqs"`
 	NumUsedTokens  int     `json:"num_used_tokens"`
 	MaxTotalTokens int     `json:"max_total_num_tokens"`
-	TokenUsage     float64 `json:"token_usage"`    // 0 to 1
-	GenThroughput  float64 `json:"gen_throughput"` // output tokens/s; meaningful only with --enable-metrics
+	TokenUsage     float64 `json:"token_usage"` // 0 to 1
+	// Simulated is what a simulated server adds; nil for a real one.
+	Simulated     *SimulatedLoad `json:"simulated"`
+	GenThroughput float64        `json:"gen_throughput"` // output tokens/s; meaningful only with --enable-metrics
+}
+
+// A SimulatedLoad is what a simulated server says of itself as a host.
+type SimulatedLoad struct {
+	StepLatenessP99 float64 `json:"step_lateness_p99_ms"` // how late its steps were so far, ms
 }
 
 // Loads reads the load of every data-parallel rank. The server takes it from a snapshot that its scheduler
@@ -62,6 +69,9 @@ func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	p.s.mu.Unlock()
 	v := map[string]float64{}
 	for _, l := range loads {
+		if l.Simulated != nil {
+			v[metrics.StepLateness] = max(v[metrics.StepLateness], l.Simulated.StepLatenessP99)
+		}
 		v[metrics.NumRunning] += float64(l.NumRunning)
 		v[metrics.NumWaiting] += float64(l.NumWaiting)
 		v[metrics.NumUsedTokens] += float64(l.NumUsedTokens)

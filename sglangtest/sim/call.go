@@ -61,12 +61,18 @@ type bodyError string
 
 func (e bodyError) Error() string { return string(e) }
 
+// maxStreams bounds the answers to one call.
+const maxStreams = 4096
+
 // newCall makes the streams of a demand after the checks of tokenizer_manager.py.
 func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 	context := s.host.loop.Engine.Config().ContextLength
 	c := &call{notify: make(chan struct{}, 1), received: received, interval: 1}
 	if d.n < 1 {
 		return nil, inputError("n must be at least 1, got " + strconv.Itoa(d.n) + ".")
+	}
+	if d.n > maxStreams/max(1, len(d.prompts)) {
+		return nil, inputError(fmt.Sprintf("%d prompts times n = %d is more than the %d answers that the simulation makes for one call.", len(d.prompts), d.n, maxStreams))
 	}
 	c.perPrompt = d.n
 	c.array = len(d.prompts) > 1 || d.n > 1
@@ -78,7 +84,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		maxNew, stopAfter := context, 0
 		if d.maxNew != nil {
 			maxNew = *d.maxNew
-			if tokens+maxNew > context {
+			if maxNew > context || tokens+maxNew > context {
 				return nil, inputError(fmt.Sprintf("Requested token count exceeds the model's maximum context length of %d tokens. You requested a "+
 					"total of %d tokens: %d tokens from the input messages and %d tokens for the completion. Please reduce the number of tokens in the "+
 					"input messages or the completion to fit within the limit.", context, tokens+maxNew, tokens, maxNew))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -117,6 +118,9 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	internal["effective_max_running_requests_per_dp"] = ec.MaxRunningRequests
 	internal["memory_usage"] = object{"token_capacity": ec.MaxTotalTokens}
 	out := args(ec.MaxRunningRequests)
+	if a, ok := s.addr.(*net.TCPAddr); ok {
+		out["port"] = a.Port
+	}
 	out["status"], out["version"], out["frontend"], out["kv_events"] = "ready", Version, "python", nil
 	out["max_total_num_tokens"], out["max_req_input_len"] = ec.MaxTotalTokens, maxInput
 	out["internal_states"] = []object{internal}
@@ -131,7 +135,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
 	s.host.mu.Lock()
 	e := s.host.loop.Engine
-	ec, st, rate := e.Config(), e.State(), s.host.rate.perSecond
+	ec, st, rate, late := e.Config(), e.State(), s.host.rate.perSecond, s.host.late.summary()
 	s.host.mu.Unlock()
 	now := time.Now()
 	usage := float64(st.UsedTokens) / float64(st.MaxTotalTokens)
@@ -141,8 +145,9 @@ func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
 			"num_waiting_uncached_tokens": st.WaitingTokens, "num_used_tokens": st.UsedTokens, "num_total_tokens": st.UsedTokens + st.WaitingTokens,
 			"num_active_tokens": st.UsedTokens, "num_prealloc_ready_tokens": 0, "max_total_num_tokens": st.MaxTotalTokens,
 			"max_running_requests": ec.MaxRunningRequests, "token_usage": usage, "gen_throughput": rate, "cache_hit_rate": 0.0, "utilization": 0.0,
-			"memory": object{"token_capacity": st.MaxTotalTokens},
-			"queues": object{"waiting": st.Waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}}}})
+			"memory":    object{"token_capacity": st.MaxTotalTokens},
+			"simulated": object{"step_lateness_p99_ms": float64(late.P99) / 1e6},
+			"queues":    object{"waiting": st.Waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}}}})
 }
 
 func (s *Server) flushCache(w http.ResponseWriter, _ *http.Request) {
@@ -230,9 +235,12 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
 	return ok
 }
 
+// maxBody bounds a request's body: a million token ids and more.
+const maxBody = 64 << 20
+
 // readTimed is readJSON with the time at which the last byte had come.
 func readTimed(w http.ResponseWriter, r *http.Request, v any) (received time.Time, ok bool) {
-	raw, err := io.ReadAll(r.Body)
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	received = time.Now()
 	if err != nil {
 		return received, false // the client has gone

@@ -16,6 +16,8 @@ func (e *Engine) Complete(s *Step) {
 	}
 	if s.decode > 0 {
 		e.completeDecode(s)
+	} else if len(e.aborts) > 0 {
+		e.aborts = slices.DeleteFunc(e.aborts, func(r *Request) bool { return r.phase == phaseFinished })
 	}
 	if s != e.last { // a prefill that is still to be merged is recycled then
 		e.recycle(s)

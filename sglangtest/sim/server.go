@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
@@ -19,6 +20,9 @@ const Version = "0.5.23"
 
 // keepAlive is how long an idle connection stays open (uvicorn, SGLANG_TIMEOUT_KEEP_ALIVE).
 const keepAlive = 5 * time.Second
+
+// headerTimeout is how long a connection may take to say what it wants.
+const headerTimeout = 30 * time.Second
 
 // A Server is a simulated SGLang server: a real-time host of the engine behind SGLang's HTTP API, in this process.
 // Its methods are safe for concurrent use.
@@ -33,6 +37,7 @@ type Server struct {
 	host    *host
 	http    *http.Server
 	nextID  atomic.Uint64 // for requests without a rid
+	label   []string      // value of load.SimulatedByHeader
 
 	addr   net.Addr
 	status atomic.Int32
@@ -133,8 +138,9 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 		return nil, err
 	}
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
+	s.label = []string{profile.Name}
 	s.base, s.abandon = context.WithCancel(context.Background())
-	s.http = &http.Server{Handler: s, IdleTimeout: keepAlive}
+	s.http = &http.Server{Handler: s, IdleTimeout: keepAlive, ReadHeaderTimeout: headerTimeout}
 	return s, nil
 }
 
@@ -230,6 +236,9 @@ func (s *Server) finish(err error) {
 		<-s.served
 		s.err = err
 		s.abandon()
+		if err != nil {
+			s.http.Close() // a client that does not read would keep its handler
+		}
 		s.mu.Lock()
 		s.refuse = true
 		s.mu.Unlock()
@@ -250,6 +259,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1)
 	s.mu.Unlock()
 	defer s.handlers.Done()
+	w.Header()[load.SimulatedByHeader] = s.label
 	rt, ok := routes[r.URL.Path]
 	switch {
 	case !ok:
