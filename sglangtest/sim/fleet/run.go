@@ -215,34 +215,30 @@ func (s *run) advance(w *worker) {
 
 func (s *run) reschedule(w *worker) { s.tree.set(w.index, w.next()) }
 
-// outputs advances the loop of w and notes what it brought. It is where the time of a simulation goes: it runs once
-// for each token.
+// outputs advances the loop of w and notes what it brought.
 func (s *run) outputs(w *worker) {
-	at, egress := s.now, w.Profile.Egress
-	entry := -1 // of the log; added for the first token that is not a first one
-	var here span
+	egress := w.Profile.Egress
 	outputs := w.loop.Advance()
+	if w.loop.Engine.DecodeSteps() > int64(w.log.steps) { // by one: Advance processes one result
+		w.log.add(s.now, egress)
+	}
 	for i := range outputs {
 		o := &outputs[i]
 		f := o.Request.Owner.(*flight)
-		if o.Tokens > 0 {
-			switch {
-			case !f.began:
-				f.began, f.firstAt, f.next = true, at, noEntry
-				w.going.push(delivery{at: at + egress, flight: f})
-			case entry < 0:
-				here = w.log.open()
-				entry = w.log.add(at, egress)
-				fallthrough
-			default:
-				if f.next != entry {
-					f.left(here)
-				}
-				f.next = entry + 1
+		if f.ended {
+			continue
+		}
+		switch {
+		case o.Tokens == 0:
+		case o.Decode > 0:
+			f.decoded(o.Tokens, o.Decode)
+		default:
+			if f.prefilled(s.now, &w.log); f.tokens == 1 {
+				w.going.push(delivery{at: s.now + egress, flight: f})
 			}
 		}
 		if o.Finish != nil {
-			w.going.push(delivery{at: at + egress, flight: f, finish: o.Finish})
+			w.going.push(delivery{at: s.now + egress, flight: f, finish: o.Finish})
 		}
 	}
 }
