@@ -10,7 +10,7 @@ import (
 // tokenBytes is the length of a token's text in a simulated answer, as the real-time host has it.
 const tokenBytes = 5
 
-const blockEntries = 256
+const blockSteps = 256
 
 // A stepLog lists when the result of each decode step of an engine was processed. Its blocks are linked forward only
 // and flights point to the block in which they begin, so the garbage collector drops what no flight needs any more.
@@ -20,20 +20,39 @@ type stepLog struct {
 	encode bool   // the chunks of blocks are wanted
 }
 
-// A block is a part of the log. Its entries are encoded as chunks too, so that the chunks of an answer are copied
-// and not encoded once more for each request.
+// A block is a part of the log. Its steps are encoded as chunks too, so that the chunks of an answer are copied and not
+// encoded once more for each request.
 type block struct {
-	start  int // decode steps before it
-	times  []time.Duration
-	ends   [blockEntries]int32 // length of the encoding up to and with each entry
-	chunks load.Chunks         // one token each, at the time when the client reads it
 	next   *block
+	chunks load.Chunks // one token each, at the time when the client reads it
+	start  int         // decode steps before it
+	n      int         // decode steps in it
+	times  [blockSteps]time.Duration
+	ends   [blockSteps]uint16 // length of the encoding up to and with each step
 }
 
-func newStepLog(encode bool) stepLog { return stepLog{block: newBlock(0), encode: encode} }
+// chunkBytes is the length of an encoded token: four bytes for a gap of 2 to 268 ms and one for the counts.
+const chunkBytes = 5
 
-func newBlock(start int) *block {
-	return &block{start: start, times: make([]time.Duration, 0, blockEntries)}
+func newStepLog(encode bool) stepLog {
+	l := stepLog{encode: encode}
+	l.extend()
+	return l
+}
+
+// extend makes the block for the next steps.
+func (l *stepLog) extend() {
+	b := &block{start: l.steps}
+	if l.encode {
+		var err error
+		if b.chunks, err = load.ChunksFrom(make([]byte, 0, blockSteps*chunkBytes)); err != nil {
+			panic(err)
+		}
+	}
+	if l.block != nil {
+		l.block.next = b
+	}
+	l.block = b
 }
 
 // add appends a step. egress is the way from the engine to the client.
@@ -41,13 +60,13 @@ func (l *stepLog) add(at, egress time.Duration) {
 	b := l.block
 	if l.encode {
 		b.chunks.Append(load.Chunk{At: at + egress, Tokens: 1, TextBytes: tokenBytes})
-		b.ends[len(b.times)] = int32(len(b.chunks.Encoded()))
+		b.ends[b.n] = uint16(len(b.chunks.Encoded()))
 	}
-	b.times = append(b.times, at)
+	b.times[b.n] = at
+	b.n++
 	l.steps++
-	if len(b.times) == blockEntries {
-		l.block = newBlock(l.steps)
-		b.next = l.block
+	if b.n == blockSteps {
+		l.extend()
 	}
 }
 
@@ -74,7 +93,7 @@ func (s *stretch) fill(res *load.Result, by, egress time.Duration, times bool) {
 	}
 	i := s.start - s.block.start
 	for b, n := s.block, s.n; n > 0; b, i = b.next, 0 {
-		end := min(len(b.times), i+n)
+		end := min(b.n, i+n)
 		j := end
 		if b.times[end-1]+egress > by {
 			j = i + sort.Search(end-i, func(k int) bool { return b.times[i+k]+egress > by })
