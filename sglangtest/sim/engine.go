@@ -332,6 +332,10 @@ func (e *Engine) Outputs() []Output {
 // each was completed has the time of every token: see [Output].
 func (e *Engine) DecodeSteps() int64 { return e.done }
 
+// Produced returns the number of output tokens of r whose results have been processed, also those that QuietDecode
+// keeps back. r must be a request of this engine, or one that was never added.
+func (e *Engine) Produced(r *Request) int { return e.producedOf(r) }
+
 // Busy reports whether any request has not ended.
 func (e *Engine) Busy() bool { return e.live > 0 }
 

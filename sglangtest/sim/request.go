@@ -79,7 +79,7 @@ const (
 )
 
 // Produced returns the number of output tokens whose results had been processed when the request last changed
-// batches; it is exact once the request has ended. While it decodes, add up the [Output]s instead.
+// batches; it is exact once the request has ended. While it decodes, see [Engine.Produced].
 func (r *Request) Produced() int { return r.produced }
 
 // Retractions returns how often the request was taken back to the waiting queue.

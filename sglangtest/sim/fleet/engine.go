@@ -128,9 +128,11 @@ type worker struct {
 	steps  uint64         // of loops before a restart
 	coming fifo[arrival]  // on the way to the scheduler, in order of time
 	going  fifo[delivery] // on the way to the client, in order of time
-	log    stepLog
-	first  *flight // the flights dispatched to it, in that order
-	last   *flight
+	log    stepLog        // of the loop
+
+	tokenTimes bool
+	first      *flight // the flights dispatched to it, in that order
+	last       *flight
 }
 
 // An arrival is a request on its way to the scheduler.
@@ -149,14 +151,16 @@ type delivery struct {
 }
 
 func newWorker(index int, e Engine, tokenTimes bool) (*worker, error) {
-	w := &worker{Engine: e, index: index, log: newStepLog(tokenTimes)}
+	w := &worker{Engine: e, index: index, tokenTimes: tokenTimes}
 	w.pace = pace{e.Profile.Model, 1 / e.Speed}
 	return w, w.start()
 }
 
 // start brings up an idle engine with the limit of its config.
 func (w *worker) start() error {
-	e, err := sim.NewEngine(w.Config)
+	cfg := w.Config
+	cfg.QuietDecode = true
+	e, err := sim.NewEngine(cfg)
 	if err != nil {
 		return err
 	}
@@ -166,6 +170,7 @@ func (w *worker) start() error {
 	p := w.Profile
 	p.Model = &w.pace
 	w.loop = sim.NewLoop(e, p)
+	w.log = newStepLog(w.tokenTimes)
 	w.up, w.limit = true, e.Config().MaxRunningRequests
 	return nil
 }

@@ -9,12 +9,10 @@ import (
 
 // A flight is one request from its arrival to its end.
 type flight struct {
-	// Every token touches the first two.
-	next    int           // number of the log entry that brings its next token, unless a step leaves it out
+	tokens  int           // that the engine has reported, those of the stretches
 	firstAt time.Duration // when the engine had its first token
-	began   bool          // it has a first token
-	span    span          // its tokens after the first, or after the last gap, open
-	spans   []span        // before that, if a step left it out
+	stretch stretch       // the last one
+	before  []stretch     // those before it, one for each retraction that came after a token
 
 	request sim.Request
 	load    load.Request
@@ -44,44 +42,32 @@ func promptTokens(p *load.Prompt) int {
 // messageTokens is what the real-time host adds for each message.
 const messageTokens = 4
 
-// noEntry is flight.next while the only token is the first.
-const noEntry = -1
-
-// left begins a span anew, with the entry added last, because the flight has had its first token only or because
-// entries went by without a token for it: it was retracted, or steps were made for others alone.
-func (f *flight) left(open span) {
-	f.close()
-	f.span = open
-}
-
-// close ends the open span.
-func (f *flight) close() {
-	if f.span.n = f.next - f.span.start; f.span.block != nil && f.span.n > 0 {
-		f.spans = append(f.spans, f.span)
+// prefilled notes a token that a prefill made, when its result has been processed and the log is up to date.
+func (f *flight) prefilled(at time.Duration, log *stepLog) {
+	if f.tokens == 0 {
+		f.firstAt = at
+	} else {
+		f.before = append(f.before, f.stretch)
 	}
+	f.stretch = stretch{at: at, block: log.block, start: log.steps}
+	f.tokens++
 }
 
-// fill sets what the client has got of the answer by the given time, with the chunks if times is true. The open span
-// must have been closed.
+// decoded notes the tokens of the n decode steps up to and with number last.
+func (f *flight) decoded(n int, last int64) {
+	if f.stretch.n += n; int64(f.stretch.start+f.stretch.n) != last {
+		panic("fleet: decode steps went by without a token for a request that was not taken back")
+	}
+	f.tokens += n
+}
+
+// fill sets what the client has got of the answer by the given time, with the chunks if times is true. All tokens
+// that the engine has made must have been noted.
 func (f *flight) fill(res *load.Result, by time.Duration, times bool) {
-	egress := f.worker.Profile.Egress
-	if !f.began || f.firstAt+egress > by {
-		return
+	for _, s := range f.before {
+		s.fill(res, by, f.worker.Profile.Egress, times)
 	}
-	res.FirstToken = f.firstAt + egress
-	res.LastToken, res.OutputTokens = res.FirstToken, 1
-	if times {
-		res.Chunks.Append(load.Chunk{At: res.FirstToken, Tokens: 1, TextBytes: tokenBytes})
-	}
-	for _, s := range f.spans {
-		n, last := s.until(by - egress)
-		if n == 0 {
-			return
-		}
-		if times {
-			s.appendTo(&res.Chunks, n, egress)
-		}
-		res.OutputTokens += n
-		res.LastToken = last + egress
+	if f.tokens > 0 {
+		f.stretch.fill(res, by, f.worker.Profile.Egress, times)
 	}
 }

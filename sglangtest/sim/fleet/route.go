@@ -166,7 +166,11 @@ func (s *run) result(f *flight) *load.Result {
 	}
 	res.Worker, res.Sent, res.Reused, res.Streamed = f.worker.Name, true, true, true
 	res.PromptTokens, res.CachedTokens, res.Retractions = f.prompt, f.request.CachedTokens(), f.request.Retractions()
-	f.close()
+	if e := f.worker.loop.Engine; f.tokens > 0 {
+		if n := e.Produced(&f.request) - f.tokens; n > 0 { // not reported yet
+			f.decoded(n, e.DecodeSteps())
+		}
+	}
 	f.fill(res, s.now, !s.cfg.noTimes)
 	return res
 }
@@ -203,7 +207,7 @@ func (s *run) end(f *flight, res *load.Result) {
 	if f.worker != nil && s.done != nil {
 		s.done.Done(s.now, &f.load, res, f.worker.index)
 	}
-	f.spans, f.span = nil, span{} // nothing of the log is needed any more
+	f.before, f.stretch = nil, stretch{} // nothing of the log is needed any more
 	if s.cfg.report != nil {
 		if s.ended++; s.ended%s.cfg.every == 0 {
 			s.cfg.report()

@@ -9,6 +9,7 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/policy"
+	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
 // Stats says what a run amounted to. It holds nothing that depends on the machine.
@@ -193,7 +194,13 @@ func (s *run) step(limit time.Duration) bool {
 		s.timer()
 	case w.at < limit:
 		s.now = w.at
-		s.advance(s.workers[w.index])
+		bound := s.now
+		// Until the next arrival nothing can come between the steps of an engine, unless the policy or the cap waits for
+		// what happens on another.
+		if limit != never && len(s.held) == 0 {
+			bound = min(limit, t)
+		}
+		s.advance(s.workers[w.index], bound)
 	default:
 		return false
 	}
@@ -201,44 +208,53 @@ func (s *run) step(limit time.Duration) bool {
 	return s.err == nil
 }
 
-// advance carries out the next event of a worker, which is due now.
-func (s *run) advance(w *worker) {
+// advance carries out the next event of a worker, which is due now, and the steps of its engine behind it that bring
+// nothing, as long as they come before bound.
+func (s *run) advance(w *worker, bound time.Duration) {
 	if a := w.coming.front(); a != nil && a.at <= s.now {
 		s.admit(w, w.coming.pop().flight)
 	} else if d := w.going.front(); d != nil && d.at <= s.now {
 		s.deliver(w, w.going.pop())
 	} else {
-		s.outputs(w)
+		s.outputs(w, bound)
 	}
 	s.reschedule(w)
 }
 
 func (s *run) reschedule(w *worker) { s.tree.set(w.index, w.next()) }
 
-// outputs advances the loop of w and notes what it brought. It is where the time of a simulation goes: it runs once
-// for each token.
-func (s *run) outputs(w *worker) {
-	at, egress := s.now, w.Profile.Egress
-	entry := -1 // of the log; added for the first token that is not a first one
-	var here span
-	outputs := w.loop.Advance()
+// outputs advances the loop of w, from now on and before bound, until it brings something, and notes what it brought.
+func (s *run) outputs(w *worker, bound time.Duration) {
+	egress := w.Profile.Egress
+	if a := w.coming.front(); a != nil {
+		bound = min(bound, a.at)
+	}
+	var outputs []sim.Output
+	at := s.now
+	for {
+		outputs = w.loop.Advance()
+		if w.loop.Engine.DecodeSteps() > int64(w.log.steps) { // by one: Advance processes one result
+			w.log.add(at, egress)
+		}
+		next, busy := w.loop.Next()
+		if len(outputs) > 0 || !busy || next >= bound {
+			break
+		}
+		at = next
+	}
 	for i := range outputs {
 		o := &outputs[i]
 		f := o.Request.Owner.(*flight)
-		if o.Tokens > 0 {
-			switch {
-			case !f.began:
-				f.began, f.firstAt, f.next = true, at, noEntry
+		if f.ended {
+			continue
+		}
+		switch {
+		case o.Tokens == 0:
+		case o.Decode > 0:
+			f.decoded(o.Tokens, o.Decode)
+		default:
+			if f.prefilled(at, &w.log); f.tokens == 1 {
 				w.going.push(delivery{at: at + egress, flight: f})
-			case entry < 0:
-				here = w.log.open()
-				entry = w.log.add(at, egress)
-				fallthrough
-			default:
-				if f.next != entry {
-					f.left(here)
-				}
-				f.next = entry + 1
 			}
 		}
 		if o.Finish != nil {

@@ -28,15 +28,15 @@ func TestTimesOfOneRequest(t *testing.T) {
 		PromptTokens: 100, OutputTokens: 3, FinishReason: "length", Worker: "server-0"}, r)
 }
 
-// Every token of every request is stamped here one by one, on a loop of its own.
-func TestTokenTimesAreThoseOfTheLoop(t *testing.T) {
+// crowded is a workload on a pool that is too small for it, so that requests are retracted.
+func crowded(n int) (requests, sim.Profile, sim.EngineConfig) {
 	p := sim.H100Llama8B()
 	cfg := p.EngineConfig()
 	cfg.MaxTotalTokens, cfg.ChunkedPrefillSize, cfg.MaxRunningRequests = 4000, 256, 40
 	rng := rand.New(rand.NewPCG(1, 2))
 	var src requests
 	var at time.Duration
-	for i := range 1500 {
+	for i := range n {
 		at += time.Duration(rng.ExpFloat64() * float64(30*ms))
 		r := ask(i, at, 1+rng.IntN(100), 1+rng.IntN(1000))
 		if i%50 != 0 {
@@ -45,11 +45,15 @@ func TestTokenTimesAreThoseOfTheLoop(t *testing.T) {
 		}
 		src = append(src, r)
 	}
+	return src, p, cfg
+}
 
+// stamps drives a loop of its own and notes the time of every token as it comes, and the number of retractions.
+func stamps(t *testing.T, src requests, p sim.Profile, cfg sim.EngineConfig) (want [][]time.Duration, retractions int) {
 	e, err := sim.NewEngine(cfg)
 	require.NoError(t, err)
 	loop := sim.NewLoop(e, p)
-	want := make([][]time.Duration, len(src))
+	want = make([][]time.Duration, len(src))
 	reqs := make([]sim.Request, len(src))
 	due := func(i int) time.Duration {
 		return src[i].Arrival + p.Ingest + time.Duration(src[i].InputLen)*p.IngestToken
@@ -61,7 +65,6 @@ func TestTokenTimesAreThoseOfTheLoop(t *testing.T) {
 			order[k], order[k-1] = order[k-1], order[k]
 		}
 	}
-	retractions := 0
 	for k := 0; ; {
 		now, busy := loop.Next()
 		if k < len(order) && (!busy || due(order[k]) <= now) {
@@ -80,22 +83,75 @@ func TestTokenTimesAreThoseOfTheLoop(t *testing.T) {
 				}
 			}
 		} else {
-			break
+			return want, retractions
 		}
 	}
-	require.Greater(t, retractions, 5, "the pool is too large for this test")
+}
 
-	col := play(t, src, new(policy.RoundRobin), []Engine{{Profile: p, Config: cfg}})
-	got := 0
-	for i, r := range results(col) {
-		require.Equal(t, load.OutcomeOK, r.Outcome)
-		require.Equal(t, want[i], tokenTimes(&r), "request %d", i)
-		require.Equal(t, len(want[i]), r.OutputTokens)
-		require.Equal(t, want[i][0], r.FirstToken)
-		require.Equal(t, want[i][len(want[i])-1], r.LastToken)
-		got += r.Retractions
+func TestTokenTimesAreThoseOfTheLoop(t *testing.T) {
+	for name, change := range map[string]func(*sim.EngineConfig){
+		"overlap":    func(*sim.EngineConfig) {},
+		"no overlap": func(c *sim.EngineConfig) { c.DisableOverlap = true },
+		"mixed":      func(c *sim.EngineConfig) { c.EnableMixedChunk = true },
+		"old rules":  func(c *sim.EngineConfig) { c.Rules = sim.Rules0515; c.EnableMixedChunk = true },
+		"no cache":   func(c *sim.EngineConfig) { c.DisableRadixCache = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			src, p, cfg := crowded(500)
+			change(&cfg)
+			want, retractions := stamps(t, src, p, cfg)
+			require.Greater(t, retractions, 5, "the pool is too large for this test")
+
+			col := play(t, src, new(policy.RoundRobin), []Engine{{Profile: p, Config: cfg}})
+			got := 0
+			for i, r := range results(col) {
+				require.Equal(t, load.OutcomeOK, r.Outcome)
+				require.Equal(t, want[i], tokenTimes(&r), "request %d", i)
+				require.Equal(t, len(want[i]), r.OutputTokens)
+				require.Equal(t, want[i][0], r.FirstToken)
+				require.Equal(t, want[i][len(want[i])-1], r.LastToken)
+				got += r.Retractions
+			}
+			require.Equal(t, retractions, got)
+
+			// What a request has got when its engine is killed is what it would have got by then.
+			rng := rand.New(rand.NewPCG(3, 4))
+			for range 8 {
+				at := time.Duration(rng.Int64N(int64(src[len(src)-1].Arrival)))
+				cut := 0
+				for i, r := range results(play(t, src, new(policy.RoundRobin), []Engine{{Profile: p, Config: cfg}}, WithAction(at, 0, Kill()))) {
+					var by []time.Duration
+					for _, token := range want[i] {
+						if token <= at {
+							by = append(by, token)
+						}
+					}
+					require.Equal(t, by, tokenTimes(&r), "request %d, killed at %v", i, at)
+					require.Equal(t, len(by), r.OutputTokens)
+					if len(by) > 0 {
+						require.Equal(t, by[len(by)-1], r.LastToken)
+					}
+					if r.Outcome == load.OutcomeTruncated {
+						cut++
+					}
+				}
+				require.Positive(t, cut)
+			}
+		})
 	}
-	require.Equal(t, retractions, got)
+}
+
+func TestCachedTokens(t *testing.T) {
+	shared := load.Segment{Stream: 99, Length: 100}
+	var src requests
+	for i, own := range []int{50, 20, 30} {
+		src = append(src, load.Request{ID: i, Arrival: time.Duration(i) * 100 * ms, InputLen: 100 + own, OutputLen: 3,
+			Prompt: load.Prompt{Segments: []load.Segment{shared, {Stream: uint64(i) + 1, Length: own}}}})
+	}
+	rs := results(play(t, src, new(policy.RoundRobin), Equal(1, steady())))
+	require.Equal(t, []int{0, 100, 100}, []int{rs[0].CachedTokens, rs[1].CachedTokens, rs[2].CachedTokens})
+	rs = results(play(t, src, new(policy.RoundRobin), Equal(2, steady())))
+	require.Equal(t, []int{0, 0, 100}, []int{rs[0].CachedTokens, rs[1].CachedTokens, rs[2].CachedTokens}, "each engine has its own cache")
 }
 
 func TestWithoutTokenTimesOnlyITLIsMissing(t *testing.T) {

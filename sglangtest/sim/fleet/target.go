@@ -80,7 +80,7 @@ func (t target) Kill() error {
 	for w.first != nil {
 		f := w.first
 		outcome := load.OutcomeReset
-		if f.began && f.firstAt+w.Profile.Egress <= t.run.now {
+		if f.tokens > 0 && f.firstAt+w.Profile.Egress <= t.run.now {
 			outcome = load.OutcomeTruncated
 		}
 		t.run.fail(f, outcome, "simulated server was killed")
