@@ -33,17 +33,20 @@ type NodeConfig struct {
 	Quantization             string  `json:"quantization,omitempty"`
 
 	// The workload.
-	DatasetName     string               `json:"dataset_name"`                // required: one of DatasetNames
-	DatasetPath     string               `json:"dataset_path,omitempty"`      // required by the datasets that are files
-	RandomInputLen  int                  `json:"random_input_len,omitempty"`  // tokens; with dataset "random": required
-	RandomOutputLen int                  `json:"random_output_len,omitempty"` // tokens; with dataset "random": required
-	NumPrompts      int                  `json:"num_prompts,omitempty"`       // requests; default: as many as the dataset and Duration give
-	RequestRate     Rate                 `json:"request_rate,omitempty"`      // Poisson arrivals/s, or Inf; this or TraceSpeed is required
-	TraceSpeed      float64              `json:"trace_speed,omitempty"`       // > 0: arrive at the dataset's own times, this many times as fast
-	Duration        Seconds              `json:"duration,omitempty"`          // only arrivals before this time; the dataset repeats until then
-	MaxConcurrency  int                  `json:"max_concurrency,omitempty"`   // cap on requests in flight; default: none
-	SamplingParams  *load.SamplingParams `json:"sampling_params,omitempty"`   // default: ignore_eos, all else the server's
-	Seed            uint64               `json:"seed,omitempty"`
+	DatasetName     string `json:"dataset_name"`                // required: one of DatasetNames
+	DatasetPath     string `json:"dataset_path,omitempty"`      // required by the datasets that are files
+	RandomInputLen  int    `json:"random_input_len,omitempty"`  // tokens; with dataset "random": required
+	RandomOutputLen int    `json:"random_output_len,omitempty"` // tokens; with dataset "random": required
+	// RandomRangeRatio, in [0, 1], makes lengths of dataset "random" uniform between that share of the length and
+	// the length itself, as bench_serving does: 1 is fixed lengths. Default: 0, from one token on.
+	RandomRangeRatio float64              `json:"random_range_ratio,omitempty"`
+	NumPrompts       int                  `json:"num_prompts,omitempty"`     // requests; default: as many as the dataset and Duration give
+	RequestRate      Rate                 `json:"request_rate,omitempty"`    // Poisson arrivals/s, or Inf; this or TraceSpeed is required
+	TraceSpeed       float64              `json:"trace_speed,omitempty"`     // > 0: arrive at the dataset's own times, this many times as fast
+	Duration         Seconds              `json:"duration,omitempty"`        // only arrivals before this time; the dataset repeats until then
+	MaxConcurrency   int                  `json:"max_concurrency,omitempty"` // cap on requests in flight; default: none
+	SamplingParams   *load.SamplingParams `json:"sampling_params,omitempty"` // default: ignore_eos, all else the server's; max_new_tokens replaces the dataset's output lengths
+	Seed             uint64               `json:"seed,omitempty"`
 
 	// The client.
 	API            load.API `json:"api,omitempty"`             // default: "generate"
@@ -76,9 +79,10 @@ const DefaultMetricsInterval Seconds = 0.25
 //	azure               an Azure LLM trace (CSV) at dataset_path
 //	sharegpt            first turns of ShareGPT conversations (JSON) at dataset_path
 //	jsonl               requests in the format of load.JSONLines at dataset_path
-//	random              random token ids, as bench_serving's random-ids with range ratio 0
+//	random              random token ids, as bench_serving's random-ids
+//	mooncake            a Mooncake trace (JSON lines) at dataset_path
 func DatasetNames() []string {
-	return []string{"azure-conversation", "azure", "sharegpt", "jsonl", "random"}
+	return []string{"azure-conversation", "azure", "sharegpt", "jsonl", "mooncake", "random"}
 }
 
 // LoadNodeConfig reads a config from a JSON file. Unknown keys and wrong types are reported together with
@@ -89,7 +93,11 @@ func LoadNodeConfig(path string) (NodeConfig, error) {
 	if err != nil {
 		return cfg, fmt.Errorf("sglangtest: config: %w", err)
 	}
-	if err := errors.Join(decodeStrict(data, &cfg), cfg.Validate()); err != nil {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(data, &object); err != nil {
+		return cfg, fmt.Errorf("sglangtest: config %s: not a JSON object: %w", path, err)
+	}
+	if err := errors.Join(decodeStrict(object, &cfg), cfg.Validate()); err != nil {
 		return cfg, fmt.Errorf("sglangtest: config %s:\n%w", path, err)
 	}
 	return cfg, nil
@@ -107,13 +115,9 @@ func (c NodeConfig) Save(path string) error {
 	return nil
 }
 
-// decodeStrict decodes the JSON object data into the struct that into points to. It reports all faults, each
+// decodeStrict decodes the members of a JSON object into the struct that into points to. It reports all faults, each
 // with its key, and for an unknown key the nearest known one.
-func decodeStrict(data []byte, into any) error {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(data, &members); err != nil {
-		return fmt.Errorf("not a JSON object: %w", err)
-	}
+func decodeStrict(members map[string]json.RawMessage, into any) error {
 	fields := map[string]reflect.Value{}
 	v := reflect.ValueOf(into).Elem()
 	for i := range v.NumField() {
@@ -124,10 +128,14 @@ func decodeStrict(data []byte, into any) error {
 	for _, key := range slices.Sorted(maps.Keys(members)) {
 		field, ok := fields[key]
 		if !ok {
-			faults = append(faults, fmt.Errorf("%s: unknown key; did you mean %q?", key, nearest.Name(key, slices.Sorted(maps.Keys(fields)))))
+			faults = append(faults, fmt.Errorf("%s: unknown key; %s", key, nearest.Hint(key, slices.Sorted(maps.Keys(fields)))))
 			continue
 		}
 		if err := json.Unmarshal(members[key], field.Addr().Interface()); err != nil {
+			var kind *json.UnmarshalTypeError
+			if errors.As(err, &kind) {
+				err = fmt.Errorf("want %s, not a %s", kind.Type, kind.Value)
+			}
 			faults = append(faults, fmt.Errorf("%s: %w", key, err))
 		}
 	}
@@ -150,7 +158,7 @@ func (c NodeConfig) Validate() error {
 	check(c.ScheduleConservativeness >= 0, "schedule_conservativeness", "%v; want > 0", c.ScheduleConservativeness)
 
 	check(slices.Contains(DatasetNames(), c.DatasetName), "dataset_name", "%q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
-	isFile := slices.Contains([]string{"azure", "sharegpt", "jsonl"}, c.DatasetName)
+	isFile := slices.Contains([]string{"azure", "sharegpt", "jsonl", "mooncake"}, c.DatasetName)
 	check(!isFile || c.DatasetPath != "", "dataset_path", "required with dataset_name %q", c.DatasetName)
 	check(isFile || c.DatasetPath == "", "dataset_path", "dataset %q is not a file", c.DatasetName)
 	if c.DatasetName == "random" {
@@ -160,7 +168,11 @@ func (c NodeConfig) Validate() error {
 	} else {
 		check(c.RandomInputLen == 0, "random_input_len", "only with dataset_name \"random\"")
 		check(c.RandomOutputLen == 0, "random_output_len", "only with dataset_name \"random\"")
+		check(c.RandomRangeRatio == 0, "random_range_ratio", "only with dataset_name \"random\"")
 	}
+	check(c.RandomRangeRatio >= 0 && c.RandomRangeRatio <= 1, "random_range_ratio", "%v; want 0 to 1", c.RandomRangeRatio)
+	check(c.DatasetName != "sharegpt" || c.SamplingParams != nil && c.SamplingParams.MaxNewTokens != nil, "sampling_params.max_new_tokens",
+		"required with dataset_name \"sharegpt\", which gives no output lengths")
 	check(c.NumPrompts >= 0, "num_prompts", "%d; want ≥ 1", c.NumPrompts)
 	check(c.RequestRate >= 0, "request_rate", "%v; want > 0 or \"inf\"", float64(c.RequestRate))
 	check(c.TraceSpeed >= 0 && !math.IsInf(c.TraceSpeed, 0), "trace_speed", "%v; want > 0", c.TraceSpeed)
@@ -173,8 +185,9 @@ func (c NodeConfig) Validate() error {
 		if err := c.SamplingParams.Validate(); err != nil {
 			faults = append(faults, fmt.Errorf("sampling_params: %w", err))
 		}
-		n := c.SamplingParams.N
-		check(n == nil || *n == 1, "sampling_params.n", "a result describes one answer; want 1")
+		if err := c.API.CheckSampling(c.SamplingParams); err != nil {
+			faults = append(faults, fmt.Errorf("sampling_params: %w", err))
+		}
 	}
 	check(slices.Contains([]load.API{"", load.Generate, load.Completions, load.ChatCompletions}, c.API), "api", "%q; want %s, %s or %s", c.API, load.Generate, load.Completions, load.ChatCompletions)
 	check(c.WarmupRequests >= 0, "warmup_requests", "%d; want ≥ 0", c.WarmupRequests)
@@ -201,7 +214,7 @@ func (c NodeConfig) Validate() error {
 	check(c.OutputFormat == "" || c.OutputDir != "", "output_format", "needs output_dir")
 	check(c.MetricsInterval >= 0, "metrics_interval", "%v; want > 0 seconds", float64(c.MetricsInterval))
 	for i, p := range c.Percentiles {
-		check(p > 0 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want between 0 and 100", p)
+		check(p >= 1 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want from 1 up to 100, such as 99 or 99.9", p)
 	}
 	return errors.Join(faults...)
 }
@@ -232,7 +245,9 @@ func (c NodeConfig) Generator() (*load.RequestGenerator, error) {
 	case "jsonl":
 		ds = load.JSONLines(filepath.FromSlash(c.DatasetPath))
 	case "random":
-		ds = load.Random(c.RandomInputLen, c.RandomOutputLen, 0)
+		ds = load.Random(c.RandomInputLen, c.RandomOutputLen, c.RandomRangeRatio)
+	case "mooncake":
+		ds = load.Mooncake(filepath.FromSlash(c.DatasetPath))
 	default:
 		return nil, fmt.Errorf("sglangtest: config: dataset_name: %q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
 	}

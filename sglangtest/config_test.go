@@ -16,7 +16,7 @@ func fullConfig() NodeConfig {
 	return NodeConfig{
 		ModelPath: "meta-llama/Llama-3.1-8B-Instruct", TokenizerPath: "tok", GPUID: &gpu, Port: 30001, MaxRunningRequests: 512,
 		MemFractionStatic: 0.85, ChunkedPrefillSize: 4096, ScheduleConservativeness: 1.2, EnableTorchCompile: true, Quantization: "fp8",
-		DatasetName: "random", RandomInputLen: 512, RandomOutputLen: 128, NumPrompts: 1000, RequestRate: 8.5, Duration: 90, MaxConcurrency: 256,
+		DatasetName: "random", RandomRangeRatio: 0.5, RandomInputLen: 512, RandomOutputLen: 128, NumPrompts: 1000, RequestRate: 8.5, Duration: 90, MaxConcurrency: 256,
 		SamplingParams: &load.SamplingParams{Temperature: load.Ptr(0.7)}, Seed: 7,
 		API: load.ChatCompletions, WarmupRequests: 4, RequestTimeout: 60, BatchStrategy: "continuous",
 		EnableDynamicParams: true, ParamUpdateSchedule: map[Seconds]map[string]int{30: {"max_running_requests": 64}, 60.5: {"max_running_requests": 512}},
@@ -68,7 +68,7 @@ func TestNodeConfigReportsAllFaults(t *testing.T) {
 		`random_output_len: 0; want ≥ 1`,
 		`request_rate: -2; want > 0 or "inf"`,
 		`port: 70000; want 1 to 65535`,
-		`percentiles[1]: 100; want between 0 and 100`,
+		`percentiles[1]: 100; want from 1 up to 100`,
 		`batch_strategy: "static"; want "continuous"`,
 		path,
 	} {
@@ -100,15 +100,15 @@ func TestNodeConfigContradictions(t *testing.T) {
 		`param_update_schedule["9"]: not before the end of the workload at 5 s`: func(c *NodeConfig) {
 			c.Duration, c.EnableDynamicParams, c.ParamUpdateSchedule = 5, true, map[Seconds]map[string]int{9: {"max_running_requests": 2}}
 		},
-		"output_format: needs output_dir":        func(c *NodeConfig) { c.OutputFormat = "csv" },
-		"output_format: \"parquet\"; want":       func(c *NodeConfig) { c.OutputFormat, c.OutputDir = "parquet", "x" },
-		"static_batch_size: only with":           func(c *NodeConfig) { c.StaticBatchSize = 4 },
-		"sampling_params.n: a result describes":  func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{N: load.Ptr(2)} },
-		"sampling_params: ":                      func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{TopP: load.Ptr(2.0)} },
-		"api: \"chat\"; want":                    func(c *NodeConfig) { c.API = "chat" },
-		"mem_fraction_static: 1; want between":   func(c *NodeConfig) { c.MemFractionStatic = 1 },
-		"chunked_prefill_size: -2; want":         func(c *NodeConfig) { c.ChunkedPrefillSize = -2 },
-		"metrics_interval: -1; want > 0 seconds": func(c *NodeConfig) { c.MetricsInterval = -1 },
+		"output_format: needs output_dir":            func(c *NodeConfig) { c.OutputFormat = "csv" },
+		"output_format: \"parquet\"; want":           func(c *NodeConfig) { c.OutputFormat, c.OutputDir = "parquet", "x" },
+		"static_batch_size: only with":               func(c *NodeConfig) { c.StaticBatchSize = 4 },
+		"sampling_params: sampling parameter n is 2": func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{N: load.Ptr(2)} },
+		"sampling_params: ":                          func(c *NodeConfig) { c.SamplingParams = &load.SamplingParams{TopP: load.Ptr(2.0)} },
+		"api: \"chat\"; want":                        func(c *NodeConfig) { c.API = "chat" },
+		"mem_fraction_static: 1; want between":       func(c *NodeConfig) { c.MemFractionStatic = 1 },
+		"chunked_prefill_size: -2; want":             func(c *NodeConfig) { c.ChunkedPrefillSize = -2 },
+		"metrics_interval: -1; want > 0 seconds":     func(c *NodeConfig) { c.MetricsInterval = -1 },
 	} {
 		c := ok
 		change(&c)

@@ -21,10 +21,16 @@ const progressInterval = 200 * time.Millisecond
 // stopTimeout bounds the stop of the servers at the end of a run, whatever became of the run.
 const stopTimeout = 30 * time.Second
 
+// flushTimeout bounds the wait for a server to become idle after the warm-up.
+const flushTimeout = time.Minute
+
 type runOptions struct {
-	launcher server.Launcher // nil: the default
-	virtual  *sim.Profile    // not nil: in virtual time
-	progress func(metrics.Progress)
+	servers   []server.Option
+	sender    []load.SenderOption
+	collector []metrics.Option
+	launcher  server.Launcher // nil: the default
+	virtual   *sim.Profile    // not nil: in virtual time
+	progress  func(metrics.Progress)
 }
 
 func defaultLauncher() server.Launcher { return sim.Launcher(sim.H100Llama8B()) }
@@ -50,6 +56,22 @@ func WithProgress(f func(metrics.Progress)) RunOption {
 	return func(o *runOptions) error { o.progress = f; return nil }
 }
 
+// WithServerOptions adds options of the server manager, such as server.WithReadyTimeout or server.WithAPIKey.
+func WithServerOptions(opts ...server.Option) RunOption {
+	return func(o *runOptions) error { o.servers = append(o.servers, opts...); return nil }
+}
+
+// WithSenderOptions adds options of the sender, such as load.WithAPIKey or load.WithTexts. They come after those that
+// follow from the config.
+func WithSenderOptions(opts ...load.SenderOption) RunOption {
+	return func(o *runOptions) error { o.sender = append(o.sender, opts...); return nil }
+}
+
+// WithCollectorOptions adds options of the collector, such as metrics.WithGoodput or another sampler.
+func WithCollectorOptions(opts ...metrics.Option) RunOption {
+	return func(o *runOptions) error { o.collector = append(o.collector, opts...); return nil }
+}
+
 // A NodeRun is what an experiment on one server yielded.
 type NodeRun struct {
 	Summary   *metrics.Summary
@@ -62,11 +84,12 @@ type NodeRun struct {
 // changes parameters as scheduled, measures, stores, and stops the server.
 //
 // Everything that can be wrong with the config, the dataset or the output folder is an error before a server is
-// launched, and a prompt that does not fit the server one before a request is sent. If the run was under way
-// when it failed or ctx was done, RunNode returns what was measured together with the error.
+// launched, and a workload or schedule that does not fit the server one before a request is sent; then the output
+// folder is as it was. If the run was under way when it failed or ctx was done, RunNode returns what was measured
+// together with the error, and stores it as a failed run.
 //
-// It is made of the parts of the packages below and nothing else: copy it to build a variation.
-func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun, err error) {
+// It is made of the parts of the packages below and nothing else; the module's example "parts" shows the same by hand.
+func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeRun, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("sglangtest: config:\n%w", err)
 	}
@@ -89,7 +112,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.checkSchedule(plan); err != nil {
+	if err := cfg.checkPlan(plan); err != nil {
 		return nil, err
 	}
 
@@ -99,21 +122,17 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 		if store, err = cfg.createRun(); err != nil {
 			return nil, err
 		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, store.Fail(err))
-			}
-		}()
+		defer func() { err = conclude(store, run, err) }()
 		collect = append(collect, metrics.WithSink(store))
 	}
 
 	if o.virtual != nil {
-		return cfg.runVirtual(ctx, &o, gen, plan, store, collect)
+		return cfg.runVirtual(ctx, &o, gen, plan, collect)
 	}
 	if o.launcher == nil {
 		o.launcher = defaultLauncher()
 	}
-	servers, err := server.NewServerManager(o.launcher)
+	servers, err := server.NewServerManager(o.launcher, o.servers...)
 	if err != nil {
 		return nil, err
 	}
@@ -127,17 +146,11 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 		return nil, err
 	}
 	info := node.Info()
-	if err := checkFits(plan, info); err != nil {
+	if err := cfg.checkFits(plan, info); err != nil {
 		return nil, err
 	}
-	if s := info.Simulation; s != nil {
-		collect = append(collect, metrics.WithSimulation(*s))
-		if store != nil {
-			store.AddSimulation(*s)
-		}
-	}
 
-	sender, err := load.NewSender(node.URL(), cfg.senderOptions(info)...)
+	sender, err := load.NewSender(node.URL(), append(cfg.senderOptions(info), o.sender...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -146,39 +159,50 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (_ *NodeRun
 	if len(cfg.Percentiles) > 0 {
 		collect = append(collect, metrics.WithPercentiles(cfg.Percentiles...))
 	}
-	col, err := metrics.NewCollector(collect...)
+	col, err := metrics.NewCollector(append(collect, o.collector...)...)
 	if err != nil {
 		return nil, err
 	}
 
-	run := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col))}
+	how := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col))}
 	if cfg.WarmupRequests > 0 {
-		run = append(run, load.WithAfterWarmup(node.FlushCache))
+		how = append(how, load.WithAfterWarmup(func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+			defer cancel()
+			return node.FlushCache(ctx)
+		}))
 	}
 	if cfg.MaxConcurrency > 0 {
-		run = append(run, load.WithMaxConcurrency(cfg.MaxConcurrency))
+		how = append(how, load.WithMaxConcurrency(cfg.MaxConcurrency))
 	}
 	if o.progress != nil {
-		run = append(run, load.WithBackground(reportProgress(col, o.progress)))
+		how = append(how, load.WithBackground(reportProgress(col, o.progress)))
 	}
-	if err := load.Run(ctx, gen, sender, col, run...); err != nil {
-		if col.Progress().Elapsed == 0 {
-			return nil, err
-		}
-		return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: cfg.OutputDir}, err
+	err = load.Run(ctx, gen, sender, col, how...)
+	if err != nil && col.Progress().Elapsed == 0 {
+		return nil, err // it never began
 	}
-	sum := col.Summary()
-	if store != nil {
-		if err := store.Finish(sum); err != nil {
-			return nil, err
-		}
-	}
-	return &NodeRun{Summary: sum, Collector: col, Server: info, Dir: cfg.OutputDir}, nil
+	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: cfg.OutputDir}, err
 }
 
-// checkSchedule reports parameter updates that would come after the load has ended.
-func (c NodeConfig) checkSchedule(plan load.Plan) error {
+// conclude ends the stored run as the experiment ended: with run and err as RunNode is about to return them.
+func conclude(store *results.Writer, run *NodeRun, err error) error {
+	switch {
+	case run == nil:
+		return errors.Join(err, store.Discard())
+	case err != nil:
+		return errors.Join(err, store.Fail(err, run.Summary))
+	}
+	return store.Finish(run.Summary)
+}
+
+// checkPlan reports what the workload does not go with: parameter updates that would come after the load has ended, and
+// an API that does not take its prompts.
+func (c NodeConfig) checkPlan(plan load.Plan) error {
 	var faults []error
+	if plan.Messages > 0 && c.API != load.ChatCompletions {
+		faults = append(faults, fmt.Errorf("sglangtest: config: api: %d prompts of the dataset are chat messages; want %q", plan.Messages, load.ChatCompletions))
+	}
 	for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
 		if at.Duration() > plan.LastArrival && plan.LastArrival > 0 {
 			faults = append(faults, fmt.Errorf("sglangtest: config: param_update_schedule[%q]: the last request arrives at %.3f s, before this update",
@@ -188,8 +212,15 @@ func (c NodeConfig) checkSchedule(plan load.Plan) error {
 	return errors.Join(faults...)
 }
 
-// checkFits reports a workload with prompts that the server would refuse.
-func checkFits(plan load.Plan, info server.Info) error {
+// checkFits reports prompts that the server would refuse, and limits that cannot be set on it.
+func (c NodeConfig) checkFits(plan load.Plan, info server.Info) error {
+	for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
+		value, ok := c.ParamUpdateSchedule[at][server.ParamMaxRunningRequests]
+		if most := info.MaxRunningRequests; ok && most > 0 && value > most {
+			return fmt.Errorf("sglangtest: config: param_update_schedule[%q].%s: %d; the server was started with a limit of %d, beyond which it cannot go",
+				fmt.Sprint(float64(at)), server.ParamMaxRunningRequests, value, most)
+		}
+	}
 	if most := info.MaxInputLen; most > 0 && plan.LongestInput > most {
 		return fmt.Errorf("sglangtest: the longest prompt has %d tokens, but the server takes at most %d: raise its context length or KV pool, or use shorter prompts",
 			plan.LongestInput, most)

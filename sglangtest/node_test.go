@@ -193,7 +193,10 @@ func TestRunNodeRefusesWhatDoesNotFitTheServer(t *testing.T) {
 
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
-	_, err = RunNode(t.Context(), short(), WithLauncher(server.Attach(other.URL)))
+	cfg = short()
+	cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+	_, err = RunNode(t.Context(), cfg, WithLauncher(server.Attach(other.URL)))
+	require.NoDirExists(t, cfg.OutputDir, "a run that never began leaves its folder's name free")
 	var notSGLang *server.NotSGLangError
 	require.ErrorAs(t, err, &notSGLang)
 }
@@ -218,6 +221,9 @@ func TestCancelledRunNodeReturnsWhatItMeasured(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, results.StateFailed, stored.State)
 	require.Contains(t, stored.Reason, why.Error())
+	var again metrics.Summary
+	require.NoError(t, stored.Summary(&again))
+	require.Equal(t, sum.Requests, again.Requests)
 }
 
 // childRun reports each completion on stdout as "ID NANOSECONDS" until it is killed.

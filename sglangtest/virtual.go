@@ -8,7 +8,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/policy"
-	"github.com/sglangtest/harness/sglangtest/results"
 	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim"
 	"github.com/sglangtest/harness/sglangtest/sim/fleet"
@@ -29,7 +28,7 @@ func WithVirtualTime(profile sim.Profile) RunOption {
 const progressEvery = 1000
 
 // runVirtual is RunNode in virtual time, from the checks of the config on.
-func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.RequestGenerator, plan load.Plan, store *results.Writer, collect []metrics.Option) (*NodeRun, error) {
+func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.RequestGenerator, plan load.Plan, collect []metrics.Option) (*NodeRun, error) {
 	// The server is not started: making it checks what can be simulated, in the same words as in real time.
 	srv, err := sim.NewServer(*o.virtual, c.Server())
 	if err != nil {
@@ -47,13 +46,13 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 	if info.ModelPath == "" {
 		info.ModelPath, info.ServedModelName = o.virtual.ModelPath, o.virtual.ModelPath
 	}
-	if err := checkFits(plan, info); err != nil {
+	if err := c.checkFits(plan, info); err != nil {
 		return nil, err
 	}
 	if len(c.Percentiles) > 0 {
 		collect = append(collect, metrics.WithPercentiles(c.Percentiles...))
 	}
-	col, err := metrics.NewCollector(collect...)
+	col, err := metrics.NewCollector(append(collect, o.collector...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -76,19 +75,10 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 	if err != nil && col.Progress().Elapsed == 0 {
 		return nil, err
 	}
-	node := &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: c.OutputDir}
-	if err != nil {
-		return node, err
-	}
 	if o.progress != nil {
 		o.progress(col.Progress())
 	}
-	if store != nil {
-		if err := store.Finish(node.Summary); err != nil {
-			return nil, err
-		}
-	}
-	return node, nil
+	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: c.OutputDir}, err
 }
 
 // sampleInterval returns how often the engine is sampled.

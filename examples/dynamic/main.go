@@ -43,7 +43,9 @@ func main() {
 		},
 		OutputDir: cli.RunDir(*out, "dynamic"),
 	}, opts...)
-	cli.Exit(err)
+	if run == nil {
+		cli.Exit(err)
+	}
 	cli.Exit(run.Summary.WriteTable(os.Stdout))
 
 	fmt.Println("\nThe run in windows of 2 s:")
@@ -56,4 +58,5 @@ func main() {
 		}
 	}
 	fmt.Println("\nEverything measured is in", run.Dir)
+	cli.Exit(err)
 }

@@ -14,7 +14,7 @@ import (
 func main() {
 	rate := flag.Float64("rate", 8, "requests per second, Poisson")
 	seconds := flag.Float64("seconds", 20, "for how long requests arrive")
-	seed := flag.Uint64("seed", 1, "seed of the arrivals and prompts")
+	seed := flag.Uint64("seed", 9, "seed of the arrivals and prompts")
 	out := flag.String("out", "", "folder of the run (default runs/quickstart-TIME)")
 	flag.Parse()
 	ctx, stop := cli.Context()
@@ -28,7 +28,10 @@ func main() {
 		Seed:           *seed,
 		OutputDir:      cli.RunDir(*out, "quickstart"),
 	}, sglangtest.WithProgress(cli.Progress(os.Stderr)))
-	cli.Exit(err)
+	if run == nil {
+		cli.Exit(err)
+	}
 	cli.Exit(run.Summary.WriteTable(os.Stdout))
 	fmt.Println("\nEverything measured is in", run.Dir)
+	cli.Exit(err)
 }

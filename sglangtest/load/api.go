@@ -54,6 +54,8 @@ type Plan struct {
 	// LongestInput and LongestTotal (input + output) are the largest over all requests, in tokens.
 	LongestInput int `json:"longest_input"`
 	LongestTotal int `json:"longest_total"`
+	// Messages is the number of requests whose prompts are chat messages, which only the chat API takes.
+	Messages int `json:"messages"`
 	// UnknownInputs is the number of requests whose input length only the server can know.
 	UnknownInputs int `json:"unknown_inputs"`
 }
@@ -61,8 +63,9 @@ type Plan struct {
 // A Doer carries out one request. [Sender] is one; a user's own client can be another.
 type Doer interface {
 	// Do sends req and returns when its answer has ended or failed; it always fills in res. On entry res
-	// holds ID, Arrival, Due, InputLen, OutputLen, Conversation and Turn; Do sets everything else. It must
-	// return soon after ctx is done. Do is called from many goroutines at once.
+	// holds ID, Arrival, Due, InputLen, OutputLen, Conversation and Turn; Do sets everything else, at least Outcome,
+	// Released, Send, Sent and Completion, in the order that Result demands. A breach is an error of the run. Do must
+	// return soon after ctx is done. It is called from many goroutines at once.
 	Do(ctx context.Context, clock Clock, req *Request, res *Result)
 }
 

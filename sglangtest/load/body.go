@@ -101,7 +101,7 @@ func (s *Sender) appendBody(b []byte, req *Request, fields []byte) ([]byte, erro
 			b = append(b, `{"text":`...)
 			b = wire.AppendString(b, p.Text)
 		case len(p.Messages) > 0:
-			return nil, fmt.Errorf("a prompt of messages cannot be sent to %s: use WithAPI(ChatCompletions)", s.api.path())
+			return nil, fmt.Errorf("a prompt of messages cannot be sent to %s: use the API %s", s.api.path(), ChatCompletions)
 		default:
 			b = append(b, `{"input_ids":`...)
 			b = s.appendTokens(b, p)
@@ -118,7 +118,7 @@ func (s *Sender) appendBody(b []byte, req *Request, fields []byte) ([]byte, erro
 		case p.Text != "":
 			b = wire.AppendString(b, p.Text)
 		case len(p.Messages) > 0:
-			return nil, fmt.Errorf("a prompt of messages cannot be sent to %s: use WithAPI(ChatCompletions)", s.api.path())
+			return nil, fmt.Errorf("a prompt of messages cannot be sent to %s: use the API %s", s.api.path(), ChatCompletions)
 		default:
 			b = s.appendTokens(b, p)
 		}

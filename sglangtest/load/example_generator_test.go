@@ -49,7 +49,7 @@ func ExampleRequestGenerator_Plan() {
 	fmt.Println(err)
 	// Output:
 	// 2000 requests over 7m4s, 4.7/s, longest 7979 tokens
-	// load: dataset azure-conversation has 2000 rows, fewer than the 5000 of WithLimit: lower the limit or use WithRepeat
+	// load: dataset azure-conversation has 2000 rows, fewer than the 5000 of WithLimit: lower the limit (num_prompts), or let it repeat (WithRepeat, or a duration)
 }
 
 func ExampleRandom() {

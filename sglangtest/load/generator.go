@@ -264,7 +264,7 @@ func (g *RequestGenerator) passEnd(rows, requests int, last time.Duration, clock
 	case rows == 0:
 		return fmt.Errorf("load: dataset %s is empty: want at least one row", name)
 	case !g.repeat && g.limit > 0:
-		return fmt.Errorf("load: dataset %s has %d rows, fewer than the %d of WithLimit: lower the limit or use WithRepeat", name, rows, g.limit)
+		return fmt.Errorf("load: dataset %s has %d rows, fewer than the %d of WithLimit: lower the limit (num_prompts), or let it repeat (WithRepeat, or a duration)", name, rows, g.limit)
 	case !g.repeat && g.duration > 0:
 		return fmt.Errorf("load: dataset %s ends after %d rows, the last of which arrives at %v, before the end of WithDuration(%v): shorten the duration or use WithRepeat", name, rows, last, g.duration)
 	case g.repeat && g.arrivals.Rate() == 0 && clock.rows > 0 && !clock.repeatable():
@@ -370,7 +370,7 @@ func (g *RequestGenerator) output(row *Row) (int, error) {
 		}
 	}
 	if n == 0 {
-		return 0, errors.New("the dataset gives no output length: use WithOutputLen, or WithSampling with MaxNewTokens")
+		return 0, errors.New("the dataset gives no output length: use WithOutputLen, or set max_new_tokens in the sampling parameters")
 	}
 	if n < 0 || n > maxTokens {
 		return 0, fmt.Errorf("output length %d: want 1 to %d", n, maxTokens)
@@ -416,6 +416,9 @@ func (g *RequestGenerator) makePlan() (Plan, error) {
 		p.LongestTotal = max(p.LongestTotal, r.InputLen+r.OutputLen)
 		if r.InputLen == 0 {
 			p.UnknownInputs++
+		}
+		if len(r.Prompt.Messages) > 0 {
+			p.Messages++
 		}
 	}
 	switch rate := g.arrivals.Rate(); {

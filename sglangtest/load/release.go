@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"runtime"
 	"slices"
@@ -16,6 +17,7 @@ type job struct {
 	do     Doer
 	rec    Recorder
 	waiter Waiter
+	breach func(error) // notes the first breach of the Doer's contract
 }
 
 // arrive waits for the request's arrival and reports it.
@@ -36,6 +38,10 @@ func (j *job) carryOut(req *Request, due time.Duration, res *Result) {
 		InputLen: req.InputLen, OutputLen: req.OutputLen, Chunks: chunks,
 	}
 	j.do.Do(j.ctx, j.clock, req, res)
+	if fault := res.check(due); fault != "" {
+		j.breach(fmt.Errorf("the Doer broke its contract with request %d: %s", req.ID, fault))
+		res.fail(OutcomeProtocol, "the Doer broke its contract: "+fault)
+	}
 	j.rec.Record(res)
 }
 

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/wire"
@@ -177,4 +178,19 @@ func (r *Result) judge(counted bool) {
 	default:
 		r.Outcome = OutcomeOK
 	}
+}
+
+// check returns what a Doer got wrong, or "".
+func (r *Result) check(due time.Duration) string {
+	switch {
+	case r.Outcome == "":
+		return "Outcome is not set"
+	case r.Due != due:
+		return "Due was changed"
+	case r.Released < r.Due || r.Send < r.Released || r.Completion < r.Send:
+		return fmt.Sprintf("want Due ≤ Released ≤ Send ≤ Completion, not %v, %v, %v, %v", r.Due, r.Released, r.Send, r.Completion)
+	case !r.Sent && r.Send != r.Completion:
+		return "Sent is false, but Send is not Completion"
+	}
+	return ""
 }

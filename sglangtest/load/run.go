@@ -139,7 +139,9 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	}()
 
 	stopBackground := startBackground(ctx, clock, cfg.background)
-	j := job{ctx: ctx, clock: clock, do: do, rec: rec, waiter: cfg.waiter}
+	var breach error
+	var once sync.Once
+	j := job{ctx: ctx, clock: clock, do: do, rec: rec, waiter: cfg.waiter, breach: func(err error) { once.Do(func() { breach = err }) }}
 	if cfg.maxConcurrency > 0 {
 		err = (&places{job: j, cap: cfg.maxConcurrency}).run(src)
 	} else {
@@ -148,7 +150,7 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	if err == nil && ctx.Err() != nil { // cancelled when everything had arrived
 		err = context.Cause(ctx)
 	}
-	if err != nil {
+	if err = errors.Join(err, breach); err != nil {
 		err = fmt.Errorf("load: run: %w", err)
 	}
 	return errors.Join(err, stopBackground())

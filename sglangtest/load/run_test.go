@@ -460,7 +460,7 @@ func TestSenderRejectsWhatTheAPICannotCarry(t *testing.T) {
 	for _, api := range []API{Generate, Completions} {
 		res := do(t, never, Request{Prompt: messages, OutputLen: 1}, WithAPI(api))
 		require.Equal(t, OutcomeRejected, res.Outcome)
-		require.Contains(t, res.Message, "use WithAPI(ChatCompletions)")
+		require.Contains(t, res.Message, "use the API chat_completions")
 	}
 	res := do(t, never, Request{Prompt: Prompt{Text: "x"}, OutputLen: 1, Sampling: &SamplingParams{StreamInterval: Ptr(2)}}, WithAPI(Completions))
 	require.Equal(t, OutcomeRejected, res.Outcome)
@@ -505,4 +505,32 @@ func TestRequestBodies(t *testing.T) {
 		}), Request{Prompt: tc.prompt, OutputLen: 9, Sampling: tc.params}, tc.opts...)
 		require.Equal(t, tc.want, got)
 	}
+}
+
+// forgetful is a Doer that sets nothing.
+type forgetful struct{}
+
+func (forgetful) Do(context.Context, Clock, *Request, *Result) {}
+
+func TestRunNoticesADoerThatBreaksItsContract(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rec := &counting{}
+		err := Run(t.Context(), arrivalsAt{0, ms}, forgetful{}, rec, WithWaiter(TimerWaiter{}))
+		require.ErrorContains(t, err, "the Doer broke its contract with request 0: Outcome is not set")
+		require.Equal(t, []Outcome{OutcomeProtocol, OutcomeProtocol}, rec.outcomes)
+	})
+}
+
+type counting struct {
+	mu       sync.Mutex
+	outcomes []Outcome
+}
+
+func (*counting) Begin(context.Context, Info) error { return nil }
+func (*counting) Arrived(*Request)                  {}
+func (*counting) End(context.Context) error         { return nil }
+func (c *counting) Record(res *Result) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outcomes = append(c.outcomes, res.Outcome)
 }

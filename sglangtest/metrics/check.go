@@ -130,7 +130,7 @@ func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
 		}
 		what := fmt.Sprintf("%s p%.10g", metric, quantile*100)
 		if !(quantile > 0 && quantile <= 1) || d < 0 {
-			return nil, fmt.Errorf("%s at most %v: want a quantile in (0, 1] and a limit ≥ 0", what, d)
+			return nil, fmt.Errorf("%s at most %v: want a limit ≥ 0 and a quantile in (0, 1], such as 0.99, not %g", metric, d, quantile)
 		}
 		got, err := dist.Quantile(quantile)
 		if err != nil {

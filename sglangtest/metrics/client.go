@@ -76,12 +76,12 @@ func (b *builder) client() {
 	switch {
 	case len(b.rs) == 0:
 		add("no request was released: nothing was measured")
-	case p99 > ms(bound):
+	case p99 > ms(bound) && cl.Late > 1: // one late release is not the client's habit
 		add("client released %d of %d requests more than %v late; p99 %.1f ms: the measured latencies include the client's own delay; use a faster client machine or a lower rate",
 			cl.Late, cl.Lateness.Count, bound, p99)
 	default:
 		for i, late := range cl.Lateness.Percentiles {
-			if ttft := b.sum.TTFT.Percentiles[i].Value; late.Value > millis(bound) && late.Value > latenessShare*ttft {
+			if ttft := b.sum.TTFT.Percentiles[i].Value; cl.Late > 1 && late.Value > millis(bound) && late.Value > latenessShare*ttft {
 				add("client released %d of %d requests more than %v late; its lateness p%g is %.1f ms, a large part of the TTFT p%g of %.1f ms: use a faster client machine or a lower rate",
 					cl.Late, cl.Lateness.Count, bound, late.P, late.Value, late.P, ttft)
 				break
@@ -95,6 +95,9 @@ func (b *builder) client() {
 			add("client released requests at %s/s instead of %s/s (%+.1f %%): the server saw another load than the one asked for; use a faster client machine or a lower rate",
 				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
 		}
+	}
+	if b.c.simulation != nil && len(cl.Reasons) > 0 {
+		add("client may have lost time to the simulated engine, if that runs on this machine")
 	}
 	cl.OK = len(cl.Reasons) == 0
 	b.sum.Client = cl
@@ -119,6 +122,9 @@ func (b *builder) notes() {
 	}
 	if q.Failed > 0 {
 		add("%d of %d requests failed: they count as +infinity in percentiles and are not in mean, min and max", q.Failed, q.Arrived)
+	}
+	if since, n := b.deadEnd(); n > 2 {
+		add("every request that arrived from %.3f s on failed, %d of them: the server may have been lost", since.Seconds(), n)
 	}
 	if a, sch := s.Rates.Achieved, s.Rates.Scheduled; a != nil && sch != nil {
 		if diff := *a / *sch - 1; math.Abs(diff) > clientTolerance {
@@ -166,6 +172,15 @@ func (b *builder) notes() {
 			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
 		}
 	}
+}
+
+// deadEnd returns how many requests at the end of the run failed one after the other, other than by its cancellation, and
+// when the first of them arrived.
+func (b *builder) deadEnd() (since time.Duration, n int) {
+	for i := len(b.rs) - 1; i >= 0 && !b.rs[i].OK() && b.rs[i].Outcome != load.OutcomeCancelled; i-- {
+		since, n = b.rs[i].Arrival, n+1
+	}
+	return since, n
 }
 
 // lengthNotes says how much the lengths that the server counted differ from those that were asked for.

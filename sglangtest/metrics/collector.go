@@ -83,6 +83,13 @@ func NewCollector(opts ...Option) (*Collector, error) {
 // Begin opens the sink and starts the samplers, which run until End even if ctx is cancelled before.
 // A collector records one run; a second Begin is an error.
 func (c *Collector) Begin(ctx context.Context, info load.Info) error {
+	for _, l := range c.samplers {
+		if s, ok := l.sampler.(interface{ Simulation() *Simulation }); ok && s.Simulation() != nil {
+			if err := c.AddSimulation(*s.Simulation()); err != nil {
+				return err
+			}
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state != stateNew {

@@ -26,7 +26,8 @@ type Sample struct {
 	Err    string             `json:"error,omitempty"`  // why it failed: a gap is recorded, never filled in
 }
 
-// A Sampler reads values from one source. Sample is never called twice at once on one Sampler.
+// A Sampler reads values from one source. Sample is never called twice at once on one Sampler. One that also has the
+// method Simulation() *Simulation tells the collector, with a result that is not nil, that its source is simulated.
 type Sampler interface {
 	Name() string
 	// Sample reads the values. The map it returns belongs to the caller.

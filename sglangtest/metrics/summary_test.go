@@ -175,7 +175,7 @@ func TestTable(t *testing.T) {
 
 	many := mixedRun(t, WithPercentiles(1, 5, 10, 25, 75, 90, 95)).Summary().String()
 	require.Contains(t, many, "p90       p95\n", "the rest follows in a block of its own")
-	require.True(t, strings.HasPrefix(many, "engine         real (no simulation was declared)\n"))
+	require.True(t, strings.HasPrefix(many, "engine         not declared to be simulated\n"))
 }
 
 func TestEmptyRun(t *testing.T) {

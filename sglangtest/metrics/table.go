@@ -24,7 +24,7 @@ func (s *Summary) WriteTable(w io.Writer) error {
 		t.row("SIMULATED", "by profile %s, calibrated on %s", sim.Profile, orUnknown(sim.Calibrated))
 		t.row("known error", "%s", sim.KnownError)
 	} else {
-		t.row("engine", "real (no simulation was declared)")
+		t.row("engine", "not declared to be simulated")
 	}
 	t.row("workload", "%s, arrivals %s, seed %d", orUnknown(s.Plan.Dataset), orUnknown(s.Plan.Arrivals), s.Plan.Seed)
 	capText := "no concurrency cap"
@@ -42,7 +42,7 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	d := s.Durations
 	t.row("duration", "%.2f s from first arrival to last completion (%.2f s of arrivals, %.2f s drain)", d.Measured, d.Arrivals, d.Drain)
-	requested := "no rate"
+	requested := "no rate (all at once, or a trace)"
 	if s.Rates.Requested != nil {
 		requested = rateText(s.Rates.Requested)
 	}
@@ -53,7 +53,7 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	if th.CachedTokens != nil {
 		cached = fmt.Sprintf("%d cached", *th.CachedTokens)
 	}
-	t.row("tokens", "%d in (%s), %d out; %d out of failed requests not counted", th.InputTokens, cached, th.OutputTokens, th.FailedOutputTokens)
+	t.row("tokens", "%d in (%s), %d out (and %d of failed requests)", th.InputTokens, cached, th.OutputTokens, th.FailedOutputTokens)
 	t.row("in flight", "peak %d, mean %.2f", s.InFlight.Peak, s.InFlight.Mean)
 	if g := s.Goodput; g != nil {
 		t.row("goodput", "%s requests/s, %.2f %% of all requests (%s)", sig(g.PerSecond), 100*g.Share, g.SLO)
@@ -79,7 +79,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 			*Gauge
 		}{{"running", x.Running}, {"waiting", x.Waiting}, {"KV used", x.TokenUsage}} {
 			if g.Gauge != nil {
-				parts = append(parts, fmt.Sprintf("%s mean %s max %s", g.name, sig(g.Mean), sig(g.Max)))
+				mean, most := fmt.Sprintf("%.1f", g.Mean), fmt.Sprintf("%.0f", g.Max)
+				if g.Gauge == x.TokenUsage {
+					mean, most = fmt.Sprintf("%.1f %%", 100*g.Mean), fmt.Sprintf("%.1f %%", 100*g.Max)
+				}
+				parts = append(parts, fmt.Sprintf("%s mean %s max %s", g.name, mean, most))
 			}
 		}
 		parts = append(parts, fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed))

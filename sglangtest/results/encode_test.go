@@ -290,7 +290,7 @@ func BenchmarkBegin(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		w.Fail(errForTest)
+		w.Fail(errForTest, nil)
 		b.StartTimer()
 	}
 }

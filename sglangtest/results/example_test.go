@@ -59,7 +59,7 @@ func exampleRun() string {
 	w.Arrived(&load.Request{ID: 0})
 	w.Arrived(&load.Request{ID: 1, Arrival: time.Second})
 	w.Result(&load.Result{ID: 0, Completion: 250 * time.Millisecond, Outcome: load.OutcomeOK})
-	if err := w.Fail(fmt.Errorf("server-0 died")); err != nil {
+	if err := w.Fail(fmt.Errorf("server-0 died"), nil); err != nil {
 		log.Fatal(err)
 	}
 	return w.Dir()

@@ -305,7 +305,7 @@ func TestList(t *testing.T) {
 	for _, name := range []string{"z", "a"} {
 		w, err := m.Create(name, Meta{Label: "label of " + name})
 		require.NoError(t, err)
-		require.NoError(t, w.Fail(errForTest))
+		require.NoError(t, w.Fail(errForTest, nil))
 	}
 	require.NoError(t, os.MkdirAll(filepath.Join(m.Root(), "0-broken"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(m.Root(), "0-broken", runFile), []byte("{"), 0o644))

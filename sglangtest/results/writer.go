@@ -370,9 +370,9 @@ func (w *Writer) Finish(summary any) error {
 	return w.conclude(StateFinished, "")
 }
 
-// Fail ends the run as failed, because of reason, which must not be nil. What had been recorded is kept. The
-// error it returns is that of storing, not reason.
-func (w *Writer) Fail(reason error) error {
+// Fail ends the run as failed, because of reason, which must not be nil. What had been recorded is kept, and so is
+// summary, if it is not nil. The error it returns is that of storing, not reason.
+func (w *Writer) Fail(reason error, summary any) error {
 	if reason == nil {
 		return errors.New("results: Fail needs the reason")
 	}
@@ -383,7 +383,34 @@ func (w *Writer) Fail(reason error) error {
 	}
 	w.seal()
 	err := w.firstError()
+	if err == nil && summary != nil {
+		err = w.writeSummary(summary)
+	}
 	return errors.Join(err, w.conclude(StateFailed, errors.Join(reason, err).Error()))
+}
+
+// Discard removes the folder of a run that never began, so that its name can be used again. Files that are not the
+// run's stay.
+func (w *Writer) Discard() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.phase != created {
+		return errors.New("results: Discard of a run that has begun: use Fail")
+	}
+	w.phase = sealed
+	var errs []error
+	for _, j := range w.journals {
+		j.setMode(closed)
+		errs = append(errs, j.file.Close())
+	}
+	for _, name := range append(journalFiles[:], configFile, environmentFile, runFile) {
+		errs = append(errs, os.Remove(filepath.Join(w.dir, name)))
+	}
+	os.Remove(w.dir) // unless it holds something else
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("results: %w", err)
+	}
+	return nil
 }
 
 // seal makes the journals complete, durable and closed. It is called with mu held.

@@ -81,7 +81,7 @@ func TestFinishedRun(t *testing.T) {
 	// What ran once can be run again from what was stored.
 	again, err := m.Create("again", run.Meta)
 	require.NoError(t, err)
-	require.NoError(t, again.Fail(errForTest))
+	require.NoError(t, again.Fail(errForTest, nil))
 
 	// Nothing but the documented files is left behind.
 	files, err := filepath.Glob(filepath.Join(run.Dir, "*"))
@@ -92,7 +92,7 @@ func TestFinishedRun(t *testing.T) {
 	w.Result(&want[0])
 	require.ErrorIs(t, w.End(), errClosed)
 	require.Error(t, w.Finish(nil))
-	require.Error(t, w.Fail(errForTest))
+	require.Error(t, w.Fail(errForTest, nil))
 	require.Len(t, collect(t, run.Requests()), 2)
 }
 
@@ -102,12 +102,12 @@ func TestFailedRun(t *testing.T) {
 		w, err := Create(dir, Meta{})
 		require.NoError(t, err)
 		require.Error(t, w.Finish(nil), "a run that never began cannot finish")
-		require.Error(t, w.Fail(nil))
+		require.Error(t, w.Fail(nil, nil))
 		if began {
 			require.NoError(t, w.Begin(load.Info{Clock: load.NewClock(time.Now())}))
 			w.Result(&load.Result{ID: 1})
 		}
-		require.NoError(t, w.Fail(errForTest))
+		require.NoError(t, w.Fail(errForTest, nil))
 		run, err := Open(dir)
 		require.NoError(t, err)
 		require.Equal(t, StateFailed, run.State)
@@ -140,7 +140,7 @@ func TestStorageFaults(t *testing.T) {
 		require.NoError(t, err)
 		w.Result(&load.Result{})
 		require.ErrorIs(t, w.End(), errNotBegun)
-		require.ErrorIs(t, w.Fail(errForTest), errNotBegun)
+		require.ErrorIs(t, w.Fail(errForTest, nil), errNotBegun)
 	})
 	t.Run("a write that fails", func(t *testing.T) {
 		w := begin(t, t.TempDir())
@@ -180,7 +180,7 @@ func TestCreateRefuses(t *testing.T) {
 	_, err = m.Create("run", Meta{})
 	require.ErrorIs(t, err, fs.ErrExist)
 	require.ErrorContains(t, err, "already holds a run")
-	require.NoError(t, w.Fail(errForTest))
+	require.NoError(t, w.Fail(errForTest, nil))
 	_, err = m.Create("run", Meta{})
 	require.ErrorIs(t, err, fs.ErrExist)
 	after, err := os.ReadFile(filepath.Join(root, "run", eventsFile))
@@ -246,7 +246,7 @@ func TestOnlyOneWriterGetsAFolder(t *testing.T) {
 		}
 	}
 	require.Len(t, got, 1)
-	require.NoError(t, got[0].Fail(errForTest))
+	require.NoError(t, got[0].Fail(errForTest, nil))
 	_, err := Open(dir)
 	require.NoError(t, err)
 }

@@ -22,13 +22,13 @@ func TestSimulatedServer(t *testing.T) {
 	profile := sim.H100Llama8B()
 	m, err := server.NewServerManager(sim.Launcher(profile))
 	require.NoError(t, err)
-	s, err := m.Launch(ctx, server.Config{ModelPath: "llama", MaxRunningRequests: 64, MaxTotalTokens: 20000, ContextLength: 4096})
+	s, err := m.Launch(ctx, server.Config{ServedModelName: "llama", MaxRunningRequests: 64, MaxTotalTokens: 20000, ContextLength: 4096})
 	require.NoError(t, err)
 	defer m.StopAll(ctx)
 
 	info := s.Info()
 	require.Equal(t, sim.Version, info.Version)
-	require.Equal(t, []any{"llama", "llama", 4096, 20000, 64, 1}, []any{info.ModelPath, info.ServedModelName, info.ContextLength, info.MaxTotalTokens, info.MaxRunningRequests, info.DPSize})
+	require.Equal(t, []any{"llama", "llama", 4096, 20000, 64, 1}, []any{info.ServedModelName, info.ServedModelName, info.ContextLength, info.MaxTotalTokens, info.MaxRunningRequests, info.DPSize})
 	require.Equal(t, &metrics.Simulation{Profile: profile.Name, Calibrated: profile.Calibrated, KnownError: profile.KnownError}, info.Simulation)
 
 	for i, limit := range []int{64, 8, 64} {
@@ -101,14 +101,14 @@ func TestSimulatedPort(t *testing.T) {
 func TestAttachToSimulation(t *testing.T) {
 	ctx := context.Background()
 	profile := sim.H100Llama8B()
-	host, err := sim.NewServer(profile, server.Config{ModelPath: "llama", MaxRunningRequests: 32})
+	host, err := sim.NewServer(profile, server.Config{ServedModelName: "llama", MaxRunningRequests: 32})
 	require.NoError(t, err)
 	require.NoError(t, host.Start(ctx))
 	defer host.Close(ctx)
 
 	m, err := server.NewServerManager(server.Attach(host.URL()))
 	require.NoError(t, err)
-	s, err := m.Launch(ctx, server.Config{ModelPath: "llama", MaxRunningRequests: 32})
+	s, err := m.Launch(ctx, server.Config{ServedModelName: "llama", MaxRunningRequests: 32})
 	require.NoError(t, err)
 	require.Equal(t, &metrics.Simulation{Profile: profile.Name, Calibrated: profile.Calibrated, KnownError: profile.KnownError}, s.Info().Simulation)
 	require.NoError(t, s.Stop(ctx))

@@ -47,6 +47,9 @@ type sampler struct{ s *Server }
 
 func (p sampler) Name() string { return p.s.name }
 
+// Simulation makes a collector label what it measures here, if the engine is simulated.
+func (p sampler) Simulation() *metrics.Simulation { return p.s.Info().Simulation }
+
 func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, sampleTimeout)
 	defer cancel()

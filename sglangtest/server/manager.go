@@ -16,6 +16,9 @@ import (
 // a large model from a slow disk.
 const DefaultReadyTimeout = 10 * time.Minute
 
+// DefaultAttachTimeout is how long Launch waits for a server that already runs.
+const DefaultAttachTimeout = 15 * time.Second
+
 // stopUnready bounds the stop of a server whose launch failed.
 const stopUnready = 30 * time.Second
 
@@ -46,7 +49,8 @@ type ServerManager struct {
 // An Option configures a [ServerManager].
 type Option func(*ServerManager) error
 
-// WithReadyTimeout sets how long Launch waits for readiness. Default: [DefaultReadyTimeout].
+// WithReadyTimeout sets how long Launch waits for readiness. Default: [DefaultReadyTimeout], or [DefaultAttachTimeout] with
+// [Attach].
 func WithReadyTimeout(d time.Duration) Option {
 	return func(m *ServerManager) error {
 		if d <= 0 {
@@ -78,6 +82,9 @@ func WithEvents(f func(Event)) Option {
 func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
 	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, ports: map[int]string{}, events: func(Event) {}}
 	faults := make([]error, 0, len(opts)+1)
+	if _, running := l.(*attached); running {
+		m.readyTimeout = DefaultAttachTimeout
+	}
 	if l == nil {
 		faults = append(faults, errors.New("launcher is nil"))
 	}

@@ -14,9 +14,8 @@ import (
 // tells the streams of the batch what they got. It writes to no connection, so a slow client delays nobody: the
 // stream's own handler turns what has come into bytes, and merges what came while it was busy, as SGLang does.
 //
-// An event of the loop's time T is carried out at the wall time T + Egress. Since arrivals are stamped Ingest after
-// they came, everything that the loop must know at T is known by then, and lateness of the host's timer never moves
-// a step: the next one follows from the times of the loop.
+// Arrivals are stamped Ingest after they came and results reach their streams Egress and more after the loop has them, so
+// that lateness of the host's timer moves no step: the next one follows from the times of the loop.
 type host struct {
 	profile Profile
 	start   time.Time
@@ -26,10 +25,22 @@ type host struct {
 	mu       sync.Mutex
 	loop     *Loop
 	arrivals []*stream // stamped but not yet added, in order of arrives
+	front    *Front
+	going    []delivery // results on their way through the front process, in order of due
 	streams  map[string]*stream
 	stopped  bool
 	late     lateness
 	rate     throughput
+}
+
+// egressGroup is how far apart results may leave the front process and still be delivered together: a timer for each
+// would cost more than it tells.
+const egressGroup = 500 * time.Microsecond
+
+// A delivery is a result on its way to its stream.
+type delivery struct {
+	output Output
+	due    time.Duration
 }
 
 // A stream is one generation as the host sees it.
@@ -66,7 +77,7 @@ func newHost(p Profile, cfg EngineConfig) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &host{profile: p, done: make(chan struct{}), loop: NewLoop(e, p), streams: map[string]*stream{}}, nil
+	return &host{profile: p, done: make(chan struct{}), loop: NewLoop(e, p), front: p.Front(), streams: map[string]*stream{}}, nil
 }
 
 // begin starts run.
@@ -156,18 +167,28 @@ func (h *host) run() {
 			h.mu.Unlock()
 			return
 		}
-		next := h.advance(time.Since(h.start) - h.profile.Egress)
+		next := h.advance(time.Since(h.start))
 		h.mu.Unlock()
 		if next < 0 {
 			h.waiter.Wait(-1)
-		} else if d := next + h.profile.Egress - time.Since(h.start); d > 0 {
+		} else if d := next - time.Since(h.start); d > 0 {
 			h.waiter.Wait(d)
 		}
 	}
 }
 
-// advance carries out everything up to now, in loop time, and returns the time of what comes next, or -1 for nothing.
+// advance carries out everything up to now and returns the time of what comes next, or -1 for nothing.
 func (h *host) advance(now time.Duration) time.Duration {
+	next := h.advanceLoop(now)
+	h.release(now)
+	if len(h.going) > 0 && (next < 0 || h.going[0].due < next) {
+		next = h.going[0].due
+	}
+	return next
+}
+
+// advanceLoop is advance for arrivals and the loop.
+func (h *host) advanceLoop(now time.Duration) time.Duration {
 	for {
 		at, busy := h.loop.Next()
 		if len(h.arrivals) > 0 && (!busy || h.arrivals[0].arrives <= at) {
@@ -186,15 +207,39 @@ func (h *host) advance(now time.Duration) time.Duration {
 			return at
 		}
 		outputs := h.loop.Advance()
-		due := h.start.Add(at + h.profile.Egress)
-		for _, o := range outputs {
-			h.deliver(o, due)
-		}
 		if len(outputs) > 0 {
-			h.late.add(time.Since(due))
+			h.hold(at, outputs)
 			h.rate.add(at, len(outputs))
 		}
 	}
+}
+
+// hold gives results to the front process. Those that pass it within egressGroup of each other go on together.
+func (h *host) hold(at time.Duration, outputs []Output) {
+	first, each := h.front.Burst(at, len(outputs))
+	group := len(outputs)
+	if each > 0 {
+		group = max(1, int(egressGroup/each))
+	}
+	for i, o := range outputs {
+		begin := i - i%group
+		middle := time.Duration(begin+min(begin+group, len(outputs))-1) * each / 2
+		h.going = append(h.going, delivery{o, first + middle})
+	}
+}
+
+// release delivers what has passed the front process by now.
+func (h *host) release(now time.Duration) {
+	n := 0
+	for n < len(h.going) && h.going[n].due <= now {
+		due := h.start.Add(h.going[n].due)
+		if n == 0 || h.going[n].due != h.going[n-1].due {
+			h.late.add(time.Since(due))
+		}
+		h.deliver(h.going[n].output, due)
+		n++
+	}
+	h.going = slices.Delete(h.going, 0, n)
 }
 
 // deliver tells a stream what it got.

@@ -121,6 +121,7 @@ func (l *Loop) Advance() []Output {
 		}
 		return l.Engine.Outputs()
 	}
+	s.Shape.Index = l.steps
 	l.steps++
 	launched := now + l.profile.launch(s.Kind)
 	end := max(max(now, l.gpuFree)+l.profile.Model.StepTime(s.Shape)+l.slow, launched)

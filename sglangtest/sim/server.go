@@ -88,6 +88,10 @@ func WithIncrementalStreaming() Option {
 // profile unless MaxTotalTokens sets it.
 func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, error) {
 	errs := []error{profile.validate(), unsupported(cfg)}
+	if cfg.ModelPath != "" && cfg.ModelPath != profile.ModelPath {
+		errs = append(errs, fmt.Errorf("sim: model_path is %q, but profile %s simulates %s: leave it out, or choose a profile of that model; served_model_name can be anything",
+			cfg.ModelPath, profile.Name, profile.ModelPath))
+	}
 	o := options{weightVersion: "default"}
 	for _, opt := range opts {
 		errs = append(errs, opt(&o))

@@ -199,3 +199,31 @@ func BenchmarkParseGenerate(b *testing.B) {
 		})
 	}
 }
+
+// A chunk is parsed for every token of every request.
+func TestParsingAllocatesNothing(t *testing.T) {
+	generate := []byte(`{"text":"a b c","output_ids":[1,2,3],"meta_info":{"id":"r","finish_reason":{"type":"length","length":3},"prompt_tokens":6,"completion_tokens":3,"cached_tokens":5}}`)
+	chat := []byte(`{"id":"r","choices":[{"index":0,"delta":{"reasoning_content":null,"content":" enlisted"},"finish_reason":null}],"usage":{"prompt_tokens":21,"completion_tokens":3,"prompt_tokens_details":null}}`)
+	var c Chunk
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		if !ParseGenerate(generate, &c) || !ParseOpenAI(chat, &c) {
+			t.Error("not parsed")
+		}
+	}))
+	var e Events
+	stream := bytes.Repeat([]byte("data: {}\n\n"), 100)
+	r := bytes.NewReader(stream)
+	e.Reset(r)
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		r.Reset(stream)
+		e.Reset(r)
+		for {
+			_, err := e.Fill()
+			for _, ok := e.Next(); ok; _, ok = e.Next() {
+			}
+			if err != nil {
+				return
+			}
+		}
+	}))
+}
