@@ -29,7 +29,7 @@ func TestRunNodeInVirtualTime(t *testing.T) {
 	sum := run.Summary
 	require.Equal(t, 2000, sum.Requests.OK)
 	require.Contains(t, sum.String(), "SIMULATED")
-	require.Equal(t, "h100-llama-3.1-8b", sum.Simulation.Profile)
+	require.Equal(t, "h100-llama-3.1-8b with max_running_requests 128 (profile: 256)", sum.Simulation.Profile)
 	require.Equal(t, 75.0, sum.TTFT.Percentiles[0].P)
 	require.True(t, sum.Client.OK, sum.Client.Reasons)
 	require.Equal(t, 128, run.Server.MaxRunningRequests)
@@ -48,7 +48,7 @@ func TestRunNodeInVirtualTime(t *testing.T) {
 	stored, err := results.Open(run.Dir)
 	require.NoError(t, err)
 	require.Equal(t, results.StateFinished, stored.State)
-	require.Equal(t, "h100-llama-3.1-8b", stored.Meta.Simulated[0].Profile)
+	require.Equal(t, *sum.Simulation, stored.Meta.Simulated[0])
 
 	_, again := store()
 	require.Equal(t, requests, again, "equal configs give equal results")
