@@ -45,7 +45,8 @@ func WithSamples(interval time.Duration) Option {
 	}
 }
 
-// WithMaxConcurrency caps the requests under way at n; see load.WithMaxConcurrency. Default: no cap.
+// WithMaxConcurrency caps the requests under way at n, those that the policy holds included; see
+// load.WithMaxConcurrency. Default: no cap.
 func WithMaxConcurrency(n int) Option {
 	return func(c *config) error {
 		c.cap = n
@@ -77,7 +78,8 @@ func WithTokenTimes(on bool) Option {
 
 // WithAction does an action to an engine, by its index, at a planned time. Actions at the same time are done in the
 // order in which they were given, before requests that arrive then. An action that is planned for after the end of the
-// last request is not done. It may be given more than once.
+// last request, or of a run that broke off, is not done; an event of [KindActionNotDone] says so. It may be given more
+// than once.
 func WithAction(at time.Duration, engine int, do Action) Option {
 	return func(c *config) error {
 		c.actions = append(c.actions, planned{at, engine, do})

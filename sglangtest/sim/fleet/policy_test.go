@@ -104,7 +104,7 @@ func TestHeldRequestsWaitForATime(t *testing.T) {
 
 func TestAHoldWithoutEndIsAFault(t *testing.T) {
 	hold := pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Hold() })
-	for name, opts := range map[string][]Option{"no polls": nil, "polls": {WithPolling(time.Second)}, "a full house": {WithMaxConcurrency(1)}} {
+	for name, opts := range map[string][]Option{"no polls": nil, "polls": {WithPolling(time.Second)}, "samples": {WithSamples(time.Second)}, "both": {WithSamples(7 * ms), WithPolling(time.Second)}, "a full house": {WithMaxConcurrency(1)}} {
 		t.Run(name, func(t *testing.T) {
 			col, err := metrics.NewCollector()
 			require.NoError(t, err)

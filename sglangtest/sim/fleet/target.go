@@ -45,6 +45,10 @@ func Slow(factor float64) Action { return func(t Target) error { return t.Slow(f
 // restart or slow), and "requests" (how many failed with a kill) or "factor".
 const KindFailure = "failure"
 
+// KindActionNotDone is the kind of the [metrics.Event] that a run has at its end for each scheduled action that was
+// still to come. Its Data holds "planned_ns", the time for which it was planned.
+const KindActionNotDone = "action_not_done"
+
 // target is a worker of a run under way as a Target.
 type target struct {
 	run *run
