@@ -116,6 +116,19 @@ func TestAHoldWithoutEndIsAFault(t *testing.T) {
 	}
 }
 
+func TestAPolicyThatReadsSamplesNeedsPolling(t *testing.T) {
+	for _, signal := range []policy.Signal{policy.Polled, policy.PolledPlusOwn} {
+		pol, err := policy.NewLeastOutstanding(signal)
+		require.NoError(t, err)
+		_, err = Run(context.Background(), requests{}, pol, Equal(2, steady()), nil)
+		require.ErrorContains(t, err, "add WithPolling")
+		play(t, requests{}, pol, Equal(2, steady()), WithPolling(time.Second))
+	}
+	pol, err := policy.NewLeastOutstanding(policy.Local)
+	require.NoError(t, err)
+	play(t, requests{}, pol, Equal(2, steady()))
+}
+
 func TestReject(t *testing.T) {
 	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(*load.Request, policy.View) policy.Decision {
 		return policy.Reject("too much to do")

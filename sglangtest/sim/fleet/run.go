@@ -113,6 +113,9 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 	if s.pol == nil {
 		faults = append(faults, errors.New("no policy: want one, such as new(policy.RoundRobin)"))
 	}
+	if p, ok := s.pol.(policy.SampleReader); ok && s.cfg.poll == 0 && p.ReadsSamples() {
+		faults = append(faults, errors.New("the policy reads load samples, but there are none: add WithPolling, or have it read local counts"))
+	}
 	engines, err := normalise(engines)
 	faults = append(faults, err)
 	for _, a := range s.cfg.actions {
