@@ -131,6 +131,7 @@ func TestAWorkloadAtFaultIsAnError(t *testing.T) {
 		"segment":  {func(r *load.Request) { r.Prompt.Segments[0].Length = -3 }, "length > 0"},
 		"two":      {func(r *load.Request) { r.Prompt.Text = "too" }, "more than one"},
 		"n":        {func(r *load.Request) { r.Sampling = &load.SamplingParams{N: load.Ptr(2)} }, "n is 2"},
+		"beams":    {func(r *load.Request) { r.Sampling = &load.SamplingParams{BeamWidth: load.Ptr(4)} }, "beam_width is 4"},
 		"interval": {func(r *load.Request) { r.Sampling = &load.SamplingParams{StreamInterval: load.Ptr(8)} }, "stream_interval is 8"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,7 +193,8 @@ func TestQuietDecodeOfTheConfigChangesNothing(t *testing.T) {
 	require.Greater(t, loud[0].OutputTokens, 1)
 }
 
-// BenchmarkHeld holds 20,000 requests back and sends them one after another: each end has the policy asked for all.
+// BenchmarkHeld holds 20,000 requests back and sends them one after another: each end has the policy asked
+// for all that are left, which makes 200 million picks.
 func BenchmarkHeld(b *testing.B) {
 	src := make(requests, 20_000)
 	for i := range src {

@@ -22,7 +22,12 @@ type Option func(*config) error
 
 // WithPolling makes the router ask every engine for its load and its health at all multiples of interval, > 0. The policy
 // sees the last answers, at their age, and an engine that is down counts as healthy until then. Default: the router
-// never asks. There are no polled loads then, and all engines count as healthy for the whole run.
+// never asks. There are no polled loads then, and all engines count as healthy for the whole run; a policy that says
+// that it decides by them (policy.SampleReader) is refused.
+//
+// An answer is the exact state of the scheduler at that moment and comes at once. SGLang answers with a snapshot that its
+// scheduler renews at each prefill, when it is idle, and every 15 decode steps (--load-snapshot-publish-interval), so the
+// loads that a real router sees can be older than these by that much.
 func WithPolling(interval time.Duration) Option {
 	return func(c *config) error {
 		c.poll = interval

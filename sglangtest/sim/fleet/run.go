@@ -27,7 +27,8 @@ type Stats struct {
 // A recorder that has these methods, as metrics.Collector does, gets more: AddSimulation(metrics.Simulation) error is
 // called before Begin, so that whatever comes of the run says that it is simulated; Event(metrics.Event) gets what
 // scheduled actions did, and which were not done; AddSample(metrics.Sample) gets the samples of [WithSamples]. The clock that rec is handed
-// says only when the run began on the wall clock. What a recorder reads from it is not virtual time.
+// says only when the run began on the wall clock. What a recorder reads from it is not virtual time; so a collector must
+// have no samplers of its own (metrics.WithSampler), whose samples would not belong to the time line. Run cannot see them.
 //
 // Faults of the arguments are reported together before anything is recorded. If ctx is done, the requests that have
 // arrived and not ended are recorded as cancelled and Run returns ctx's cause. It ends in the same way, with an error
@@ -36,7 +37,7 @@ type Stats struct {
 // that waits for a time has to say so (policy.HoldUntil). Failures of single requests are results, not errors.
 //
 // A request of the workload needs a valid prompt and OutputLen ≥ 1. Of its sampling parameters only ignore_eos is
-// simulated; n and stream_interval above 1 are errors.
+// simulated; n, beam_width and stream_interval above 1 are errors.
 func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engine, rec load.Recorder, opts ...Option) (stats Stats, err error) {
 	s := &run{ctx: ctx, pol: pol, rec: rec, tree: newTournament(len(engines))}
 	if err := s.configure(engines, opts); err != nil {
@@ -188,6 +189,8 @@ func check(r *load.Request) error {
 		err = fmt.Errorf("output length %d: want at least 1", r.OutputLen)
 	case p != nil && p.N != nil && *p.N > 1:
 		err = fmt.Errorf("sampling parameter n is %d: a fleet simulates one answer per request", *p.N)
+	case p != nil && p.BeamWidth != nil && *p.BeamWidth > 1:
+		err = fmt.Errorf("sampling parameter beam_width is %d: a fleet simulates no beam search", *p.BeamWidth)
 	case p != nil && p.StreamInterval != nil && *p.StreamInterval > 1:
 		err = fmt.Errorf("sampling parameter stream_interval is %d: a fleet simulates an event for each token", *p.StreamInterval)
 	}
