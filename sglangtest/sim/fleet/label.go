@@ -33,7 +33,11 @@ func Simulation(engines []Engine) metrics.Simulation {
 		names = append(names, name)
 		p := said[k.profile]
 		calibrated = append(calibrated, prefix+k.qualify("calibrated", p.Calibrated))
-		known = append(known, prefix+k.qualify("measured", p.KnownError))
+		of := k.qualify("measured", p.KnownError)
+		if p.EgressEvent > 0 || p.EgressStream > 0 {
+			of += "; measured with the queue of the front process, which a fleet leaves out"
+		}
+		known = append(known, prefix+of)
 	}
 	return metrics.Simulation{Profile: strings.Join(names, " + "), Calibrated: strings.Join(calibrated, "; "), KnownError: strings.Join(known, "; ")}
 }

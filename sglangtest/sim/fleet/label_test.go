@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -40,6 +41,16 @@ func TestSimulationQualifiesWhatTheProfileDoesNotCover(t *testing.T) {
 	require.Equal(t, "steady x speed 2 (not calibrated)", Simulation([]Engine{{Profile: p, Speed: 2}}).Profile)
 }
 
+func TestSimulationSaysThatTheFrontProcessIsLeftOut(t *testing.T) {
+	p := sim.H100Llama8B()
+	require.Equal(t, p.KnownError+"; measured with the queue of the front process, which a fleet leaves out", Simulation(Equal(2, p)).KnownError)
+	require.Equal(t, p.Calibrated, Simulation(Equal(2, p)).Calibrated)
+}
+
+type modelFunc func(sim.Shape) time.Duration
+
+func (f modelFunc) StepTime(s sim.Shape) time.Duration { return f(s) }
+
 func TestProfilesSayWhatTheyAre(t *testing.T) {
 	run := func(engines ...Engine) error {
 		_, err := Run(context.Background(), requests{}, new(policy.RoundRobin), engines, nil)
@@ -58,4 +69,13 @@ func TestProfilesSayWhatTheyAre(t *testing.T) {
 	other := steady()
 	other.Model = sim.Linear{DecodeBase: 11, PrefillBase: 10}
 	require.ErrorContains(t, run(Engine{Profile: steady()}, Engine{Profile: other}), "of the same name")
+	other = steady()
+	other.KnownError = "none"
+	require.ErrorContains(t, run(Engine{Profile: steady()}, Engine{Profile: other}), "of the same name")
+
+	other.Model = modelFunc(func(sim.Shape) time.Duration { return ms })
+	play(t, requests{}, new(policy.RoundRobin), Equal(2, other))
+	third := other
+	third.Model = modelFunc(func(sim.Shape) time.Duration { return 2 * ms })
+	require.ErrorContains(t, run(Engine{Profile: third}, Engine{Profile: other}), "of the same name")
 }
