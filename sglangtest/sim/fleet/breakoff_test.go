@@ -183,6 +183,18 @@ func TestActionsThatAreNotDoneAreNoted(t *testing.T) {
 	require.Equal(t, KindActionNotDone, col.Events()[0].Kind)
 }
 
+// bare is a recorder without the optional methods.
+type bare struct{ load.Recorder }
+
+func TestSamplesForARecorderThatTakesNone(t *testing.T) {
+	col, err := metrics.NewCollector()
+	require.NoError(t, err)
+	_, err = Run(t.Context(), requests{ask(0, 5*ms, 10, 3)}, new(policy.RoundRobin), Equal(1, steady()), bare{col}, WithSamples(10*ms))
+	require.NoError(t, err)
+	require.Equal(t, []load.Outcome{load.OutcomeOK}, outcomes(col))
+	require.Empty(t, col.Samples())
+}
+
 // An engine's own QuietDecode changes nothing: the fleet sets it.
 func TestQuietDecodeOfTheConfigChangesNothing(t *testing.T) {
 	src, p, cfg := crowded(200)

@@ -143,7 +143,7 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 	s.events, _ = s.rec.(interface{ Event(metrics.Event) })
 	s.samples, _ = s.rec.(interface{ AddSample(metrics.Sample) })
 	if s.samples == nil {
-		s.timers.at[sampleTimer] = never
+		s.timers.set(sampleTimer, never)
 	}
 	return nil
 }
