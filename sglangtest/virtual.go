@@ -2,6 +2,8 @@ package sglangtest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -18,8 +20,12 @@ import (
 // scheduled updates, summary and run folder are the same as in real time.
 //
 // Some settings have nothing to act on: api, because no API is called (requests are treated as by /generate), port,
-// gpu_id and the tokenizer, and warmup_requests, because an engine that begins has nothing to warm up. What a
-// simulation cannot honour is an error.
+// gpu_id and the tokenizer, and warmup_requests, because an engine that begins has nothing to warm up. Of the sampling
+// parameters only ignore_eos and max_new_tokens change what is simulated. What a simulation cannot honour is an error:
+// stream_interval and beam_width above 1, and options of a sender or of the server manager, of which there are none.
+//
+// The engine is sampled in virtual time. A sampler added with [WithCollectorOptions] is not, and this cannot be
+// checked: it reads the wall clock, and its samples do not belong to the run's time line.
 func WithVirtualTime(profile sim.Profile) RunOption {
 	return func(o *runOptions) error { o.virtual = &profile; return nil }
 }
@@ -29,6 +35,9 @@ const progressEvery = 1000
 
 // runVirtual is RunNode in virtual time, from the checks of the config on.
 func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.RequestGenerator, plan load.Plan, collect []metrics.Option) (*NodeRun, error) {
+	if err := c.checkVirtual(o); err != nil {
+		return nil, err
+	}
 	// The server is not started: making it checks what can be simulated, in the same words as in real time.
 	srv, err := sim.NewServer(*o.virtual, c.Server())
 	if err != nil {
@@ -79,6 +88,29 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 		o.progress(col.Progress())
 	}
 	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: c.OutputDir}, err
+}
+
+// checkVirtual reports what has nothing to act on in virtual time, or that a simulation cannot honour.
+func (c NodeConfig) checkVirtual(o *runOptions) error {
+	var faults []error
+	if len(o.sender) > 0 {
+		faults = append(faults, errors.New("sglangtest: run: options of the sender in virtual time, in which nothing is sent: leave them out"))
+	}
+	if len(o.servers) > 0 {
+		faults = append(faults, errors.New("sglangtest: run: options of the server manager in virtual time, which has no server: leave them out"))
+	}
+	if p := c.SamplingParams; p != nil {
+		for _, f := range []struct {
+			name  string
+			value *int
+		}{{"stream_interval", p.StreamInterval}, {"beam_width", p.BeamWidth}} {
+			if f.value != nil && *f.value > 1 {
+				faults = append(faults, fmt.Errorf("sglangtest: config: sampling_params.%s: %d; in virtual time want 1 or none: one answer per request, with an event for each token",
+					f.name, *f.value))
+			}
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // sampleInterval returns how often the engine is sampled.

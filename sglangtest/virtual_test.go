@@ -4,11 +4,14 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/results"
+	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
@@ -29,7 +32,7 @@ func TestRunNodeInVirtualTime(t *testing.T) {
 	sum := run.Summary
 	require.Equal(t, 2000, sum.Requests.OK)
 	require.Contains(t, sum.String(), "SIMULATED")
-	require.Equal(t, "h100-llama-3.1-8b", sum.Simulation.Profile)
+	require.Equal(t, "h100-llama-3.1-8b with max_running_requests 128 (profile: 256)", sum.Simulation.Profile)
 	require.Equal(t, 75.0, sum.TTFT.Percentiles[0].P)
 	require.True(t, sum.Client.OK, sum.Client.Reasons)
 	require.Equal(t, 128, run.Server.MaxRunningRequests)
@@ -48,7 +51,7 @@ func TestRunNodeInVirtualTime(t *testing.T) {
 	stored, err := results.Open(run.Dir)
 	require.NoError(t, err)
 	require.Equal(t, results.StateFinished, stored.State)
-	require.Equal(t, "h100-llama-3.1-8b", stored.Meta.Simulated[0].Profile)
+	require.Equal(t, *sum.Simulation, stored.Meta.Simulated[0])
 
 	_, again := store()
 	require.Equal(t, requests, again, "equal configs give equal results")
@@ -62,6 +65,16 @@ func TestVirtualTimeRefusesWhatItCannotSimulate(t *testing.T) {
 
 	_, err = RunNode(t.Context(), short(), WithVirtualTime(sim.H100Llama8B()), WithLauncher(defaultLauncher()))
 	require.ErrorContains(t, err, "both a launcher and virtual time")
+
+	cfg = short()
+	cfg.API = load.Generate
+	cfg.SamplingParams = &load.SamplingParams{StreamInterval: load.Ptr(8), BeamWidth: load.Ptr(3)}
+	cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+	_, err = RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()), WithSenderOptions(load.WithTexts()), WithServerOptions(server.WithReadyTimeout(time.Second)))
+	for _, want := range []string{"options of the sender", "options of the server manager", "sampling_params.stream_interval: 8", "sampling_params.beam_width: 3"} {
+		require.ErrorContains(t, err, want)
+	}
+	require.NoDirExists(t, cfg.OutputDir)
 
 	cfg = short()
 	cfg.RandomInputLen = 200_000

@@ -7,25 +7,40 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// LeastOutstanding picks the healthy worker with the fewest requests outstanding. Among equals it takes the next one
-// after the worker that it picked last, in cyclic order, so that an idle fleet is used in turn. It rejects a
-// request if no worker is healthy.
+// LeastOutstanding picks the healthy worker with the fewest requests outstanding by its signal. Among equals it takes
+// the next one after the worker that it picked last, in cyclic order, so that an idle fleet is used in turn. It
+// rejects a request if no worker is healthy. The zero value has no signal, and its Pick is an error.
 type LeastOutstanding struct {
 	signal Signal
 	last   int
 }
 
-// NewLeastOutstanding returns a policy that reads the load by signal s. With [Polled] everything goes to one worker
-// until the next sample comes.
+// NewLeastOutstanding returns a policy that reads the load by signal s. With [Polled] the workers that had the fewest
+// requests at the last sample, often just one, share everything in turn until the next one comes. Without samples all
+// would count as idle; see [SampleReader].
 func NewLeastOutstanding(s Signal) (*LeastOutstanding, error) {
-	if s < Local || s > PolledPlusOwn {
-		return nil, fmt.Errorf("policy: least outstanding: signal %d: want Local, Polled or PolledPlusOwn", s)
+	p := &LeastOutstanding{signal: s, last: -1}
+	if err := p.check(); err != nil {
+		return nil, err
 	}
-	return &LeastOutstanding{signal: s, last: -1}, nil
+	return p, nil
 }
+
+func (p *LeastOutstanding) check() error {
+	if s := p.signal; s < Local || s > PolledPlusOwn {
+		return fmt.Errorf("policy: least outstanding: signal %d: want Local, Polled or PolledPlusOwn", s)
+	}
+	return nil
+}
+
+// ReadsSamples implements [SampleReader]: true unless the signal is [Local].
+func (p *LeastOutstanding) ReadsSamples() bool { return p.signal != Local }
 
 // Pick implements [Policy].
 func (p *LeastOutstanding) Pick(_ context.Context, _ *load.Request, v View) (Decision, error) {
+	if err := p.check(); err != nil {
+		return Decision{}, err
+	}
 	best, least := -1, 0
 	n := len(v.Workers)
 	i := p.last

@@ -17,6 +17,12 @@ type Policy interface {
 	Pick(ctx context.Context, r *load.Request, v View) (Decision, error)
 }
 
+// A SampleReader is a policy that can say whether it decides by the workers' own load samples, the polled members of a
+// [Worker]. A host that takes no samples refuses it if it does: all workers would look idle to it for ever.
+type SampleReader interface {
+	ReadsSamples() bool
+}
+
 // A DispatchObserver is a policy that is told when a request leaves for a worker, after each [Dispatch].
 type DispatchObserver interface {
 	Dispatched(now time.Duration, r *load.Request, worker int)

@@ -103,6 +103,28 @@ func TestRandomIsSeededAndEven(t *testing.T) {
 	require.ErrorContains(t, err, "seeded")
 }
 
+func TestPolledEqualsShareInTurn(t *testing.T) {
+	p, err := NewLeastOutstanding(Polled)
+	require.NoError(t, err)
+	v := fleet(4)
+	v.Workers[0].Running, v.Workers[2].Waiting = 3, 1
+	require.Equal(t, []int{1, 3, 1, 3}, picks(t, p, v, 4))
+}
+
+func TestWhoReadsSamples(t *testing.T) {
+	for name, p := range all(t) {
+		r, ok := p.(SampleReader)
+		require.Equal(t, name == "least outstanding, polled" || name == "least outstanding, polled_plus_own", ok && r.ReadsSamples(), name)
+	}
+}
+
+func TestZeroPolicies(t *testing.T) {
+	for want, p := range map[string]Policy{"want Local, Polled or PolledPlusOwn": new(LeastOutstanding), "no source": new(Random)} {
+		_, err := p.Pick(context.Background(), &load.Request{}, fleet(2))
+		require.ErrorContains(t, err, want)
+	}
+}
+
 func TestAge(t *testing.T) {
 	v := fleet(1)
 	_, ok := v.Age(0)

@@ -8,19 +8,25 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// Random picks a healthy worker, each with the same probability. It rejects a request if there is none.
+// Random picks a healthy worker, each with the same probability. It rejects a request if there is none. The
+// zero value has no source, and its Pick is an error.
 type Random struct{ rng *rand.Rand }
+
+var errNoSource = errors.New("policy: random: no source: make it with NewRandom and a seeded one, such as rand.NewPCG(seed, 0)")
 
 // NewRandom returns a random policy that draws from src and nothing else. It draws once for each request.
 func NewRandom(src rand.Source) (*Random, error) {
 	if src == nil {
-		return nil, errors.New("policy: random: no source: give a seeded one, such as rand.NewPCG(seed, 0)")
+		return nil, errNoSource
 	}
 	return &Random{rand.New(src)}, nil
 }
 
 // Pick implements [Policy].
 func (p *Random) Pick(_ context.Context, _ *load.Request, v View) (Decision, error) {
+	if p.rng == nil {
+		return Decision{}, errNoSource
+	}
 	healthy := 0
 	for i := range v.Workers {
 		if v.Workers[i].Healthy {

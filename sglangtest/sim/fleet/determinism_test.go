@@ -49,7 +49,7 @@ func TestEqualRunFolders(t *testing.T) {
 		return files
 	}
 	a, b := store(1), store(max(2, runtime.NumCPU()))
-	require.Contains(t, string(a["run.json"]), `"h100-llama-3.1-8b"`, "the folder says that it is simulated")
+	require.Contains(t, string(a["run.json"]), `h100-llama-3.1-8b x speed 0.7 (not calibrated)`, "the folder says that it is simulated")
 	require.Contains(t, string(a["requests.jsonl"]), `"outcome":"refused"`)
 	for name := range a {
 		if name == "environment.json" {

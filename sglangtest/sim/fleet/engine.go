@@ -4,11 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
@@ -31,33 +30,6 @@ func Equal(n int, p sim.Profile) []Engine {
 	return engines
 }
 
-// Simulation describes the engines in the words of their profiles, for summaries and run folders. [Run] gives it
-// to a recorder that takes it; see there.
-func Simulation(engines []Engine) metrics.Simulation {
-	var profiles []sim.Profile
-	counts := map[string]int{}
-	for _, e := range engines {
-		if counts[e.Profile.Name] == 0 {
-			profiles = append(profiles, e.Profile)
-		}
-		counts[e.Profile.Name]++
-	}
-	var names, calibrated, known []string
-	for _, p := range profiles {
-		name := p.Name
-		if len(profiles) > 1 {
-			name = fmt.Sprintf("%d x %s", counts[p.Name], p.Name)
-		}
-		names = append(names, name)
-		calibrated = append(calibrated, p.Name+": "+p.Calibrated)
-		known = append(known, p.Name+": "+p.KnownError)
-	}
-	if len(profiles) == 1 {
-		calibrated[0], known[0] = profiles[0].Calibrated, profiles[0].KnownError
-	}
-	return metrics.Simulation{Profile: strings.Join(names, " + "), Calibrated: strings.Join(calibrated, "; "), KnownError: strings.Join(known, "; ")}
-}
-
 // normalise checks engines and returns them with the defaults filled in.
 func normalise(engines []Engine) ([]Engine, error) {
 	if len(engines) == 0 {
@@ -65,7 +37,7 @@ func normalise(engines []Engine) ([]Engine, error) {
 	}
 	var faults []error
 	engines = slices.Clone(engines)
-	names := map[string]int{}
+	names, profiles := map[string]int{}, map[string]int{}
 	for i := range engines {
 		e := &engines[i]
 		fault := func(format string, args ...any) {
@@ -78,18 +50,21 @@ func normalise(engines []Engine) ([]Engine, error) {
 			fault("name %q is that of engine %d: want names that differ", e.Name, first)
 		}
 		names[e.Name] = i
-		if e.Speed == 0 {
-			e.Speed = 1
-		}
+		e.Speed = e.speed()
 		if !(e.Speed > 0) || math.IsInf(e.Speed, 0) {
 			fault("speed %v: want a finite number above 0", e.Speed)
 		}
 		p := e.Profile
-		if p.Model == nil || p.Name == "" || p.KnownError == "" {
-			fault("profile %q needs a Name, a Model and a KnownError", p.Name)
+		if p.Model == nil || p.Name == "" || p.ModelPath == "" || p.Calibrated == "" || p.KnownError == "" {
+			fault("profile %q needs a Name, ModelPath, Model, Calibrated and KnownError: a simulation says what it is", p.Name)
 		}
-		if p.Ingest < 0 || p.IngestToken < 0 || p.Egress < 0 || p.LaunchPrefill < 0 {
+		if min(p.LaunchPrefill, p.Ingest, p.IngestToken, p.Egress, p.EgressEvent, p.EgressStream) < 0 {
 			fault("profile %q has a negative duration", p.Name)
+		}
+		if first, ok := profiles[p.Name]; !ok {
+			profiles[p.Name] = i
+		} else if !same(p, engines[first].Profile) {
+			fault("profile %q is another than that of engine %d, of the same name: want names that tell them apart", p.Name, first)
 		}
 		if e.Config == (sim.EngineConfig{}) {
 			e.Config = p.EngineConfig()
@@ -99,6 +74,17 @@ func normalise(engines []Engine) ([]Engine, error) {
 		}
 	}
 	return engines, errors.Join(faults...)
+}
+
+// same reports whether two profiles are equal. Models that hold functions are never deeply equal, not even to themselves;
+// they are the same if they print the same, that is, hold the same code.
+func same(a, b sim.Profile) bool {
+	if reflect.DeepEqual(a, b) {
+		return true
+	}
+	equal := fmt.Sprintf("%#v", a.Model) == fmt.Sprintf("%#v", b.Model)
+	a.Model, b.Model = nil, nil
+	return equal && a == b
 }
 
 // pace is the step model of one engine, slowed down or not. Only a scheduled action changes the factor, between
@@ -152,11 +138,10 @@ type delivery struct {
 
 func newWorker(index int, e Engine, tokenTimes bool) (*worker, error) {
 	w := &worker{Engine: e, index: index, tokenTimes: tokenTimes}
-	w.pace = pace{e.Profile.Model, 1 / e.Speed}
 	return w, w.start()
 }
 
-// start brings up an idle engine with the limit of its config.
+// start brings up an idle engine with the limit and the speed of its configuration.
 func (w *worker) start() error {
 	cfg := w.Config
 	cfg.QuietDecode = true
@@ -168,6 +153,7 @@ func (w *worker) start() error {
 		w.steps += w.loop.Steps()
 	}
 	p := w.Profile
+	w.pace = pace{p.Model, 1 / w.Speed}
 	p.Model = &w.pace
 	w.loop = sim.NewLoop(e, p)
 	w.log = newStepLog(w.tokenTimes)

@@ -22,7 +22,12 @@ type Option func(*config) error
 
 // WithPolling makes the router ask every engine for its load and its health at all multiples of interval, > 0. The policy
 // sees the last answers, at their age, and an engine that is down counts as healthy until then. Default: the router
-// never asks. There are no polled loads then, and all engines count as healthy for the whole run.
+// never asks. There are no polled loads then, and all engines count as healthy for the whole run; a policy that says
+// that it decides by them (policy.SampleReader) is refused.
+//
+// An answer is the exact state of the scheduler at that moment and comes at once. SGLang answers with a snapshot that its
+// scheduler renews at each prefill, when it is idle, and every 15 decode steps (--load-snapshot-publish-interval), so the
+// loads that a real router sees can be older than these by that much.
 func WithPolling(interval time.Duration) Option {
 	return func(c *config) error {
 		c.poll = interval
@@ -45,7 +50,8 @@ func WithSamples(interval time.Duration) Option {
 	}
 }
 
-// WithMaxConcurrency caps the requests under way at n; see load.WithMaxConcurrency. Default: no cap.
+// WithMaxConcurrency caps the requests under way at n, those that the policy holds included; see
+// load.WithMaxConcurrency. Default: no cap.
 func WithMaxConcurrency(n int) Option {
 	return func(c *config) error {
 		c.cap = n
@@ -77,7 +83,8 @@ func WithTokenTimes(on bool) Option {
 
 // WithAction does an action to an engine, by its index, at a planned time. Actions at the same time are done in the
 // order in which they were given, before requests that arrive then. An action that is planned for after the end of the
-// last request is not done. It may be given more than once.
+// last request, or of a run that broke off, is not done; an event of [KindActionNotDone] says so. It may be given more
+// than once.
 func WithAction(at time.Duration, engine int, do Action) Option {
 	return func(c *config) error {
 		c.actions = append(c.actions, planned{at, engine, do})

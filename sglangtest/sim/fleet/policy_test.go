@@ -104,7 +104,7 @@ func TestHeldRequestsWaitForATime(t *testing.T) {
 
 func TestAHoldWithoutEndIsAFault(t *testing.T) {
 	hold := pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Hold() })
-	for name, opts := range map[string][]Option{"no polls": nil, "polls": {WithPolling(time.Second)}, "a full house": {WithMaxConcurrency(1)}} {
+	for name, opts := range map[string][]Option{"no polls": nil, "polls": {WithPolling(time.Second)}, "samples": {WithSamples(time.Second)}, "both": {WithSamples(7 * ms), WithPolling(time.Second)}, "a full house": {WithMaxConcurrency(1)}} {
 		t.Run(name, func(t *testing.T) {
 			col, err := metrics.NewCollector()
 			require.NoError(t, err)
@@ -114,6 +114,19 @@ func TestAHoldWithoutEndIsAFault(t *testing.T) {
 			require.Equal(t, []load.Outcome{load.OutcomeCancelled, load.OutcomeCancelled}, outcomes(col))
 		})
 	}
+}
+
+func TestAPolicyThatReadsSamplesNeedsPolling(t *testing.T) {
+	for _, signal := range []policy.Signal{policy.Polled, policy.PolledPlusOwn} {
+		pol, err := policy.NewLeastOutstanding(signal)
+		require.NoError(t, err)
+		_, err = Run(context.Background(), requests{}, pol, Equal(2, steady()), nil)
+		require.ErrorContains(t, err, "add WithPolling")
+		play(t, requests{}, pol, Equal(2, steady()), WithPolling(time.Second))
+	}
+	pol, err := policy.NewLeastOutstanding(policy.Local)
+	require.NoError(t, err)
+	play(t, requests{}, pol, Equal(2, steady()))
 }
 
 func TestReject(t *testing.T) {

@@ -53,7 +53,7 @@ func TestQueueingTruth(t *testing.T) {
 		batches  = 20
 		quantile = 2.861 // of Student's t, 19 degrees of freedom, 99 % two-sided
 	)
-	p := sim.Profile{Name: "one slot", Model: perToken{}, KVTokens: 4_000_000, ContextLength: 2_000_000, MaxRunning: 1, ChunkedSize: -1,
+	p := sim.Profile{Name: "one slot", ModelPath: "test", Model: perToken{}, KVTokens: 4_000_000, ContextLength: 2_000_000, MaxRunning: 1, ChunkedSize: -1,
 		Calibrated: "on nothing", KnownError: "not measured"}
 	cfg := p.EngineConfig()
 	cfg.MaxPrefillTokens = 2_000_000

@@ -23,8 +23,7 @@ func (s *run) place(f *flight) {
 		s.dispatch(f, s.workers[d.Worker])
 	case d.Verdict == policy.Wait && (d.Until == 0 || d.Until > s.now):
 		f.hold = d.Until
-		s.held = append(s.held, f)
-		s.setHoldTimer()
+		s.keep(f)
 	case d.Verdict == policy.Decline:
 		f.due = s.now
 		s.fail(f, load.OutcomeRejected, d.Reason)
@@ -32,6 +31,19 @@ func (s *run) place(f *flight) {
 		s.held = append(s.held, f)
 		s.err = fmt.Errorf("fleet: policy: request %d: decision %+v at %v of %d workers: make it with policy.Dispatch, Hold, HoldUntil (a later time) or Reject",
 			f.load.ID, d, s.now, len(s.workers))
+	}
+}
+
+// decide asks the policy for all that it can decide now: the requests that it holds, if something has happened, and
+// those that have a place under the cap, in order of arrival.
+func (s *run) decide() {
+	s.offerHeld()
+	for s.err == nil && s.queue.len() > 0 && (s.cfg.cap == 0 || s.live < s.cfg.cap) {
+		f := s.queue.pop()
+		s.live++
+		f.due = s.now
+		s.place(f)
+		s.offerHeld()
 	}
 }
 
@@ -50,32 +62,28 @@ func (s *run) offerAll(due func(*flight) bool) {
 		return
 	}
 	held := s.held
-	s.held = nil
+	s.held, s.spare = s.spare[:0], held
+	s.timers.set(holdTimer, never)
 	for i, f := range held {
 		if s.err != nil {
 			s.held = append(s.held, held[i:]...)
-			return
+			break
 		}
-		if !due(f) {
-			s.held = append(s.held, f)
-			continue
-		}
-		before := len(s.held)
-		if s.place(f); len(s.held) == before {
-			f.hold = 0
+		if due(f) {
+			s.place(f)
+		} else {
+			s.keep(f)
 		}
 	}
-	s.setHoldTimer()
+	clear(held)
 }
 
-func (s *run) setHoldTimer() {
-	at := never
-	for _, f := range s.held {
-		if f.hold > 0 {
-			at = min(at, f.hold)
-		}
+// keep adds f to the held requests. The timer is that of the hold that ends first.
+func (s *run) keep(f *flight) {
+	s.held = append(s.held, f)
+	if f.hold > 0 && f.hold < s.timers.at[holdTimer] {
+		s.timers.set(holdTimer, f.hold)
 	}
-	s.timers.set(holdTimer, at)
 }
 
 // dispatch sends f to a worker.
@@ -193,6 +201,7 @@ func (s *run) fail(f *flight, o load.Outcome, message string) {
 func (s *run) end(f *flight, res *load.Result) {
 	f.ended = true
 	s.live--
+	s.idle = 0
 	s.offer = true
 	if w := f.worker; w != nil {
 		w.unlink(f)
@@ -215,7 +224,7 @@ func (s *run) end(f *flight, res *load.Result) {
 	}
 }
 
-// abandon records what is under way as cancelled and returns err.
+// abandon records what has arrived and not ended as cancelled and returns err.
 func (s *run) abandon(err error) error {
 	message := err.Error()
 	if s.ctx.Err() != nil {
@@ -228,6 +237,8 @@ func (s *run) abandon(err error) error {
 		}
 	}
 	open = append(open, s.held...)
+	open = append(open, s.queue.all()...)
+	s.live += s.queue.len()
 	slices.SortFunc(open, func(a, b *flight) int { return a.load.ID - b.load.ID })
 	for _, f := range open {
 		if f.worker == nil {

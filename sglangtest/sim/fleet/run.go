@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,11 +26,18 @@ type Stats struct {
 //
 // A recorder that has these methods, as metrics.Collector does, gets more: AddSimulation(metrics.Simulation) error is
 // called before Begin, so that whatever comes of the run says that it is simulated; Event(metrics.Event) gets what
-// scheduled actions did; AddSample(metrics.Sample) gets the samples of [WithSamples]. The clock that rec is handed
-// says only when the run began on the wall clock. What a recorder reads from it is not virtual time.
+// scheduled actions did, and which were not done; AddSample(metrics.Sample) gets the samples of [WithSamples]. The clock that rec is handed
+// says only when the run began on the wall clock. What a recorder reads from it is not virtual time; so a collector must
+// have no samplers of its own (metrics.WithSampler), whose samples would not belong to the time line. Run cannot see them.
 //
-// Faults of the arguments are reported together before anything is recorded. If ctx is done, the requests under way
-// are recorded as cancelled and Run returns ctx's cause. Failures of single requests are results, not errors.
+// Faults of the arguments are reported together before anything is recorded. If ctx is done, the requests that have
+// arrived and not ended are recorded as cancelled and Run returns ctx's cause. It ends in the same way, with an error
+// that says why, if the policy, an action or the workload is at fault, or if the run is stuck: everything has arrived
+// and nothing but polls and samples is left to happen. A policy that holds requests then is asked at two more polls; one
+// that waits for a time has to say so (policy.HoldUntil). Failures of single requests are results, not errors.
+//
+// A request of the workload needs a valid prompt and OutputLen ≥ 1. Of its sampling parameters only ignore_eos is
+// simulated; n, beam_width and stream_interval above 1 are errors.
 func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engine, rec load.Recorder, opts ...Option) (stats Stats, err error) {
 	s := &run{ctx: ctx, pol: pol, rec: rec, tree: newTournament(len(engines))}
 	if err := s.configure(engines, opts); err != nil {
@@ -54,6 +62,9 @@ func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engi
 	}
 	defer func() { err = errors.Join(err, rec.End(context.WithoutCancel(ctx))) }()
 	err = s.play(src)
+	for _, a := range s.timers.actions {
+		s.event(KindActionNotDone, s.workers[a.worker], map[string]any{"planned_ns": int64(a.at)})
+	}
 	for _, w := range s.workers {
 		s.stats.Steps += w.steps + w.loop.Steps()
 	}
@@ -80,12 +91,13 @@ type run struct {
 	tree    tournament // of the workers' next events
 	timers  timers
 
-	live     int       // requests that arrived and have not ended
-	held     []*flight // of these, by the policy, in order of arrival
-	offer    bool      // something has happened that held requests wait for
+	queue    fifo[*flight] // arrived, without a place under the cap
+	live     int           // requests that had a place and have not ended
+	held     []*flight     // of these, by the policy, in order of arrival
+	spare    []*flight     // memory of held
+	offer    bool          // something has happened that held requests wait for
 	deadline fifo[*flight]
-	drained  bool // the source has ended
-	idle     int  // polls since anything was under way
+	idle     int // polls since anything else happened, when all has arrived
 
 	res   load.Result // scratch
 	err   error       // why the run cannot go on
@@ -101,6 +113,9 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 	}
 	if s.pol == nil {
 		faults = append(faults, errors.New("no policy: want one, such as new(policy.RoundRobin)"))
+	}
+	if p, ok := s.pol.(policy.SampleReader); ok && s.cfg.poll == 0 && p.ReadsSamples() {
+		faults = append(faults, errors.New("the policy reads load samples, but there are none: add WithPolling, or have it read local counts"))
 	}
 	engines, err := normalise(engines)
 	faults = append(faults, err)
@@ -128,43 +143,59 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 	s.events, _ = s.rec.(interface{ Event(metrics.Event) })
 	s.samples, _ = s.rec.(interface{ AddSample(metrics.Sample) })
 	if s.samples == nil {
-		s.timers.at[sampleTimer] = never
+		s.timers.set(sampleTimer, never)
 	}
 	return nil
 }
 
-// play pulls the requests from the source as their time comes and carries out what happens in between.
+// play pulls the requests from the source as their time comes and carries out what happens in between. If the run
+// breaks off, those whose time has come still arrive, to be recorded.
 func (s *run) play(src load.Source) error {
 	for req, err := range src.Requests() {
+		if err == nil {
+			err = check(&req)
+		}
 		if err != nil {
-			return s.abandon(err)
+			s.err = cmp.Or(s.err, err)
+			break
 		}
 		f := &flight{load: req, prompt: promptTokens(&req.Prompt)}
 		for s.step(req.Arrival) {
 		}
-		if s.err != nil {
-			return s.abandon(s.err)
+		if s.err != nil && req.Arrival > s.now {
+			break
 		}
 		s.now = max(s.now, req.Arrival)
 		s.rec.Arrived(&f.load)
 		s.stats.Requests++
-		for s.cfg.cap > 0 && s.live >= s.cfg.cap {
-			if !s.step(never) {
-				s.live++ // f, which has arrived and must be recorded
-				s.held = append(s.held, f)
-				return s.abandon(s.stuck())
-			}
-		}
-		s.live++
-		f.due = s.now
-		s.place(f)
-		s.offerHeld()
+		s.queue.push(f)
+		s.decide()
 	}
-	s.drained = true
-	for s.live > 0 && s.step(never) {
+	s.idle = 0
+	for s.err == nil && s.live+s.queue.len() > 0 && s.step(never) {
 	}
-	if s.live > 0 || s.err != nil {
+	if s.live+s.queue.len() > 0 || s.err != nil {
 		return s.abandon(s.stuck())
+	}
+	return nil
+}
+
+// check refuses a request of the workload that no engine could carry out, or not as it says.
+func check(r *load.Request) error {
+	err := r.Prompt.Validate()
+	switch p := r.Sampling; {
+	case err != nil:
+	case r.OutputLen < 1:
+		err = fmt.Errorf("output length %d: want at least 1", r.OutputLen)
+	case p != nil && p.N != nil && *p.N > 1:
+		err = fmt.Errorf("sampling parameter n is %d: a fleet simulates one answer per request", *p.N)
+	case p != nil && p.BeamWidth != nil && *p.BeamWidth > 1:
+		err = fmt.Errorf("sampling parameter beam_width is %d: a fleet simulates no beam search", *p.BeamWidth)
+	case p != nil && p.StreamInterval != nil && *p.StreamInterval > 1:
+		err = fmt.Errorf("sampling parameter stream_interval is %d: a fleet simulates an event for each token", *p.StreamInterval)
+	}
+	if err != nil {
+		return fmt.Errorf("fleet: workload: request %d: %w", r.ID, err)
 	}
 	return nil
 }
@@ -173,6 +204,12 @@ func (s *run) play(src load.Source) error {
 func (s *run) stuck() error {
 	if s.err != nil {
 		return s.err
+	}
+	for _, w := range s.workers {
+		if f := w.first; f != nil {
+			return fmt.Errorf("fleet: %s can do nothing more for request %d (%d prompt tokens, %d output tokens wanted) at %v, and nothing else is left to happen: its scheduler has %+v: give it other sizes",
+				w.Name, f.load.ID, f.prompt, f.load.OutputLen, s.now, w.loop.Engine.State())
+		}
 	}
 	return fmt.Errorf("fleet: the policy holds %d requests at %v, but nothing is left that could end the wait: reject them, or hold them until a time", len(s.held), s.now)
 }
@@ -188,6 +225,14 @@ func (s *run) step(limit time.Duration) bool {
 		return false
 	}
 	w, t := s.tree.first(), s.timers.next
+	if limit == never && w.at == never && s.timers.quiet() {
+		// Polls and samples go on for ever. If they change nothing, nothing will.
+		if s.idle >= idlePolls || s.cfg.poll == 0 {
+			return false
+		}
+	} else {
+		s.idle = 0
+	}
 	switch {
 	case t <= w.at && t <= limit && t != never:
 		s.now = t
@@ -197,16 +242,19 @@ func (s *run) step(limit time.Duration) bool {
 		bound := s.now
 		// Until the next arrival nothing can come between the steps of an engine, unless the policy or the cap waits for
 		// what happens on another.
-		if limit != never && len(s.held) == 0 {
+		if limit != never && len(s.held) == 0 && s.queue.len() == 0 {
 			bound = min(limit, t)
 		}
 		s.advance(s.workers[w.index], bound)
 	default:
 		return false
 	}
-	s.offerHeld()
+	s.decide()
 	return s.err == nil
 }
+
+// idlePolls is how many polls a policy is given that holds requests while nothing else happens.
+const idlePolls = 2
 
 // advance carries out the next event of a worker, which is due now, and the steps of its engine behind it that bring
 // nothing, as long as they come before bound.

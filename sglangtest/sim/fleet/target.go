@@ -17,11 +17,11 @@ type Target interface {
 	// Kill ends the engine at once. Its requests fail: with load.OutcomeReset, or load.OutcomeTruncated if part of
 	// the answer had come. Those sent to it from then on are refused. An engine that is down cannot be killed.
 	Kill() error
-	// Restart brings an engine that is down up again, empty and with its configured limit. It serves at once: plan the
+	// Restart brings an engine that is down up again, empty and with its configured limit and speed. It serves at once: plan the
 	// action for the moment at which a real server would be ready.
 	Restart() error
 	// Slow multiplies the step times of the engine's configuration by factor, > 0 and finite, from the next step on;
-	// 1 ends it. It does not add up with an earlier one.
+	// 1 ends it, and so does a Restart. It does not add up with an earlier one.
 	Slow(factor float64) error
 }
 
@@ -44,6 +44,10 @@ func Slow(factor float64) Action { return func(t Target) error { return t.Slow(f
 // KindFailure is the kind of the [metrics.Event] of [Target.Kill], Restart and Slow. Its Data holds "action" (kill,
 // restart or slow), and "requests" (how many failed with a kill) or "factor".
 const KindFailure = "failure"
+
+// KindActionNotDone is the kind of the [metrics.Event] that a run has at its end for each scheduled action that was
+// still to come. Its Data holds "planned_ns", the time for which it was planned.
+const KindActionNotDone = "action_not_done"
 
 // target is a worker of a run under way as a Target.
 type target struct {

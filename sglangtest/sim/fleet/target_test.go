@@ -79,6 +79,13 @@ func TestSetLimitAndSlow(t *testing.T) {
 	require.Equal(t, []time.Duration{10 * ms, 20 * ms, 30 * ms, 40 * ms, 70 * ms, 100 * ms, 110 * ms}, tokenTimes(&r))
 }
 
+func TestARestartedEngineHasItsOwnSpeed(t *testing.T) {
+	src := requests{ask(0, 0, 10, 2), ask(1, 50*ms, 10, 2)}
+	rs := results(play(t, src, new(policy.RoundRobin), []Engine{{Profile: steady(), Speed: 0.5}}, WithAction(5*ms, 0, Slow(3)),
+		WithAction(45*ms, 0, Kill()), WithAction(46*ms, 0, Restart())))
+	require.Equal(t, []time.Duration{70 * ms, 90 * ms}, tokenTimes(&rs[1]))
+}
+
 func TestActionFaultsEndTheRun(t *testing.T) {
 	for name, c := range map[string]struct {
 		opts []Option

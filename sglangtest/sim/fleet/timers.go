@@ -49,6 +49,11 @@ func (t *timers) set(kind int, at time.Duration) {
 	t.next = slices.Min(t.at[:])
 }
 
+// quiet reports that nothing is planned but polls and samples.
+func (t *timers) quiet() bool {
+	return min(t.at[actionTimer], t.at[deadlineTimer], t.at[holdTimer]) == never
+}
+
 // timer carries out the first timer event that is due.
 func (s *run) timer() {
 	t := &s.timers
@@ -92,12 +97,7 @@ func (s *run) poll() {
 		v.Running, v.Waiting, v.KVUsed = st.Running, st.Waiting, st.UsedTokens
 	}
 	s.offer = true
-	if s.drained && len(s.held) == s.live && len(s.timers.actions) == 0 && s.timers.at[holdTimer] == never {
-		// A second poll of an idle fleet tells nothing that the first did not.
-		if s.idle++; s.idle > 2 {
-			s.err = s.stuck()
-		}
-	}
+	s.idle++
 }
 
 // sample hands the load of every worker to the recorder.
