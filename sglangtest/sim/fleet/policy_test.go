@@ -134,7 +134,8 @@ func TestReject(t *testing.T) {
 		return policy.Reject("too much to do")
 	}), Equal(1, steady())))
 	require.Equal(t, load.Result{Arrival: 3 * ms, Due: 3 * ms, Released: 3 * ms, Send: 3 * ms, Completion: 3 * ms, API: load.Generate,
-		Outcome: load.OutcomeRejected, Message: "too much to do", InputLen: 10, OutputLen: 1}, rs[0])
+		Outcome: load.OutcomeRejected, Message: "too much to do", InputLen: 10, OutputLen: 1,
+		CachedTokens: load.NotReported, Retractions: load.NotReported}, rs[0])
 }
 
 // faulty is a policy that fails at its second request.

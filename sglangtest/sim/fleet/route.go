@@ -166,13 +166,15 @@ func (s *run) result(f *flight) *load.Result {
 	chunks.Reset()
 	r := &f.load
 	s.res = load.Result{ID: r.ID, Conversation: r.Conversation, Turn: r.Turn, Arrival: r.Arrival, Due: f.due, Released: f.due, Send: f.due,
-		Completion: s.now, API: load.Generate, Outcome: load.OutcomeOK, InputLen: r.InputLen, OutputLen: r.OutputLen, Chunks: chunks}
+		Completion: s.now, API: load.Generate, Outcome: load.OutcomeOK, InputLen: r.InputLen, OutputLen: r.OutputLen, Chunks: chunks,
+		CachedTokens: load.NotReported, Retractions: load.NotReported}
 	res := &s.res
 	if f.worker == nil {
 		res.Send = s.now
 		return res
 	}
 	res.Worker, res.Sent, res.Reused, res.Streamed = f.worker.Name, true, true, true
+	res.SimulatedBy = f.worker.Profile.Name
 	res.PromptTokens, res.CachedTokens, res.Retractions = f.prompt, f.request.CachedTokens(), f.request.Retractions()
 	if e := f.worker.loop.Engine; f.tokens > 0 {
 		if n := e.Produced(&f.request) - f.tokens; n > 0 { // not reported yet
@@ -187,7 +189,7 @@ func (s *run) result(f *flight) *load.Result {
 func (s *run) fail(f *flight, o load.Outcome, message string) {
 	res := s.result(f)
 	res.Outcome, res.Message = o, message
-	res.PromptTokens, res.CachedTokens = 0, 0 // they come with the last event of an answer
+	res.PromptTokens, res.CachedTokens = 0, load.NotReported // they come with the last event of an answer
 	if o == load.OutcomeRefused {
 		res.Sent, res.Streamed, res.Reused, res.Send = false, false, false, s.now
 	}

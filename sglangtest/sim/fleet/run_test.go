@@ -25,7 +25,7 @@ func TestTimesOfOneRequest(t *testing.T) {
 	r.Chunks = load.Chunks{}
 	require.Equal(t, load.Result{Arrival: 5 * ms, Due: 5 * ms, Released: 5 * ms, Send: 5 * ms, FirstToken: 21 * ms, LastToken: 41 * ms, Completion: 41 * ms,
 		Sent: true, Reused: true, API: load.Generate, Streamed: true, Outcome: load.OutcomeOK, Status: 200, InputLen: 100, OutputLen: 3,
-		PromptTokens: 100, OutputTokens: 3, FinishReason: "length", Worker: "server-0"}, r)
+		PromptTokens: 100, OutputTokens: 3, FinishReason: "length", Worker: "server-0", SimulatedBy: "steady"}, r)
 }
 
 // crowded is a workload on a pool that is too small for it, so that requests are retracted.
