@@ -1,8 +1,15 @@
+//go:build !race
+
+// The race detector makes a real-time host too slow to keep its times.
+
 package fleet
 
 import (
 	"context"
+	"reflect"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -33,8 +40,44 @@ func TestSameStepsAsTheRealTimeHost(t *testing.T) {
 		ask(5, step*27/2, 100, 3),
 		ask(6, step*29/2, 5, 2),
 	}
-	virtual := results(play(t, src, new(policy.RoundRobin), Equal(1, p)))
+	virtual := stepsOf(results(play(t, src, new(policy.RoundRobin), Equal(1, p))), step)
+	// A machine that is later than half a step makes another schedule; it gets some chances.
+	var real []tokenSteps
+	for range 6 {
+		if real = stepsOf(overHTTP(t, p, src), step); slices.EqualFunc(virtual, real, tokenSteps.equal) {
+			return
+		}
+	}
+	require.Equal(t, virtual, real)
+}
 
+// tokenSteps says of one request which step brought each of its tokens.
+type tokenSteps struct {
+	Steps                  []int
+	Prompt, Output, Cached int
+	Retractions            int
+	Outcome                load.Outcome
+	FinishReason           string
+}
+
+func (a tokenSteps) equal(b tokenSteps) bool { return reflect.DeepEqual(a, b) }
+
+func stepsOf(rs []load.Result, step time.Duration) []tokenSteps {
+	start := rs[0].FirstToken - step // the first step begins when the first request arrives
+	var all []tokenSteps
+	for i := range rs {
+		r := &rs[i]
+		of := tokenSteps{nil, r.PromptTokens, r.OutputTokens, r.CachedTokens, r.Retractions, r.Outcome, r.FinishReason}
+		for _, at := range tokenTimes(r) {
+			of.Steps = append(of.Steps, int((at-start+step/2)/step))
+		}
+		all = append(all, of)
+	}
+	return all
+}
+
+// overHTTP replays src against a real-time host.
+func overHTTP(t *testing.T, p sim.Profile, src load.Source) []load.Result {
 	srv, err := sim.NewServer(p, server.Config{})
 	require.NoError(t, err)
 	require.NoError(t, srv.Start(t.Context()))
@@ -45,39 +88,5 @@ func TestSameStepsAsTheRealTimeHost(t *testing.T) {
 	col, err := metrics.NewCollector()
 	require.NoError(t, err)
 	require.NoError(t, load.Run(t.Context(), src, sender, col))
-	real := results(col)
-
-	steps := func(rs []load.Result) [][]int {
-		start := rs[0].FirstToken - step // the first step begins when the first request arrives
-		var all [][]int
-		for i := range rs {
-			require.Equal(t, load.OutcomeOK, rs[i].Outcome)
-			var of []int
-			for _, at := range tokenTimes(&rs[i]) {
-				of = append(of, int((at-start+step/2)/step))
-			}
-			all = append(all, of)
-		}
-		return all
-	}
-	// On a busy machine an event can come late, or together with the next one; it never comes before its step.
-	exact, all := 0, 0
-	for i, want := range steps(virtual) {
-		got := steps(real)[i]
-		require.Len(t, got, len(want))
-		for k := range want {
-			require.GreaterOrEqual(t, got[k], want[k], "request %d, token %d", i, k)
-			all++
-			if got[k] == want[k] {
-				exact++
-			}
-		}
-	}
-	require.Greater(t, exact, all*3/4)
-	for i := range real {
-		v, r := &virtual[i], &real[i]
-		require.Equal(t, []int{v.PromptTokens, v.OutputTokens, v.CachedTokens, v.Retractions},
-			[]int{r.PromptTokens, r.OutputTokens, r.CachedTokens, r.Retractions})
-		require.Equal(t, v.FinishReason, r.FinishReason)
-	}
+	return results(col)
 }
