@@ -32,6 +32,18 @@ type Instance interface {
 	Stop(ctx context.Context) error
 }
 
+// A Process is an instance that is a process, which can be killed and suspended.
+type Process interface {
+	Instance
+	// Exit says how the main process ended, once the server has.
+	Exit() (Exit, bool)
+	// Kill ends the server at once, without giving it a chance to do anything. It does not wait for the end.
+	Kill()
+	// Suspend stops all processes of the server until Resume: it takes connections, and answers nothing.
+	Suspend() error
+	Resume() error
+}
+
 // A Simulated instance is one whose engine is a simulation. Every result that comes from it says so.
 type Simulated interface {
 	Instance
