@@ -35,7 +35,7 @@ func (e Exit) Clean(version string) bool {
 	if e.Code > 128 {
 		signal = syscall.Signal(e.Code - 128)
 	}
-	old, known := olderThan(version, 0, 5, 21)
+	old, known := olderThan(version, "0.5.21")
 	switch {
 	case !e.Asked || e.Forced:
 		return false

@@ -19,6 +19,15 @@ type Spec struct {
 	Config Config
 }
 
+// weightVersion returns the version of its weights that the server gives to each answer: its name, by which it is known
+// also behind a router, if the config does not fix another.
+func weightVersion(spec Spec) string {
+	if v, ok := spec.Config.Args["weight_version"].(string); ok {
+		return v
+	}
+	return spec.Name
+}
+
 // An Instance is a server that a Launcher has started.
 type Instance interface {
 	// URL is the server's base URL, such as "http://127.0.0.1:30000", without a trailing slash.

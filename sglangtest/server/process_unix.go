@@ -96,6 +96,14 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 
 // start starts the watchdog and then the server, so that there is no moment in which nothing watches.
 func (l *local) start(p *process, spec Spec) error {
+	args, err := spec.Config.CommandLine("")
+	if err != nil {
+		return err
+	}
+	if weightVersion(spec) == spec.Name { // else the config has one
+		args = append(args, "--weight-version", spec.Name)
+	}
+	args = append(slices.Clone(p.command[1:]), args...)
 	for i, stream := range []string{"stdout", "stderr"} {
 		path := filepath.Join(l.folder.logs, spec.Name+"."+stream+".log")
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
@@ -107,11 +115,9 @@ func (l *local) start(p *process, spec Spec) error {
 			return fmt.Errorf("log: %w", err)
 		}
 	}
-	var err error
 	if l.watchdog, err = startWatchdog(l.marker, l.folder, l.outputs[0].Name(), l.outputs[1].Name()); err != nil {
 		return fmt.Errorf("watchdog: %w", err)
 	}
-	args := append(slices.Clone(p.command[1:]), commandLine(spec.Config, spec.Name)...)
 	l.cmd = exec.Command(p.command[0], args...)
 	l.cmd.Env = p.environ(spec.Config, l.marker, l.folder.temp)
 	l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program

@@ -92,13 +92,14 @@ func passing(err error) bool {
 
 // ownName checks that a server which answers is the process that was launched: it was given its name as the version
 // of its weights.
-func (s *Server) ownName(weightVersion string) error {
+func (s *Server) ownName(has string) error {
 	l := s.present()
-	if _, ok := l.inst.(Process); !ok || weightVersion == s.name {
+	want := weightVersion(Spec{Name: s.name, Config: l.reservation.config})
+	if _, ok := l.inst.(Process); !ok || has == want {
 		return nil
 	}
 	return &PortInUseError{Address: l.reservation.config.address(),
-		Err: fmt.Errorf("another server answers there, with weight_version %q", weightVersion)}
+		Err: fmt.Errorf("another server answers there: its weight_version is %q, not %q", has, want)}
 }
 
 // prove makes a process that was launched show that it is the one that answers, and that it generates.
@@ -145,7 +146,7 @@ func showsSocket(raw map[string]any) bool {
 		level, _ = raw["log_level"].(string)
 	}
 	version, _ := raw["version"].(string)
-	old, _ := olderThan(version, 0, 5, 21)
+	old, _ := olderThan(version, "0.5.21")
 	return (level == "info" || level == "debug" || level == "trace") && (old || raw["frontend"] == "python")
 }
 

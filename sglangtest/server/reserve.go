@@ -224,7 +224,13 @@ func (r *reservation) takeGPUs(gpus []GPU) error {
 }
 
 // gpuCount returns the number of GPUs that a server with the config uses.
-func gpuCount(Config) int { return 1 }
+func gpuCount(cfg Config) int {
+	n := max(1, cfg.TPSize) * max(1, cfg.PPSize)
+	if cfg.Args["enable_dp_attention"] != true { // else its ranks share those of TPSize
+		n *= max(1, cfg.DPSize)
+	}
+	return n
+}
 
 func gib(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
 

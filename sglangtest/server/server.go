@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ type life struct {
 
 func newServer(m *ServerManager, r *reservation, inst Instance) *Server {
 	s := &Server{m: m, name: r.name}
-	s.client = newClient(inst.URL(), m.apiKey, m.transport, func(message string) { s.tell(KindRetry, message) })
+	s.client = newClient(inst.URL(), cmp.Or(m.apiKey, r.config.APIKey), m.transport, func(message string) { s.tell(KindRetry, message) })
 	s.begin(inst, r)
 	return s
 }

@@ -2,72 +2,38 @@ package server
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
-)
 
-// The versions of SGLang that this package was tested with: the oldest and the newest.
-const (
-	OldestKnownVersion = "0.5.15"
-	NewestKnownVersion = "0.5.23"
+	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 )
 
 // A VersionError says that a server runs a version of SGLang that this package does not work with.
-type VersionError struct{ Version string }
-
-func (e *VersionError) Error() string {
-	return fmt.Sprintf("SGLang %s is too old: want 0.3.0 or newer, best %s to %s", e.Version, OldestKnownVersion, NewestKnownVersion)
+type VersionError struct {
+	Version string
+	Err     error // says what is wanted
 }
 
-// parseVersion reads the first three numbers of a version such as "0.5.15.post1" or "0.5.16.dev3+gabc".
-func parseVersion(version string) (v [3]int, known bool) {
-	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 4)
-	if len(parts) < 3 {
-		return v, false
+func (e *VersionError) Error() string { return e.Err.Error() }
+
+func (e *VersionError) Unwrap() error { return e.Err }
+
+// checkVersion refuses versions that are too old and returns a warning for one outside the known range, or "".
+func checkVersion(version string) (warning string, err error) {
+	if _, err := sglargs.ParseVersion(version); err != nil {
+		return fmt.Sprintf("the server's version is not known: %v", err), nil
 	}
-	for i := range v {
-		digits := strings.TrimRight(parts[i], "abcdefghijklmnopqrstuvwxyz+0123456789")
-		number := parts[i]
-		if digits != "" {
-			return v, false
-		}
-		if end := strings.IndexFunc(number, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
-			number = number[:end]
-		}
-		n, err := strconv.Atoi(number)
-		if err != nil {
-			return v, false
-		}
-		v[i] = n
+	warning, err = sglargs.Support(version)
+	if err != nil {
+		return "", &VersionError{Version: version, Err: err}
 	}
-	return v, true
+	return warning, nil
 }
 
-// olderThan reports whether version is older than major.minor.patch, if it can be read.
-func olderThan(version string, major, minor, patch int) (older, known bool) {
-	v, known := parseVersion(version)
-	if !known {
+// olderThan reports whether version is older than another one, if it can be read.
+func olderThan(version, other string) (older, known bool) {
+	v, err := sglargs.ParseVersion(version)
+	if err != nil {
 		return false, false
 	}
-	for i, n := range [3]int{major, minor, patch} {
-		if v[i] != n {
-			return v[i] < n, true
-		}
-	}
-	return false, true
-}
-
-// checkVersion refuses versions before 0.3.0 and returns a warning for one outside the known range, or "".
-func checkVersion(version string) (warning string, err error) {
-	tooOld, known := olderThan(version, 0, 3, 0)
-	if tooOld {
-		return "", &VersionError{version}
-	}
-	older, _ := olderThan(version, 0, 5, 15)
-	within, _ := olderThan(version, 0, 5, 24)
-	if known && !older && within {
-		return "", nil
-	}
-	return fmt.Sprintf("SGLang %q is outside %s to %s, the versions that this package was tested with: it may behave differently",
-		version, OldestKnownVersion, NewestKnownVersion), nil
+	o, err := sglargs.ParseVersion(other)
+	return v.Compare(o) < 0, err == nil
 }
