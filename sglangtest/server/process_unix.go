@@ -38,6 +38,7 @@ type local struct {
 	folder   folder
 	ownLogs  bool // the logs are in the server's folder
 	outputs  [2]*os.File
+	begins   [2]int64 // where in the outputs this life of the server begins
 	log      *Log
 	watchdog *watchdog
 	serves   chan struct{} // closed by Serving
@@ -80,7 +81,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	ends := make(chan struct{})
 	var readers sync.WaitGroup
 	for i, f := range l.outputs {
-		readers.Go(func() { l.tail(f, i == 1, ends) })
+		readers.Go(func() { l.tail(f, l.begins[i], i == 1, ends) })
 	}
 	readers.Go(func() { l.findShared(ends) })
 	go func() {
@@ -111,7 +112,7 @@ func (l *local) start(p *process, spec Spec) error {
 			return fmt.Errorf("log: %w", err)
 		}
 		l.outputs[i] = f
-		if _, err := f.Seek(0, io.SeekEnd); err != nil { // an earlier life of the server wrote what is there
+		if l.begins[i], err = f.Seek(0, io.SeekEnd); err != nil { // an earlier life of the server wrote what is there
 			return fmt.Errorf("log: %w", err)
 		}
 	}
@@ -216,15 +217,10 @@ func (l *local) closeOutputs() {
 	}
 }
 
-// tail reads what the server appends to f until it has gone.
-func (l *local) tail(f *os.File, stderr bool, ends <-chan struct{}) {
+// tail reads what the server appends to f from offset on, until it has gone.
+func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}) {
 	tick := time.NewTicker(tailInterval)
 	defer tick.Stop()
-	offset, err := f.Seek(0, io.SeekCurrent)
-	if err != nil {
-		l.fail(err)
-		return
-	}
 	buf := make([]byte, 64<<10)
 	var rest []byte
 	for over := false; ; {
@@ -272,7 +268,6 @@ func (l *local) findShared(ends <-chan struct{}) {
 		case <-tick.C:
 			l.watchdog.shared(sharedFiles(l.members()))
 		case <-l.serves:
-			l.watchdog.shared(sharedFiles(l.members()))
 			return
 		case <-ends:
 			return
@@ -285,7 +280,12 @@ func (l *local) Log() *Log               { return l.log }
 func (l *local) Exited() <-chan struct{} { return l.exited }
 
 // Serving says that the server has become ready.
-func (l *local) Serving() { l.servesOnce.Do(func() { close(l.serves) }) }
+func (l *local) Serving() {
+	l.servesOnce.Do(func() {
+		l.watchdog.shared(sharedFiles(l.members()))
+		close(l.serves)
+	})
+}
 
 // LogFiles returns the paths of the logs.
 func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
