@@ -250,7 +250,7 @@ func (n native) appendObject(b []byte, c *call, st *stream, from int, p progress
 		b = append(b, `,"weight_version":`...)
 		b = appendString(b, n.s.opts.weightVersion)
 		b = append(b, `,"e2e_latency":`...)
-		b = appendSeconds(b, p.ended.Sub(st.received))
+		b = appendSeconds(b, p.at.Sub(st.received))
 		return append(b, `,"completion_tokens":0}}`...)
 	}
 	b = append(b, `,"prompt_tokens":`...)
@@ -270,7 +270,7 @@ func (n native) appendObject(b []byte, c *call, st *stream, from int, p progress
 	b = append(b, `,"cached_tokens_details":null,"dp_rank":null`...)
 	if p.finish != nil {
 		b = append(b, `,"e2e_latency":`...)
-		b = appendSeconds(b, p.ended.Sub(st.received))
+		b = appendSeconds(b, p.at.Sub(st.received))
 	}
 	b = append(b, `,"response_sent_to_client_ts":`...)
 	b = appendUnix(b, c.sent)

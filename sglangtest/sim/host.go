@@ -28,9 +28,11 @@ type host struct {
 	front    *Front
 	going    []delivery // results on their way through the front process, in order of due
 	streams  map[string]*stream
+	quiet    chan struct{} // if not nil: to be closed when streams is empty
 	stopped  bool
 	late     lateness
 	rate     throughput
+	observed
 }
 
 // egressGroup is how far apart results may leave the front process and still be delivered together: a timer for each
@@ -49,7 +51,10 @@ type stream struct {
 	rid          string
 	index        int // within its call
 	promptTokens int
+	streaming    bool
+	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time
+	entered      time.Duration // when its first step was planned, loop time; 0 before
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
 
@@ -63,7 +68,7 @@ type progress struct {
 	retractions int
 	cached      int       // prompt tokens from the prefix cache
 	finish      *Finish   // nil while it goes on
-	ended       time.Time // when the last result was due
+	at          time.Time // when the last result was due
 }
 
 func (s *stream) progress() progress {
@@ -206,7 +211,7 @@ func (h *host) advanceLoop(now time.Duration) time.Duration {
 		if at > now {
 			return at
 		}
-		outputs := h.loop.Advance()
+		outputs := h.advanceObserved(at)
 		if len(outputs) > 0 {
 			h.hold(at, outputs)
 			h.rate.add(at, len(outputs))
@@ -245,11 +250,18 @@ func (h *host) release(now time.Duration) {
 // deliver tells a stream what it got.
 func (h *host) deliver(o Output, due time.Time) {
 	s := o.Request.Owner.(*stream)
+	before := s.got // written by this goroutine alone
+	got := progress{before.tokens + o.Tokens, s.req.Retractions(), s.req.CachedTokens(), o.Finish, due}
 	s.mu.Lock()
-	s.got = progress{s.got.tokens + o.Tokens, s.req.Retractions(), s.req.CachedTokens(), o.Finish, due}
+	s.got = got
 	s.mu.Unlock()
+	h.tell(s, before, got)
 	if o.Finish != nil {
 		delete(h.streams, s.rid)
+		if len(h.streams) == 0 && h.quiet != nil {
+			close(h.quiet)
+			h.quiet = nil
+		}
 	}
 	select {
 	case s.notify <- struct{}{}:

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -59,34 +61,9 @@ type Server struct {
 const (
 	statusStarting int32 = iota
 	statusUp
+	statusDraining // like statusUp, but not healthy
 	statusStopping
 )
-
-// An Option changes how a simulated server presents itself.
-type Option func(*options) error
-
-type options struct {
-	weightVersion string
-	incremental   bool
-}
-
-// WithWeightVersion sets the name that answers carry as their weight version (SGLang's --weight-version).
-// Without it, [NewServer] answers "default" and [Launcher] the server's name.
-func WithWeightVersion(name string) Option {
-	return func(o *options) error {
-		if name == "" {
-			return errors.New("sim: weight version is empty: want a name")
-		}
-		o.weightVersion = name
-		return nil
-	}
-}
-
-// WithIncrementalStreaming makes streamed text and ids of /generate deltas instead of the whole so far (SGLang's
-// --incremental-streaming-output).
-func WithIncrementalStreaming() Option {
-	return func(o *options) error { o.incremental = true; return nil }
-}
 
 // NewServer returns a server that is not started. It honours the fields of cfg that the engine knows and refuses
 // the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens comes from the
@@ -140,7 +117,12 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
 	s.label = []string{profile.Name}
 	s.base, s.abandon = context.WithCancel(context.Background())
-	s.http = &http.Server{Handler: s, IdleTimeout: keepAlive, ReadHeaderTimeout: headerTimeout}
+	h.observers = o.observers
+	var handler http.Handler = s
+	for _, wrap := range o.middleware {
+		handler = wrap(handler)
+	}
+	s.http = &http.Server{Handler: handler, IdleTimeout: keepAlive, ReadHeaderTimeout: headerTimeout}
 	return s, nil
 }
 
@@ -171,8 +153,8 @@ func unsupported(cfg server.Config) error {
 	return errors.Join(errs...)
 }
 
-// Start listens and serves. It returns when the server has its address; the server is ready then. A port that is in
-// use is an error. Start may be called once.
+// Start listens and serves. It returns when the server has its address; the server is up then, unless [WithStarting]
+// leaves that to [Server.Up]. A port that is in use is an error. Start may be called once.
 func (s *Server) Start(ctx context.Context) error {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port)))
 	if err != nil {
@@ -190,8 +172,62 @@ func (s *Server) Start(ctx context.Context) error {
 			s.finish(fmt.Errorf("sim: serve: %w", err))
 		}
 	}()
-	s.status.Store(statusUp)
+	if !s.opts.starting {
+		s.Up()
+	}
 	return nil
+}
+
+// Up ends the starting state of a server with [WithStarting]: SGLang's warm-up is over.
+func (s *Server) Up() { s.status.CompareAndSwap(statusStarting, statusUp) }
+
+// Drain is what SIGTERM does to SGLang's HTTP process: the server is no longer healthy, and otherwise works as before.
+// New generations are accepted, too. What ends it then is the caller's: see [Server.InFlight] and [Server.WaitIdle].
+func (s *Server) Drain() {
+	if !s.status.CompareAndSwap(statusUp, statusDraining) {
+		s.status.CompareAndSwap(statusStarting, statusDraining)
+	}
+}
+
+// InFlight returns the ids of the generations that have not ended, in no order.
+func (s *Server) InFlight() []string {
+	s.host.mu.Lock()
+	defer s.host.mu.Unlock()
+	return slices.Collect(maps.Keys(s.host.streams))
+}
+
+// WaitIdle returns nil at a moment at which no generation is in flight, or the context's error if that ends first.
+func (s *Server) WaitIdle(ctx context.Context) error {
+	for {
+		s.host.mu.Lock()
+		if len(s.host.streams) == 0 {
+			s.host.mu.Unlock()
+			return nil
+		}
+		if s.host.quiet == nil {
+			s.host.quiet = make(chan struct{})
+		}
+		quiet := s.host.quiet
+		s.host.mu.Unlock()
+		select {
+		case <-quiet:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Exited is closed when a server that was started has ended, by [Server.Close] or by itself.
+func (s *Server) Exited() <-chan struct{} { return s.ended }
+
+// Err returns why the server ended by itself, or nil.
+func (s *Server) Err() error {
+	select {
+	case <-s.ended:
+		return s.err
+	default:
+		return nil
+	}
 }
 
 // URL returns the base URL, without a trailing slash. The server must have been started.
@@ -204,9 +240,9 @@ func (s *Server) StepLateness() Lateness {
 	return s.host.late.summary()
 }
 
-// Close ends the server and returns when its goroutines have ended and its port is free. Like SGLang on SIGTERM
-// it first lets the requests under way finish, but takes no new connections; when ctx is done it ends them
-// unfinished. Close may be called again, and does nothing to a server that was not started.
+// Close ends the server and returns when its goroutines have ended and its port is free. It takes no new connections
+// but lets the requests under way finish; when ctx is done their connections break, as when a server is killed: a
+// done ctx does so at once. Close may be called again, and does nothing to a server that was not started.
 func (s *Server) Close(ctx context.Context) {
 	if s.addr == nil {
 		return
