@@ -38,6 +38,7 @@ var routes = map[string]route{
 	"/get_server_info":     {"GET", (*Server).serverInfo},
 	"/v1/models":           {"GET", (*Server).models},
 	"/v1/loads":            {"GET", (*Server).loads},
+	"/metrics":             {"GET", (*Server).metrics},
 	"/flush_cache":         {"GET, POST", (*Server).flushCache},
 	"/abort_request":       {"POST", (*Server).abortRequest},
 	"/set_internal_state":  {"PUT, POST", (*Server).setInternalState},
@@ -129,25 +130,6 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 		"gpu": s.profile.GPU, "prefix_cache": "simulated on token ids; a text or chat matches only an equal one, and no prompt matches an answer",
 		"step_lateness_ms": object{"steps": late.Steps, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}}
 	s.writeJSON(w, out)
-}
-
-// loads is /v1/loads. The counts are those of the present moment; SGLang's may be 15 decode steps old.
-func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
-	s.host.mu.Lock()
-	e := s.host.loop.Engine
-	ec, st, rate, late := e.Config(), e.State(), s.host.rate.perSecond, s.host.late.summary()
-	s.host.mu.Unlock()
-	now := time.Now()
-	usage := float64(st.UsedTokens) / float64(st.MaxTotalTokens)
-	s.writeJSON(w, object{"timestamp": now.UTC().Format("2006-01-02T15:04:05.000000-07:00"), "version": Version, "accelerator": nil,
-		"num_accelerators": 1, "loads": []object{{
-			"timestamp": float64(now.UnixNano()) / 1e9, "dp_rank": 0, "num_running_reqs": st.Running, "num_waiting_reqs": st.Waiting,
-			"num_waiting_uncached_tokens": st.WaitingTokens, "num_used_tokens": st.UsedTokens, "num_total_tokens": st.UsedTokens + st.WaitingTokens,
-			"num_active_tokens": st.UsedTokens, "num_prealloc_ready_tokens": 0, "max_total_num_tokens": st.MaxTotalTokens,
-			"max_running_requests": ec.MaxRunningRequests, "token_usage": usage, "gen_throughput": rate, "cache_hit_rate": 0.0, "utilization": 0.0,
-			"memory":    object{"token_capacity": st.MaxTotalTokens},
-			"simulated": object{"step_lateness_p99_ms": float64(late.P99) / 1e6},
-			"queues":    object{"waiting": st.Waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}}}})
 }
 
 func (s *Server) flushCache(w http.ResponseWriter, _ *http.Request) {

@@ -55,6 +55,9 @@ type stream struct {
 	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time
 	entered      time.Duration // when its first step was planned, loop time; 0 before
+	chunked      time.Duration // when a chunk that is not its prompt's last was computed
+	computed     time.Duration // when its first result was processed
+	first        time.Time     // when that was due
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
 
@@ -144,6 +147,7 @@ func (h *host) leave(streams []*stream) {
 	}
 	for _, s := range streams {
 		if h.streams[s.rid] == s {
+			h.meter.aborted()
 			h.abort(s)
 		}
 	}
@@ -156,6 +160,7 @@ func (h *host) abortPrefix(rid string, all bool) {
 	if !all && h.streams[rid] == nil {
 		return
 	}
+	h.meter.aborted()
 	for id, s := range h.streams {
 		if all || strings.HasPrefix(id, rid) {
 			h.abort(s)

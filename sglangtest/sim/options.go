@@ -14,6 +14,10 @@ type options struct {
 	starting      bool
 	observers     []Observer
 	middleware    []func(http.Handler) http.Handler
+
+	metrics           bool
+	decodeLogInterval int
+	loadInterval      int
 }
 
 // WithWeightVersion sets the name that answers carry as their weight version (SGLang's --weight-version).

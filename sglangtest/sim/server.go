@@ -117,8 +117,11 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
 	s.label = []string{profile.Name}
 	s.base, s.abandon = context.WithCancel(context.Background())
-	h.observers = o.observers
+	h.observe(&o, s.cfg.ServedModelName, s.patch())
 	var handler http.Handler = s
+	if o.metrics {
+		handler = h.meter.countHTTP(handler)
+	}
 	for _, wrap := range o.middleware {
 		handler = wrap(handler)
 	}
