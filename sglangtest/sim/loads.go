@@ -302,7 +302,7 @@ func (s *Server) writeLoads(w http.ResponseWriter, format string, fields, simula
 		writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", b)
 		return
 	}
-	b := fmt.Appendf(nil, `{"timestamp":"%s","version":"%s"`, time.Now().UTC().Format("2006-01-02T15:04:05.000000-07:00"), s.version())
+	b := fmt.Appendf(nil, `{"timestamp":"%s","version":"%s"`, time.Now().UTC().Format("2006-01-02T15:04:05.000000-07:00"), s.opts.release.name)
 	if s.host.meter.patch >= 18 {
 		b = append(b, `,"accelerator":`...)
 		if s.profile.GPU == "" {
@@ -326,6 +326,3 @@ func (s *Server) getLoad(w http.ResponseWriter, _ *http.Request) {
 		{"num_tokens", l.total}, {"num_pending_tokens", l.total - l.used}, {"ts_tic", time.Since(s.host.start).Seconds()}})
 	writeBody(w, http.StatusOK, "application/json", append(b, ']'))
 }
-
-func (s *Server) version() string { return Version }
-func (s *Server) patch() int      { return 23 }

@@ -48,13 +48,6 @@ const (
 	throughputStale = 30 * time.Second
 )
 
-// WithMetrics makes the server answer /metrics, as SGLang does with --enable-metrics; without it the path is not found.
-// The page has the names, labels and buckets of the server's version. It has not the CPU times of SGLang's processes,
-// which are not simulated, and says 0 for memory in GB and start-up times, which a profile does not know.
-func WithMetrics() Option {
-	return func(o *options) error { o.metrics = true; return nil }
-}
-
 // WithDecodeLogInterval sets after how many decode steps the gauges change (--decode-log-interval). Without it,
 // that is [DefaultDecodeLogInterval].
 func WithDecodeLogInterval(steps int) Option {

@@ -189,16 +189,16 @@ func TestMetricsCountWhatWasServed(t *testing.T) {
 	require.Equal(t, 200, status)
 	m := parseMetrics(t, page)
 	for series, want := range map[string]float64{"prompt_tokens_total": 20, "generation_tokens_total": 52, "num_requests_total": 4, "num_aborted_requests_total": 0,
-		"cached_tokens_total": 9, "time_to_first_token_seconds_count": 4, "e2e_request_latency_seconds_count": 4, "inter_token_latency_seconds_count": 48,
-		"queue_time_seconds_count": 4, "generation_tokens_histogram_sum": 52, "prompt_tokens_histogram_sum": 20, "uncached_prompt_tokens_histogram_sum": 11,
+		"cached_tokens_total": 8, "time_to_first_token_seconds_count": 4, "e2e_request_latency_seconds_count": 4, "inter_token_latency_seconds_count": 48,
+		"queue_time_seconds_count": 4, "generation_tokens_histogram_sum": 52, "prompt_tokens_histogram_sum": 20, "uncached_prompt_tokens_histogram_sum": 12,
 		"request_time_per_output_token_seconds_count": 2, "num_running_reqs": 0, "num_retracted_reqs": 0, "http_requests_total": 5,
 		"http_responses_total": 4, "http_requests_active": 1} {
 		require.Equal(t, want, total(m, series), series)
 	}
 	require.Equal(t, 20.0, total(m, "generation_tokens_total", `is_streaming="true"`))
 	require.Equal(t, 1.0, total(m, "http_responses_total", `endpoint="/nope"`, `status_code="404"`))
-	require.Equal(t, 11.0, total(m, "realtime_tokens_total", "prefill_compute"))
-	require.Equal(t, 9.0, total(m, "realtime_tokens_total", "prefill_cache"))
+	require.Equal(t, 12.0, total(m, "realtime_tokens_total", "prefill_compute"))
+	require.Equal(t, 8.0, total(m, "realtime_tokens_total", "prefill_cache"))
 	require.Positive(t, total(m, "gen_throughput"))
 	require.Positive(t, total(m, "scheduler_idle_seconds_total"))
 	require.Equal(t, total(m, "max_total_num_tokens"), total(m, "kv_available_tokens")+total(m, "kv_evictable_tokens")+total(m, "kv_used_tokens"))
@@ -220,7 +220,8 @@ type driver struct {
 func driveHost(t *testing.T, cfg EngineConfig, opts options) *driver {
 	h, err := newHost(quick(), cfg)
 	require.NoError(t, err)
-	h.observe(&opts, "m", 23)
+	opts.release = defaultOptions().release
+	h.observe(&opts, "m")
 	h.start = time.Unix(1000, 0)
 	return &driver{h: h}
 }

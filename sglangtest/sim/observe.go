@@ -34,7 +34,7 @@ type Batch struct {
 	NewTokenRatio         float64       // when this batch was planned
 	Chunk                 time.Duration // of the request whose prompt is not at its end: since its chunk before or its first step
 
-	State State // when the result had been processed: #queue-req is Waiting, #token UsedTokens
+	State State // when the result had been processed, before the next step is planned: #queue-req is Waiting, #token UsedTokens
 
 	chunk *stream
 }
@@ -80,23 +80,15 @@ type observed struct {
 // their first step was planned.
 func (h *host) advanceObserved(at time.Duration) []Output {
 	l := h.loop
-	due, steps, free, chunked := l.due, l.steps, l.gpuFree, l.Engine.Chunked()
+	steps, free, chunked := l.steps, l.gpuFree, l.Engine.Chunked()
 	h.beforeAdvance(at)
 	outputs := l.Advance()
-	for _, o := range outputs {
-		if st := o.Request.Owner.(*stream); st.computed == 0 {
-			st.computed = at
-		}
-	}
 	if l.steps > steps {
 		f := l.pending
 		if l.ready.step != nil {
 			f = l.ready
 		}
 		h.plannedStep(f, at, free, chunked)
-	}
-	if due && len(h.planned) > 0 {
-		h.completed(at)
 	}
 	h.afterAdvance(at)
 	return outputs
@@ -187,15 +179,12 @@ func (h *host) tell(s *stream, previous, got progress) {
 	if len(h.observers) == 0 {
 		return
 	}
-	if s.first.IsZero() {
-		s.first = got.at
-	}
-	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, First: s.first, Previous: previous.at, At: got.at,
+	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, First: got.first, Previous: previous.at, At: got.at,
 		New: got.tokens - previous.tokens, Tokens: got.tokens, PromptTokens: s.promptTokens, CachedTokens: got.cached,
 		Retractions: got.retractions, Finish: got.finish}
 	if s.entered > 0 {
 		r.Queued = max(0, s.entered-s.arrives)
-		r.Prefill = max(0, s.computed-s.entered)
+		r.Prefill = max(0, s.prefilled-s.entered)
 	}
 	for _, o := range h.observers {
 		o.Result(r)
@@ -203,12 +192,13 @@ func (h *host) tell(s *stream, previous, got progress) {
 }
 
 // observe makes the meter and names all observers.
-func (h *host) observe(o *options, model string, patch int) {
+func (h *host) observe(o *options, model string) {
 	h.metrics = o.metrics
 	h.loads.interval = o.loadInterval
 	if h.loads.interval == 0 {
 		h.loads.interval = DefaultLoadSnapshotInterval
 	}
-	h.meter = newMeter(patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
+	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
 	h.observers = append([]Observer{h.meter}, o.observers...)
+	h.loop.processed = h.completed
 }
