@@ -41,9 +41,10 @@ func TestLoadsAreThoseOfRealServers(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			p := quick()
 			p.GPU = "" // the recorded servers had none
-			_, c := start(t, p, server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64}, WithVersion(version))
+			s, c := start(t, p, server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64}, WithVersion(version))
 			// As there, something was decoded before.
 			c.post("/generate", `{"input_ids":[1,2,3],"sampling_params":{"max_new_tokens":8,"ignore_eos":true}}`)
+			awaitIdle(s)
 			for name, path := range map[string]string{"v1_loads": "/v1/loads", "v1_loads_core": "/v1/loads?include=core", "v1_loads_busy": "/v1/loads?include=all",
 				"v1_loads_prometheus": "/v1/loads?format=prometheus", "get_load": "/get_load"} {
 				wantType, want := recordedBy(t, version, name)
@@ -56,6 +57,19 @@ func TestLoadsAreThoseOfRealServers(t *testing.T) {
 				require.Equal(t, masked(want), masked(got), name)
 			}
 		})
+	}
+}
+
+// awaitIdle returns when the loop has nothing left to do, which is a little later than the last answer.
+func awaitIdle(s *Server) {
+	for {
+		s.host.mu.Lock()
+		idle := s.host.loop.idle
+		s.host.mu.Unlock()
+		if idle {
+			return
+		}
+		s.host.waiter.Wake()
 	}
 }
 

@@ -184,6 +184,7 @@ func TestMetricsCountWhatWasServed(t *testing.T) {
 	c.post("/generate", `{"input_ids":[1,2,3,4,5,6,7,8],"sampling_params":{"max_new_tokens":30,"ignore_eos":true}}`)
 	c.post("/generate", `{"input_ids":[1,2,3,4,5,6,7,9],"stream":true,"sampling_params":{"max_new_tokens":20,"ignore_eos":true}}`)
 	c.post("/generate", `{"input_ids":[[1,2],[3,4]],"sampling_params":{"max_new_tokens":1,"ignore_eos":true}}`)
+	awaitIdle(s)
 	c.do("GET", "/nope", "")
 	status, page := c.do("GET", "/metrics", "")
 	require.Equal(t, 200, status)
@@ -208,7 +209,6 @@ func TestMetricsCountWhatWasServed(t *testing.T) {
 	status, body := c.do("GET", "/metrics", "")
 	require.Equal(t, 404, status)
 	require.Equal(t, `{"detail":"Not Found"}`, body)
-	_ = s
 }
 
 // A driver advances a host step by step without a clock.

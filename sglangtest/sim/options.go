@@ -26,6 +26,7 @@ type options struct {
 
 	decodeLogInterval int
 	loadInterval      int
+	tokenizer         *tokenizer
 }
 
 func defaultOptions() options {
