@@ -63,6 +63,8 @@ func init() { // the handlers look routes up
 		"/set_internal_state":  {methods: "PUT, POST", serve: (*Server).setInternalState, admin: true, function: "set_internal_state", lines: [4]int{759, 858, 879, 897}},
 		"/update_weight_version": {methods: "POST", serve: (*Server).updateWeightVersion, admin: true, function: "update_weight_version",
 			lines: [4]int{1325, 1432, 1469, 1527}},
+		"/update_weights_from_disk": {methods: "POST", serve: (*Server).updateWeights, admin: true, function: "update_weights_from_disk",
+			lines: [4]int{1128, 1235, 1242, 1300}},
 		"/tokenize":      {methods: "POST", serve: (*Server).tokenize, function: "openai_v1_tokenize", lines: [4]int{1648, 1756, 1811, 1906}},
 		"/v1/tokenize":   {methods: "POST", serve: (*Server).tokenize, function: "openai_v1_tokenize", lines: [4]int{1648, 1756, 1811, 1906}},
 		"/detokenize":    {methods: "POST", serve: (*Server).detokenize, function: "openai_v1_detokenize", lines: [4]int{1666, 1774, 1829, 1924}},
