@@ -34,7 +34,6 @@ type host struct {
 	last     time.Time     // when the last result had passed the front process
 	stopped  bool
 	late     lateness
-	rate     throughput
 	observed
 }
 
@@ -262,7 +261,6 @@ func (h *host) advanceLoop(now time.Duration) time.Duration {
 		outputs := h.advanceObserved(at)
 		if len(outputs) > 0 {
 			h.hold(at, outputs)
-			h.rate.add(at, len(outputs))
 		}
 	}
 }
@@ -329,22 +327,4 @@ func (h *host) stop() {
 	h.mu.Unlock()
 	<-h.done
 	h.waiter.Close()
-}
-
-// throughput counts tokens over the last 40 results, as SGLang's log does.
-type throughput struct {
-	results, tokens int
-	since           time.Duration
-	perSecond       float64
-}
-
-func (t *throughput) add(at time.Duration, tokens int) {
-	t.results++
-	t.tokens += tokens
-	if t.results == 40 {
-		if at > t.since {
-			t.perSecond = float64(t.tokens) / (at - t.since).Seconds()
-		}
-		*t = throughput{since: at, perSecond: t.perSecond}
-	}
 }

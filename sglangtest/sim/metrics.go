@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -183,7 +184,7 @@ func (m *meter) prefill(b Batch) {
 		m.observe("per_stage_req_latency_seconds", b.Chunk, "stage", "chunked_prefill")
 	}
 	m.set("new_token_ratio", b.NewTokenRatio)
-	m.report(b.At, b.Running, b.State)
+	m.reportBatch(&b, b.Running)
 }
 
 // decode is report_decode_stats.
@@ -204,7 +205,7 @@ func (m *meter) decode(b Batch) {
 		m.hitGauge = 0
 	}
 	m.set("decode_sum_seq_lens", float64(b.Context))
-	m.report(b.At, b.Requests, b.State)
+	m.reportBatch(&b, b.Requests)
 }
 
 // report sets the gauges that all reports share (pool_stats_observer.py for those of memory).
@@ -221,6 +222,11 @@ func (m *meter) report(at time.Time, running int, s State) {
 	m.set("kv_used_tokens", float64(s.UsedTokens))
 	m.set("kv_available_tokens", float64(s.FreeTokens))
 	m.set("kv_evictable_tokens", float64(s.CachedTokens))
+}
+
+// reportBatch is report for one of a batch, which tells of the last retraction, too.
+func (m *meter) reportBatch(b *Batch, running int) {
+	m.report(b.At, running, b.State)
 	m.retractGauge, m.retracted = m.retracted, 0
 	m.series["num_retracted_reqs"][0].value = float64(m.retractGauge)
 }
@@ -233,10 +239,8 @@ func (m *meter) idle(now time.Time, s State) {
 	if now.Sub(m.lastReport) <= idleReport && (m.patch < 21 || m.running == 0) {
 		return
 	}
-	retracted := m.retracted
-	m.genGauge, m.retracted = 0, m.retractGauge
+	m.genGauge = 0
 	m.report(now, 0, s)
-	m.retracted = retracted
 }
 
 // stats returns the values that a load snapshot takes from the gauges.
@@ -244,6 +248,13 @@ func (m *meter) stats() (throughput, hitRate, recentHitRate float64, retracted i
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.genGauge, m.hitGauge, m.recent.rate(), m.retractGauge
+}
+
+// lastThroughput returns the throughput of the last report of decodes, in tokens per second.
+func (m *meter) lastThroughput() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.throughput
 }
 
 // Result counts what a request got (tokenizer_manager.py, collect_metrics).
@@ -368,17 +379,31 @@ func (w *hitWindow) rate() float64 {
 	return float64(w.hit) / float64(w.total)
 }
 
+// mostEndpoints bounds the endpoints that are told apart, since a client can make up any number. (SGLang's are not bounded.)
+const mostEndpoints = 1000
+
+// endpoint is the label of a path: that of its route. The meter must be locked.
+func (m *meter) endpoint(path string) string {
+	if strings.HasPrefix(path, modelPath) {
+		return modelPath + "{model:path}"
+	}
+	if _, ok := routes[path]; !ok && len(m.series["http_requests_total"]) >= mostEndpoints {
+		return "other"
+	}
+	return path
+}
+
 // countHTTP wraps a handler to count its requests (observability/http_request_metrics.py).
 func (m *meter) countHTTP(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		labels := []string{"endpoint", r.URL.Path, "method", r.Method}
 		m.mu.Lock()
+		labels := []string{"endpoint", m.endpoint(r.URL.Path), "method", r.Method}
 		m.add("http_requests_total", 1, labels...)
 		m.add("http_requests_active", 1, labels...)
 		m.mu.Unlock()
 		sw := &statusWriter{ResponseWriter: w, counted: func(status int) {
 			m.mu.Lock()
-			m.add("http_responses_total", 1, append(labels, "status_code", strconv.Itoa(status))...)
+			m.add("http_responses_total", 1, append(slices.Clone(labels), "status_code", strconv.Itoa(status))...)
 			m.mu.Unlock()
 		}}
 		defer func() {

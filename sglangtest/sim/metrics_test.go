@@ -186,18 +186,20 @@ func TestMetricsCountWhatWasServed(t *testing.T) {
 	c.post("/generate", `{"input_ids":[[1,2],[3,4]],"sampling_params":{"max_new_tokens":1,"ignore_eos":true}}`)
 	awaitIdle(s)
 	c.do("GET", "/nope", "")
+	c.do("GET", "/v1/models/a/b", "")
 	status, page := c.do("GET", "/metrics", "")
 	require.Equal(t, 200, status)
 	m := parseMetrics(t, page)
 	for series, want := range map[string]float64{"prompt_tokens_total": 20, "generation_tokens_total": 52, "num_requests_total": 4, "num_aborted_requests_total": 0,
 		"cached_tokens_total": 8, "time_to_first_token_seconds_count": 4, "e2e_request_latency_seconds_count": 4, "inter_token_latency_seconds_count": 48,
 		"queue_time_seconds_count": 4, "generation_tokens_histogram_sum": 52, "prompt_tokens_histogram_sum": 20, "uncached_prompt_tokens_histogram_sum": 12,
-		"request_time_per_output_token_seconds_count": 2, "num_running_reqs": 0, "num_retracted_reqs": 0, "http_requests_total": 5,
-		"http_responses_total": 4, "http_requests_active": 1} {
+		"request_time_per_output_token_seconds_count": 2, "num_running_reqs": 0, "num_retracted_reqs": 0, "http_requests_total": 6,
+		"http_responses_total": 5, "http_requests_active": 1} {
 		require.Equal(t, want, total(m, series), series)
 	}
 	require.Equal(t, 20.0, total(m, "generation_tokens_total", `is_streaming="true"`))
 	require.Equal(t, 1.0, total(m, "http_responses_total", `endpoint="/nope"`, `status_code="404"`))
+	require.Equal(t, 1.0, total(m, "http_requests_total", `endpoint="/v1/models/{model:path}"`))
 	require.Equal(t, 12.0, total(m, "realtime_tokens_total", "prefill_compute"))
 	require.Equal(t, 8.0, total(m, "realtime_tokens_total", "prefill_cache"))
 	require.Positive(t, total(m, "gen_throughput"))
@@ -281,6 +283,27 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Zero(t, old.running)
 }
 
+func TestHealthChecksAreLeftOut(t *testing.T) {
+	d := driveHost(t, quick().EngineConfig(), options{})
+	d.add(0, 1, 1).health = true
+	for d.step() {
+	}
+	page := parseMetrics(t, string(d.h.meter.page()))
+	require.Zero(t, total(page, "num_requests_total"))
+	require.Zero(t, total(page, "time_to_first_token_seconds_count"))
+	require.Equal(t, 1.0, total(page, "queue_time_seconds_count"), "the scheduler counts them")
+	require.Zero(t, d.h.loads.snapshot.prefillTokens)
+}
+
+func TestEndpointsAreBounded(t *testing.T) {
+	m := usedMeter(23)
+	for i := range 2 * mostEndpoints {
+		m.add("http_requests_total", 1, "endpoint", m.endpoint(fmt.Sprintf("/%d", i)))
+	}
+	require.Len(t, m.series["http_requests_total"], mostEndpoints+1)
+	require.Equal(t, "/generate", m.endpoint("/generate"))
+}
+
 func TestRetractionsAreCounted(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxTotalTokens, cfg.DisableRadixCache, cfg.ScheduleConservativeness = 600, false, 0.1
@@ -336,5 +359,4 @@ func BenchmarkMeterResult(b *testing.B) {
 	for b.Loop() {
 		m.Result(r)
 	}
-	_ = fmt.Sprint(m.decodes)
 }

@@ -36,7 +36,8 @@ type Batch struct {
 
 	State State // when the result had been processed, before the next step is planned: #queue-req is Waiting, #token UsedTokens
 
-	chunk *stream
+	chunk  *stream
+	health bool // all are health checks
 }
 
 // A Result is what one request got.
@@ -156,6 +157,16 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 			b.chunk = row.Request.Owner.(*stream)
 		}
 	}
+	health := func(r *Request) bool { return r.Owner.(*stream).health }
+	b.health = true
+	for i := range s.Rows {
+		b.health = b.health && health(s.Rows[i].Request)
+	}
+	for _, r := range s.Decode {
+		if b.health = b.health && health(r); !b.health {
+			break
+		}
+	}
 	h.planned = append(h.planned, b)
 }
 
@@ -168,7 +179,9 @@ func (h *host) completed(at time.Duration) {
 		b.Chunk = at - max(st.chunked, st.entered)
 		st.chunked = at
 	}
-	h.loads.counters.add(h.meter.patch, &b, at)
+	if !b.health {
+		h.loads.counters.add(h.meter.patch, &b, at)
+	}
 	for _, o := range h.observers {
 		o.Batch(b)
 	}

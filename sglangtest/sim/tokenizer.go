@@ -151,6 +151,14 @@ func (s *Server) chatPrompt(messages []chatMessage) (load.Prompt, int) {
 	return p, tokens
 }
 
+// prefixCache says in /server_info what the prefix cache works on.
+func (s *Server) prefixCache() string {
+	if s.opts.tokenizer != nil {
+		return "simulated on token ids; no prompt matches an answer"
+	}
+	return "simulated on token ids; a text or chat matches only an equal one, and no prompt matches an answer"
+}
+
 // tokenize is /tokenize. Without a tokenizer the ids are stand-ins.
 func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
 	fields, raw, ok := s.readObject(w, r)
