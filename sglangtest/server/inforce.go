@@ -55,6 +55,7 @@ func (s *Server) WaitInForce(ctx context.Context, u ParamUpdate) (ParamUpdate, e
 		return u, nil
 	}
 	u.NotBefore = u.Asked
+	exited := s.Exited()
 	w := watch{update: u, low: slices.Clone(u.Running)}
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
@@ -76,8 +77,8 @@ func (s *Server) WaitInForce(ctx context.Context, u ParamUpdate) (ParamUpdate, e
 		}
 		select {
 		case <-tick.C:
-		case <-s.ended.Done():
-			return u, w.gaveUp(&ExitedError{Err: s.inst.Err()})
+		case <-exited:
+			return u, w.gaveUp(&ExitedError{Err: s.Err()})
 		case <-ctx.Done():
 			return u, w.gaveUp(context.Cause(ctx))
 		}

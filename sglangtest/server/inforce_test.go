@@ -24,6 +24,7 @@ type timeline struct {
 	*playback
 	steps []step
 	age   time.Duration // of the snapshots
+	inst  *instance
 }
 
 type step struct {
@@ -55,7 +56,8 @@ func (l *timeline) RoundTrip(req *http.Request) (*http.Response, error) {
 // attachTo launches a server of which l says the load and whose limit is the given one.
 func attachTo(t *testing.T, l *timeline, limit int) *Server {
 	l.playback = newPlayback(t).tiny().on("GET /server_info", answer{status: 200, body: strings.ReplaceAll(tinyInfo(limit), "_per_dp\":64", "_per_dp\":256")})
-	m := newManager(t, launches(newInstance()), nil)
+	l.inst = newInstance()
+	m := newManager(t, launches(l.inst), nil)
 	m.transport = l
 	return launch(t, m, Config{})
 }
@@ -196,7 +198,7 @@ func TestWaitInForceEnds(t *testing.T) {
 			u := l.change(t, s, time.Second, 4)
 			go func() {
 				l.wait(2 * time.Second)
-				s.inst.(*instance).end(errors.New("killed"))
+				l.inst.end(errors.New("killed"))
 			}()
 			_, err := s.WaitInForce(t.Context(), u)
 			require.ErrorAs(t, err, new(*ExitedError))
