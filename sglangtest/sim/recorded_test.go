@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
@@ -332,6 +333,7 @@ var counts = map[string]string{"completion_tokens": "a moment", "end": "a moment
 func TestAnswersAreThoseOfRecordedVersions(t *testing.T) {
 	for _, version := range []string{"0.5.15.post1", "0.5.18", "0.5.21", "0.5.23"} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			dir := refdata.Path(t, "sglang-cpu/"+version)
 			files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
 			require.NoError(t, err)
@@ -365,14 +367,13 @@ type meta struct {
 	} `json:"meta_info"`
 }
 
-var promptIDs int32 = 100000
+var promptIDs atomic.Int32
 
 // like returns a prompt of as many tokens as a recorded answer had, of which as many are in the cache.
 func like(c client, m meta) string {
 	ids := make([]int32, m.Meta.Prompt)
 	for i := range ids {
-		promptIDs++
-		ids[i] = promptIDs
+		ids[i] = 100000 + promptIDs.Add(1)
 	}
 	if k := m.Meta.Cached; k > 0 {
 		c.ask(c.t.Context(), "POST", "/generate", fmt.Sprintf(`{"input_ids":%s,"sampling_params":{"max_new_tokens":1}}`, mustJSON(append(slices.Clone(ids[:k]), 7))))

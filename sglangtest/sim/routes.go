@@ -2,6 +2,7 @@ package sim
 
 import (
 	"crypto/subtle"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -184,18 +185,22 @@ const (
 	writeTimeout = 2 * time.Minute
 )
 
-// readBody reads the body and tells when its last byte had come. It reports false when there is nobody to answer.
+// readBody reads the body and tells when its last byte had come. It reports false if it has answered that
+// there is too much of it.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, received time.Time, ok bool) {
 	control := http.NewResponseController(w)
 	control.SetReadDeadline(time.Now().Add(s.bodyTimeout)) // without an effect behind a middleware that hides it
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	err := error(&http.MaxBytesError{})
+	if r.ContentLength <= maxBody {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	}
 	received = time.Now()
-	if err != nil {
-		if _, large := err.(*http.MaxBytesError); large {
-			writeBody(w, http.StatusRequestEntityTooLarge, "application/json", []byte(`{"detail":"Request body too large"}`))
-		}
+	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		w.Header().Set("Connection", "close")
+		writeBody(w, http.StatusRequestEntityTooLarge, "application/json", []byte(`{"detail":"Request body too large"}`))
 		return nil, received, false
+	} else if err != nil {
+		panic(http.ErrAbortHandler) // the client has gone, or is too slow
 	}
 	control.SetReadDeadline(time.Time{})
 	return body, received, true
