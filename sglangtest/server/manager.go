@@ -27,6 +27,7 @@ type ServerManager struct {
 	launcher     Launcher
 	readyTimeout time.Duration
 	apiKey       string
+	adminKey     string
 	abortOnStop  bool
 	gpus         GPUInventory // nil: GPUs are given out unchecked
 	events       *stream
@@ -55,8 +56,7 @@ func WithReadyTimeout(d time.Duration) Option {
 	}
 }
 
-// WithAPIKey makes control calls carry "Authorization: Bearer key". A server with an admin key wants that one for
-// the calls that change it; if it has an API key as well, no single key opens both kinds of calls.
+// WithAPIKey makes control calls carry "Authorization: Bearer key", the server's --api-key.
 func WithAPIKey(key string) Option {
 	return func(m *ServerManager) error { m.apiKey = key; return nil }
 }
@@ -77,6 +77,12 @@ func WithGPUs(inventory GPUInventory) Option {
 // long as the deadline allows.
 func WithAbortOnStop() Option {
 	return func(m *ServerManager) error { m.abortOnStop = true; return nil }
+}
+
+// WithAdminAPIKey makes the control calls that change the server carry this key instead, the server's --admin-api-key.
+// A server that has both keys takes for each call only the one that is meant for it.
+func WithAdminAPIKey(key string) Option {
+	return func(m *ServerManager) error { m.adminKey = key; return nil }
 }
 
 // WithEvents makes f be called for each event, one at a time and in order, from various goroutines. It may look at

@@ -60,6 +60,7 @@ type life struct {
 func newServer(m *ServerManager, r *reservation, inst Instance) *Server {
 	s := &Server{m: m, name: r.name}
 	s.client = newClient(inst.URL(), cmp.Or(m.apiKey, r.config.APIKey), m.transport, func(message string) { s.tell(KindRetry, message) })
+	s.client.adminKey = cmp.Or(m.adminKey, r.config.AdminAPIKey)
 	s.begin(inst, r)
 	return s
 }
