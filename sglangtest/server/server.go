@@ -48,6 +48,7 @@ type life struct {
 	startup     *startup // guarded by the server's lock
 	follower    sync.WaitGroup
 	unfollow    context.CancelFunc // ends the reading of the log, which the start-up needs
+	doom        chan string        // a line of the log after which the server cannot become ready
 
 	keep   bool // port and GPUs are kept when it ends: a restart follows
 	killed bool // by Kill
@@ -67,7 +68,7 @@ func newServer(m *ServerManager, r *reservation, inst Instance) *Server {
 
 // begin begins a life.
 func (s *Server) begin(inst Instance, r *reservation) {
-	l := &life{inst: inst, reservation: r, startup: newStartup(time.Now())}
+	l := &life{inst: inst, reservation: r, startup: newStartup(time.Now()), doom: make(chan string, 1)}
 	l.ended, l.end = context.WithCancel(context.Background())
 	s.mu.Lock()
 	s.life = l
@@ -130,13 +131,18 @@ func (s *Server) diagnosis(l *life) error {
 		for i, line := range lines {
 			texts[i] = line.Text
 		}
-		failure := diagnose(texts, exit, l.reservation.config, l.startup)
-		if filed, ok := l.inst.(interface{ LogFiles() []string }); ok {
-			failure.LogFile = filed.LogFiles()[1] // stderr
-		}
-		return failure
+		return s.diagnosed(l, texts, exit)
 	}
 	return err
+}
+
+// diagnosed is the diagnosis from the log of a life.
+func (s *Server) diagnosed(l *life, log []string, exit Exit) *FailureError {
+	failure := diagnose(log, exit, l.reservation.config, l.startup)
+	if filed, ok := l.inst.(interface{ LogFiles() []string }); ok {
+		failure.LogFile = filed.LogFiles()[1] // stderr
+	}
+	return failure
 }
 
 // tellExit tells how the process of a life ended, and whether that is how its version ends when asked.
