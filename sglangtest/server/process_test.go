@@ -199,7 +199,7 @@ func TestLocalProcessNotReady(t *testing.T) {
 	logs := t.TempDir()
 	m := newManager(t, fakeLauncher("slow", WithLogFolder(logs)), nil, WithReadyTimeout(2*time.Second))
 	_, err := m.Launch(context.Background(), localConfig())
-	require.ErrorContains(t, err, "its log shows: open HTTP; last: GET /ready: ")
+	require.ErrorContains(t, err, "its log shows: open HTTP ("+filepath.Join(logs, "server-0.stderr.log")+"); last: GET /ready: ")
 	require.ErrorContains(t, err, "connection refused")
 	require.Empty(t, m.Servers())
 }

@@ -45,6 +45,7 @@ type local struct {
 	exited    chan struct{} // all of the server has gone, and its log has been read
 
 	mu        sync.Mutex
+	keepLogs  bool
 	asked     time.Time // when Stop or Kill was first called
 	suspended bool
 	exit      Exit
@@ -209,9 +210,11 @@ func (l *local) remove() {
 	}
 	l.closeOutputs()
 	root := l.folder.root
-	if l.ownLogs && !l.exit.Asked { // the end has been noted: exit no longer changes
+	l.mu.Lock()
+	if l.ownLogs && (l.keepLogs || !l.exit.Asked) {
 		root = l.folder.temp
 	}
+	l.mu.Unlock()
 	if err := os.RemoveAll(root); err != nil {
 		l.fail(err)
 	}
@@ -280,6 +283,13 @@ func (l *local) Exited() <-chan struct{} { return l.exited }
 
 // LogFiles returns the paths of the logs.
 func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
+
+// KeepLogs keeps the logs also when the server ends as asked: something else went wrong.
+func (l *local) KeepLogs() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keepLogs = true
+}
 
 // Exit says how the main process ended, once the server has.
 func (l *local) Exit() (Exit, bool) {

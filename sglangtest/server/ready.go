@@ -63,7 +63,7 @@ func (s *Server) becomeReady(ctx context.Context) error {
 			defer s.mu.Unlock()
 			return s.diagnosed(l, []string{line}, notEnded)
 		case <-ctx.Done():
-			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), Last: last, Err: context.Cause(ctx)}
+			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), LogFile: l.logFile(), Last: last, Err: context.Cause(ctx)}
 		}
 	}
 	s.endStartup(l)

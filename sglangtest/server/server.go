@@ -139,10 +139,21 @@ func (s *Server) diagnosis(l *life) error {
 // diagnosed is the diagnosis from the log of a life.
 func (s *Server) diagnosed(l *life, log []string, exit Exit) *FailureError {
 	failure := diagnose(log, exit, l.reservation.config, l.startup)
-	if filed, ok := l.inst.(interface{ LogFiles() []string }); ok {
-		failure.LogFile = filed.LogFiles()[1] // stderr
-	}
+	failure.LogFile = l.logFile()
 	return failure
+}
+
+// logFile returns the path of what the server writes to stderr, and keeps it; "" if there is none.
+func (l *life) logFile() string {
+	filed, ok := l.inst.(interface {
+		LogFiles() []string
+		KeepLogs()
+	})
+	if !ok {
+		return ""
+	}
+	filed.KeepLogs()
+	return filed.LogFiles()[1]
 }
 
 // tellExit tells how the process of a life ended, and whether that is how its version ends when asked.
