@@ -17,6 +17,7 @@ var layers = map[string][]string{
 	"sglangtest/load":      {},
 	"sglangtest/metrics":   {"sglangtest/load"},
 	"sglangtest/server":    {"sglangtest/metrics"},
+	"sglangtest/gpu":       {"sglangtest/metrics", "sglangtest/server"}, // it is the GPU inventory of a server manager
 	"sglangtest/sim":       {"sglangtest/load", "sglangtest/metrics", "sglangtest/server"},
 	"sglangtest/results":   {"sglangtest/load", "sglangtest/metrics"},
 	"sglangtest/policy":    {"sglangtest/load"},
