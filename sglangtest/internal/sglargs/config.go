@@ -1,0 +1,3 @@
+package sglargs
+
+func (t *Table) mergeConfig(argv []string) ([]string, error) { return argv, nil }
