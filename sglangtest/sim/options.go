@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"net"
 	"net/http"
 )
 
@@ -12,6 +13,7 @@ type options struct {
 	weightVersion string
 	incremental   bool
 	starting      bool
+	listener      net.Listener // nil: listen on the configured host and port
 	observers     []Observer
 	middleware    []func(http.Handler) http.Handler
 }
