@@ -280,7 +280,7 @@ func (p *mainProc) load() error {
 		return err
 	}
 	if p.str("load_format") != "dummy" {
-		if err := p.progress(p.took(load), 4, func(int) string { return "Loading safetensors checkpoint shards" }); err != nil {
+		if err := p.progress(p.took(load), 4, true, func(int) string { return "Loading safetensors checkpoint shards" }); err != nil {
 			return err
 		}
 	} else if err := p.wait(p.took(load)); err != nil {
@@ -290,7 +290,11 @@ func (p *mainProc) load() error {
 	if err := errors.Join(p.fail(pool), p.wait(p.took(allocate))); err != nil {
 		return err
 	}
-	say("KV Cache is allocated. dtype: torch.bfloat16, #tokens: %d, K size: %.2f GB, V size: %.2f GB", ec.MaxTotalTokens, kv, kv)
+	dtype := p.str("dtype")
+	if dtype == "auto" {
+		dtype = "bfloat16"
+	}
+	say("KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB", dtype, ec.MaxTotalTokens, kv, kv)
 	say("Memory pool end. avail mem=%.2f GB", rest)
 	for _, kind := range []string{"prefill", "decode"} {
 		if err := p.capture(kind, &rest); err != nil {
@@ -348,7 +352,7 @@ func (p *mainProc) capture(kind string, rest *float64) error {
 		}
 	}
 	free := *rest
-	if err := p.progress(took, len(sizes), func(n int) string {
+	if err := p.progress(took, len(sizes), false, func(n int) string {
 		return fmt.Sprintf(label, sizes[len(sizes)-1-n], free-used*float64(n)/float64(len(sizes)))
 	}); err != nil {
 		return err
@@ -358,16 +362,23 @@ func (p *mainProc) capture(kind string, rest *float64) error {
 	return nil
 }
 
-// progress shows a bar of total steps that takes the given time. Each step shows its label twice, before and after.
-func (p *mainProc) progress(took time.Duration, total int, label func(n int) string) error {
+// progress shows a bar of total steps that takes the given time. The bars of graphs show each label before and after its
+// step.
+func (p *mainProc) progress(took time.Duration, total int, own bool, label func(n int) string) error {
 	begin := time.Now()
-	p.log.raw(bar("", 0, total, 0))
+	if own {
+		p.log.raw(bar(label(0), 0, total, 0, own))
+	} else {
+		p.log.raw(bar("", 0, total, 0, own))
+	}
 	for n := range total {
-		p.log.raw(bar(label(n), n, total, time.Since(begin)))
+		if !own {
+			p.log.raw(bar(label(n), n, total, time.Since(begin), own))
+		}
 		if err := p.wait(took / time.Duration(total)); err != nil {
 			return err
 		}
-		p.log.raw(bar(label(n), n+1, total, time.Since(begin)))
+		p.log.raw(bar(label(n), n+1, total, time.Since(begin), own))
 	}
 	p.log.raw("\n")
 	return nil

@@ -68,8 +68,8 @@ func graphSizes(decode bool) []int {
 	return out
 }
 
-// bar is one state of a tqdm progress bar of ten characters.
-func bar(label string, n, total int, elapsed time.Duration) string {
+// bar is one state of a tqdm progress bar of ten characters, or in SGLang's own form (utils/common.py, BAR_FORMAT).
+func bar(label string, n, total int, elapsed time.Duration, own bool) string {
 	const parts = "▏▎▍▌▋▊▉█"
 	eighths := 80 * n / total
 	blocks := strings.Repeat("█", eighths/8)
@@ -82,10 +82,14 @@ func bar(label string, n, total int, elapsed time.Duration) string {
 	if n > 0 && elapsed > 0 {
 		left, speed = clock(elapsed*time.Duration(total-n)/time.Duration(n)), fmt.Sprintf("%.2fit/s", float64(n)/elapsed.Seconds())
 	}
+	middle := "|" + blocks + "|"
+	if own {
+		middle = " Completed |"
+	}
 	if label != "" {
 		label += ": "
 	}
-	return fmt.Sprintf("\r%s%3.0f%%|%s| %d/%d [%s<%s, %s]", label, 100*float64(n)/float64(total), blocks, n, total, clock(elapsed), left, speed)
+	return fmt.Sprintf("\r%s%3.0f%%%s %d/%d [%s<%s, %s]", label, 100*float64(n)/float64(total), middle, n, total, clock(elapsed), left, speed)
 }
 
 // serverArgs is the line "server_args=": all fields with their values, as the version writes it.
