@@ -71,7 +71,8 @@ var faults = []fault{
 		"pre_model_load_memory=10.36, local_gpu_memory=78.5, local_gpu_memory * 0.9=70.65", "signal 9", "", "another process has memory of one of the GPUs"},
 	{"oom-at-load", weights, "frames-load", "torch.OutOfMemoryError: " + oomText("112.00 MiB", "85.00 MiB", "10.94 GiB", "10.28 GiB"), "signal 9", "",
 		"CUDA out of memory while the weights are loaded"},
-	{"no-kv-weights", pool, "frames-memory", "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static={mem_fraction}. " +
+	{"no-kv-weights", pool, "frames-memory", "  File \"{site}/sglang/srt/model_executor/model_runner_kv_cache_mixin.py\", line 129, in _profile_available_bytes\n    raise ValueError(\n" +
+		"ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static={mem_fraction}. " +
 		"Raise --mem-fraction-static above 0.383 (minimum viable = 1 - available/pre = 0.3820). If using speculative decoding, draft weights are now counted.",
 		"signal 9", "", "the weights take all memory of the static fraction"},
 	{"no-kv-memory", pool, "frames-memory", "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value: mem_fraction_static={mem_fraction}",

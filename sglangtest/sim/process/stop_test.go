@@ -29,6 +29,9 @@ func (c *child) after(text string) []string {
 		if len(out) == 0 && !strings.Contains(l, text) {
 			continue
 		}
+		if strings.Contains(l, "] sglang-sim: ") {
+			continue // a busy machine is late
+		}
 		l = stamps.ReplaceAllString(l, "")
 		out = append(out, regexp.MustCompile(`pid=\d+|process \[\d+\]`).ReplaceAllString(l, "PID"))
 	}
