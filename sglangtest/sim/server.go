@@ -13,18 +13,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
-// Version is the SGLang version whose scheduler and HTTP API are simulated.
+// Version is the SGLang version whose scheduler and HTTP API are simulated, unless [WithVersion] names another.
 const Version = "0.5.23"
 
 // keepAlive is how long an idle connection stays open (uvicorn, SGLANG_TIMEOUT_KEEP_ALIVE).
 const keepAlive = 5 * time.Second
-
-// headerTimeout is how long a connection may take to say what it wants.
-const headerTimeout = 30 * time.Second
 
 // A Server is a simulated SGLang server: a real-time host of the engine behind SGLang's HTTP API, in this process.
 // Its methods are safe for concurrent use.
@@ -33,13 +29,15 @@ const headerTimeout = 30 * time.Second
 // for each. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit: the
 // simulated model never ends an answer earlier. The answer's text is filler.
 type Server struct {
-	profile Profile
-	cfg     server.Config // as launched, with the defaults filled in
-	opts    options
-	host    *host
-	http    *http.Server
-	nextID  atomic.Uint64 // for requests without a rid
-	label   []string      // value of load.SimulatedByHeader
+	profile                   Profile
+	cfg                       server.Config // as launched, with the defaults filled in
+	opts                      options
+	host                      *host
+	http                      *http.Server
+	nextID                    atomic.Uint64          // for requests without a rid
+	label                     []string               // value of load.SimulatedByHeader
+	weights                   atomic.Pointer[string] // weight version
+	bodyTimeout, writeTimeout time.Duration
 
 	addr   net.Addr
 	status atomic.Int32
@@ -51,7 +49,7 @@ type Server struct {
 	abandon context.CancelFunc
 
 	mu       sync.Mutex
-	refuse   bool // no new handlers
+	refused  bool // no new handlers
 	handlers sync.WaitGroup
 	stop     sync.Once // Close
 	last     sync.Once // finish
@@ -61,7 +59,8 @@ type Server struct {
 const (
 	statusStarting int32 = iota
 	statusUp
-	statusDraining // like statusUp, but not healthy
+	statusUnhealthy // a health check got no result in time
+	statusDraining  // like statusUp, but not healthy
 	statusStopping
 )
 
@@ -74,11 +73,13 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 		errs = append(errs, fmt.Errorf("sim: model_path is %q, but profile %s simulates %s: leave it out, or choose a profile of that model; served_model_name can be anything",
 			cfg.ModelPath, profile.Name, profile.ModelPath))
 	}
-	o := options{weightVersion: "default"}
+	o := defaultOptions()
 	for _, opt := range opts {
 		errs = append(errs, opt(&o))
 	}
+	errs = append(errs, o.unknownArgs())
 	ec := profile.EngineConfig()
+	ec.Rules = o.release.rules
 	set := func(to *int, v int) {
 		if v > 0 {
 			*to = v
@@ -116,13 +117,15 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	}
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
 	s.label = []string{profile.Name}
+	s.weights.Store(&o.weightVersion)
+	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
 	h.observers = o.observers
 	var handler http.Handler = s
 	for _, wrap := range o.middleware {
 		handler = wrap(handler)
 	}
-	s.http = &http.Server{Handler: handler, IdleTimeout: keepAlive, ReadHeaderTimeout: headerTimeout}
+	s.http = &http.Server{Handler: handler, IdleTimeout: keepAlive, ReadHeaderTimeout: readTimeout}
 	return s, nil
 }
 
@@ -187,9 +190,19 @@ func (s *Server) Up() { s.status.CompareAndSwap(statusStarting, statusUp) }
 // Drain is what SIGTERM does to SGLang's HTTP process: the server is no longer healthy, and otherwise works as before.
 // New generations are accepted, too. What ends it then is the caller's: see [Server.InFlight] and [Server.WaitIdle].
 func (s *Server) Drain() {
-	if !s.status.CompareAndSwap(statusUp, statusDraining) {
-		s.status.CompareAndSwap(statusStarting, statusDraining)
+	for _, from := range []int32{statusStarting, statusUp, statusUnhealthy} {
+		if s.status.CompareAndSwap(from, statusDraining) {
+			return
+		}
 	}
+}
+
+// crash ends the server as the death of its scheduler does: all connections break.
+func (s *Server) crash(err error) {
+	s.status.Store(statusStopping)
+	s.abandon()
+	s.http.Close()
+	go s.finish(err)
 }
 
 // InFlight returns the ids of the generations that have not ended, in no order.
@@ -203,17 +216,13 @@ func (s *Server) InFlight() []string {
 func (s *Server) WaitIdle(ctx context.Context) error {
 	for {
 		s.host.mu.Lock()
-		if len(s.host.streams) == 0 {
-			s.host.mu.Unlock()
+		left, end := len(s.host.streams), s.host.nextEndLocked()
+		s.host.mu.Unlock()
+		if left == 0 {
 			return nil
 		}
-		if s.host.quiet == nil {
-			s.host.quiet = make(chan struct{})
-		}
-		quiet := s.host.quiet
-		s.host.mu.Unlock()
 		select {
-		case <-quiet:
+		case <-end:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -279,45 +288,10 @@ func (s *Server) finish(err error) {
 			s.http.Close() // a client that does not read would keep its handler
 		}
 		s.mu.Lock()
-		s.refuse = true
+		s.refused = true
 		s.mu.Unlock()
 		s.handlers.Wait()
 		s.host.stop()
 		close(s.ended)
 	})
-}
-
-// ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	if s.refuse {
-		s.mu.Unlock()
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	s.handlers.Add(1)
-	s.mu.Unlock()
-	defer s.handlers.Done()
-	w.Header()[load.SimulatedByHeader] = s.label
-	rt, ok := routes[r.URL.Path]
-	switch {
-	case !ok:
-		writeBody(w, http.StatusNotFound, "application/json", []byte(`{"detail":"Not Found"}`))
-	case !rt.allows(r.Method):
-		w.Header()["allow"] = []string{rt.methods}
-		writeBody(w, http.StatusMethodNotAllowed, "application/json", []byte(`{"detail":"Method Not Allowed"}`))
-	default:
-		rt.serve(s, w, r)
-	}
-}
-
-func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
-	if contentType != "" {
-		w.Header().Set("Content-Type", contentType)
-	} else {
-		w.Header()["Content-Type"] = nil
-	}
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	w.Write(body) // a failure means that the client has gone
 }

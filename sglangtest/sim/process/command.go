@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,24 +46,37 @@ const (
 	v23
 )
 
-// honoured are the arguments of SGLang that have an effect here. All others are accepted, checked and reported once in
+// An argument is one of SGLang's that has an effect here.
+type argument struct {
+	field  string
+	effect string                      // beyond what it does in SGLang
+	option func(c *command) sim.Option // of the simulated server, if it is given
+}
+
+// honoured are the arguments that have an effect. All others are accepted, checked, shown in /server_info, and reported once in
 // the log.
-var honoured = []struct{ field, effect string }{
-	{"model_path", "only the profile's model is simulated; a path that does not exist fails as in SGLang, any other name is taken as an alias"},
-	{"tokenizer_path", "shown in answers"},
-	{"served_model_name", "shown in answers; without it, the model path"},
-	{"host", ""}, {"port", ""},
-	{"max_running_requests", ""}, {"max_total_tokens", ""}, {"max_queued_requests", ""}, {"context_length", ""},
-	{"chunked_prefill_size", ""}, {"max_prefill_tokens", ""}, {"schedule_conservativeness", ""},
-	{"weight_version", ""}, {"incremental_streaming_output", ""},
-	{"log_level", ""}, {"log_level_http", "of uvicorn's lines and its access log"},
-	{"decode_log_interval", ""}, {"watchdog_timeout", ""}, {"skip_server_warmup", ""},
-	{"enable_metrics", "makes PROMETHEUS_MULTIPROC_DIR"},
-	{"load_format", "without dummy, progress bars are shown"},
-	{"device", "cpu: no CUDA graphs"},
-	{"disable_cuda_graph", "in the log"}, {"cuda_graph_backend_decode", "in the log"}, {"cuda_graph_backend_prefill", "in the log"},
-	{"tp_size", "so many scheduler processes; step times stay the profile's"},
-	{"dp_size", "a controller and so many scheduler processes, but one simulated engine"},
+var honoured = []argument{
+	{field: "model_path", effect: "only the profile's model is simulated: a path that does not exist fails as in SGLang, any other name is an alias"},
+	{field: "tokenizer_path", effect: "shown in answers"},
+	{field: "served_model_name"}, {field: "host"}, {field: "port"},
+	{field: "max_running_requests"}, {field: "max_total_tokens"}, {field: "max_queued_requests"}, {field: "context_length"},
+	{field: "chunked_prefill_size"}, {field: "max_prefill_tokens"}, {field: "schedule_conservativeness"},
+	{field: "weight_version", option: func(c *command) sim.Option { return sim.WithWeightVersion(c.str("weight_version")) }},
+	{field: "incremental_streaming_output", option: func(*command) sim.Option { return sim.WithIncrementalStreaming() }},
+	{field: "stream_interval", option: func(c *command) sim.Option { return sim.WithStreamInterval(c.num("stream_interval")) }},
+	{field: "enable_metrics", option: func(*command) sim.Option { return sim.WithMetrics() }},
+	{field: "enable_cache_report", option: func(*command) sim.Option { return sim.WithCacheReport() }},
+	{field: "api_key", option: func(c *command) sim.Option { return sim.WithAPIKey(c.str("api_key")) }},
+	{field: "admin_api_key", option: func(c *command) sim.Option { return sim.WithAdminAPIKey(c.str("admin_api_key")) }},
+	{field: "log_level"}, {field: "log_level_http", effect: "of uvicorn's lines and its access log"},
+	{field: "decode_log_interval"}, {field: "watchdog_timeout"}, {field: "skip_server_warmup"},
+	{field: "mem_fraction_static", effect: "shown in failures; the KV pool is the profile's or max_total_tokens"},
+	{field: "load_format", effect: "without dummy, progress bars are shown"},
+	{field: "device", effect: "other than cuda: no CUDA graphs in the log"},
+	{field: "dtype", effect: "in the log"},
+	{field: "disable_cuda_graph", effect: "in the log"}, {field: "cuda_graph_backend_decode", effect: "in the log"}, {field: "cuda_graph_backend_prefill", effect: "in the log"},
+	{field: "tp_size", effect: "so many scheduler processes; step times stay the profile's"},
+	{field: "dp_size", effect: "a controller and so many scheduler processes, but one simulated engine"},
 }
 
 // help is what --help prints. SGLang's own help has some 500 arguments.
@@ -75,14 +89,14 @@ A simulated SGLang server as a process. It takes the arguments of SGLang; these 
 
 `)
 	for _, h := range honoured {
-		fmt.Fprintf(w, "  --%-30s %s\n", strings.ReplaceAll(h.field, "_", "-"), h.effect)
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  --%-30s %s", strings.ReplaceAll(h.field, "_", "-"), h.effect), " "))
 	}
 	fmt.Fprint(w, "\nIts own arguments; each can be given in the environment, too, as SGLANG_SIM_NAME:\n\n")
 	fs := new(command).flags()
 	fs.SetOutput(w)
 	fs.VisitAll(func(f *flag.Flag) {
 		name, usage := flag.UnquoteUsage(f)
-		fmt.Fprintf(w, "  --%-30s %s\n", strings.TrimSpace(f.Name+" "+name), usage)
+		fmt.Fprintf(w, "  --%-30s %s\n", f.Name+" "+strings.TrimSpace(name), usage)
 	})
 	fmt.Fprint(w, "\nFaults, for --sim-fault NAME[:VALUE][@AFTER] (AFTER: a duration from readiness such as 30s, or a number of requests), how\nthe main process ends, and what they do:\n\n")
 	for _, f := range faults {
@@ -238,19 +252,26 @@ func (c *command) configure() {
 	}
 }
 
+func (c *command) given(field string) bool { _, ok := c.args.Given[field]; return ok }
+
 // unhonoured returns the flags that were given and have no effect.
 func (c *command) unhonoured() []string {
 	var out []string
 	for _, a := range c.table.Args() {
-		if _, given := c.args.Given[a.Field]; !given {
-			continue
-		}
-		known := false
-		for _, h := range honoured {
-			known = known || h.field == a.Field
-		}
-		if !known {
+		known := slices.ContainsFunc(honoured, func(h argument) bool { return h.field == a.Field })
+		if c.given(a.Field) && !known && !slices.Contains(out, a.Flag()) {
 			out = append(out, a.Flag())
+		}
+	}
+	return out
+}
+
+// reported are the arguments that /server_info shows as given.
+func (c *command) reported() map[string]any {
+	out := map[string]any{}
+	for field, v := range c.args.Given {
+		if field != "model_path" && field != "config" {
+			out[field] = v
 		}
 	}
 	return out

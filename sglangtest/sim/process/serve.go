@@ -202,13 +202,13 @@ func (p *mainProc) build() error {
 	p.steps = &batches{log: p.rank, graphs: fmt.Sprintf("%s graph: %s", graph, repr(p.graphsOf("decode"))), interval: max(1, p.num("decode_log_interval")), strike: p.step}
 	p.steps.prefill, p.steps.decode = time.Now(), time.Now()
 	p.http.start(p)
-	opts := []sim.Option{sim.WithStarting(), sim.WithObserver(p.steps), sim.WithMiddleware(p.http.wrap)}
-	if w := p.str("weight_version"); w != "" {
-		opts = append(opts, sim.WithWeightVersion(w))
+	opts := []sim.Option{sim.WithVersion(p.version), sim.WithStarting(), sim.WithObserver(p.steps), sim.WithMiddleware(p.http.wrap)}
+	for _, o := range honoured {
+		if o.option != nil && p.given(o.field) {
+			opts = append(opts, o.option(p.command))
+		}
 	}
-	if p.set("incremental_streaming_output") {
-		opts = append(opts, sim.WithIncrementalStreaming())
-	}
+	opts = append(opts, sim.WithServerArgs(p.reported()))
 	p.socket = newListener(net.JoinHostPort(p.config.Host, strconv.Itoa(p.config.Port)))
 	opts = append(opts, sim.WithListener(p.socket))
 	var err error
