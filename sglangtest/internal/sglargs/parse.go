@@ -55,10 +55,13 @@ func (p *Parsed) Value(field string) any {
 	return p.table.defaults[field]
 }
 
+// positionalModel is the first version whose `sglang serve` takes the model's path without a flag.
+const positionalModel = "0.5.18"
+
 // ServeArgs returns what `sglang serve` makes of its arguments before it parses them: a first argument that is no flag
-// is the model's path.
-func ServeArgs(argv []string) []string {
-	if len(argv) > 0 && !strings.HasPrefix(argv[0], "-") {
+// is the model's path, from 0.5.18 on. (sglang/cli/serve.py; its own --model-type is not looked for.)
+func (t *Table) ServeArgs(argv []string) []string {
+	if len(argv) > 0 && !strings.HasPrefix(argv[0], "-") && mustVersion(t.version).Compare(mustVersion(positionalModel)) >= 0 {
 		return append([]string{"--model-path"}, argv...)
 	}
 	return argv

@@ -41,4 +41,3 @@ func TestRefusalsOfRealServer(t *testing.T) {
 		})
 	}
 }
-

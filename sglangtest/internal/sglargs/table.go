@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-
-	"github.com/sglangtest/harness/sglangtest/internal/nearest"
 )
 
 // Kind is the type of an argument's value.
@@ -239,17 +237,3 @@ func (t *Table) Lookup(name string) (*Arg, bool) {
 
 // Default returns the value of a field that no argument sets.
 func (t *Table) Default(field string) any { return t.defaults[field] }
-
-// Hint ends a message about a name that Lookup does not know: the nearest field, if one is near.
-func (t *Table) Hint(name string) string {
-	fields := make([]string, 0, len(t.args))
-	for _, a := range t.args {
-		if a.Action != Help {
-			fields = append(fields, a.Field)
-		}
-	}
-	if n := nearest.Name(name, fields); n != "" {
-		return fmt.Sprintf("did you mean %q?", n)
-	}
-	return "see the arguments of SGLang " + t.version
-}

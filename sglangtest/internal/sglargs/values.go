@@ -58,7 +58,8 @@ func invalidUnless(ok bool, kind, s string) error {
 	return argumentTypeError(fmt.Sprintf("invalid %s value: %s", kind, pyRepr(s)))
 }
 
-// pyNumber is what Python's int and float take around and inside the digits: spaces, and single underscores.
+// pyNumber is what Python's int and float take around and inside the digits: spaces, and single underscores. (They
+// take the digits of other scripts too; these are refused here.)
 func pyNumber(s string) (string, bool) {
 	s = strings.TrimFunc(s, unicode.IsSpace)
 	for i := range s {
@@ -214,7 +215,7 @@ func pyList[T any](values []T) string {
 	return strings.Join(out, ", ")
 }
 
-// pyRepr is Python's repr of a string, number or bool.
+// pyRepr is Python's repr of a value.
 func pyRepr(v any) string {
 	s, ok := v.(string)
 	if !ok {
@@ -265,6 +266,14 @@ func pyStr(v any) string {
 		return "False"
 	case float64:
 		return pyFloatStr(v)
+	case []any:
+		return "[" + pyList(v) + "]"
+	case dict:
+		items := make([]string, len(v))
+		for i, item := range v {
+			items[i] = pyRepr(item.key) + ": " + pyRepr(item.value)
+		}
+		return "{" + strings.Join(items, ", ") + "}"
 	}
 	return fmt.Sprint(v)
 }
