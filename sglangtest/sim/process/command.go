@@ -185,7 +185,7 @@ func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 		fmt.Fprintf(stdout, "sglang version: %s\ngit revision: simulat\n", c.version)
 		return nil, 0
 	case len(argv) > 0 && argv[0] == "serve":
-		argv = sglargs.ServeArgs(argv[1:])
+		argv = c.table.ServeArgs(argv[1:])
 	}
 	if c.module {
 		fmt.Fprintf(stderr, "%s/sglang/launch_server.py:%d: UserWarning: 'python -m sglang.launch_server' is still supported, but 'sglang serve' is the recommended entrypoint.\n"+
@@ -270,7 +270,7 @@ func (c *command) unhonoured() []string {
 func (c *command) reported() map[string]any {
 	out := map[string]any{}
 	for field, v := range c.args.Given {
-		if field != "model_path" && field != "config" {
+		if field != "model_path" && !strings.HasSuffix(field, "api_key") {
 			out[field] = v
 		}
 	}

@@ -66,7 +66,7 @@ func start(t *testing.T, args ...string) *child {
 	require.NoError(t, err)
 	c := &child{t: t, tmp: tmp, shm: filepath.Join(tmp, "shm"), port: freePort(t), lines: make(chan string, 4096)}
 	require.NoError(t, os.Mkdir(c.shm, 0o700))
-	all := append([]string{"serve", "llama", "--port", strconv.Itoa(c.port), "--sim-waits", "0.05", "--sim-shm", c.shm}, args...)
+	all := append([]string{"serve", "--model-path", "llama", "--port", strconv.Itoa(c.port), "--sim-waits", "0.05", "--sim-shm", c.shm}, args...)
 	if len(args) > 0 && args[0] == "raw" {
 		all = args[1:]
 	}
@@ -162,12 +162,16 @@ func (c *child) url(path string) string { return fmt.Sprintf("http://127.0.0.1:%
 
 func (c *child) post(path, body string) (int, string) {
 	c.t.Helper()
-	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Post(c.url(path), "application/json", strings.NewReader(body))
+	res, err := c.try(path, body)
 	require.NoError(c.t, err)
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	require.NoError(c.t, err)
 	return res.StatusCode, string(b)
+}
+
+func (c *child) try(path, body string) (*http.Response, error) {
+	return (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Post(c.url(path), "application/json", strings.NewReader(body))
 }
 
 // group returns the command lines of the processes of the child's group that live.

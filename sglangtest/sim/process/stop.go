@@ -49,6 +49,7 @@ func (p *mainProc) serve() error {
 	defer watch.Stop()
 	draining := false
 	w := watcher{since: time.Now()}
+	exited := p.sim.Exited()
 	for {
 		select {
 		case err := <-warm:
@@ -107,8 +108,16 @@ func (p *mainProc) serve() error {
 			if err := p.strike(f); err != nil {
 				return err
 			}
-		case <-p.sim.Exited():
-			return p.sim.Err()
+		case <-exited: // a request was one that kills the scheduler, or the HTTP server failed
+			exited = nil
+			f := fault{frames: "frames-loop", err: "ValueError: sleep length must be non-negative"} // /slow_down
+			if err := p.sim.Err(); err != nil && strings.Contains(err.Error(), "pp_max_micro_batch_size") {
+				f.err = "TypeError: '>' not supported between instances of 'str' and 'int'" // recorded on 0.5.15.post1
+			}
+			p.log.flush()
+			if err := p.kids.fail(order{Text: f.text(f.frames, p.fill)}); err != nil {
+				return err
+			}
 		}
 	}
 }
