@@ -10,12 +10,13 @@ import (
 )
 
 // batches logs the lines "Prefill batch" and "Decode batch" (managers/scheduler_components/metrics_reporter.py; the same
-// in all versions from 0.5.15.post1 to 0.5.23). Its fields but steps belong to the engine's goroutine.
+// in all versions from 0.5.15.post1 to 0.5.23). Its fields but the atomic ones belong to the engine's goroutine.
 type batches struct {
 	log      logger
 	graphs   string // "cuda graph: True"
 	interval int    // --decode-log-interval
 	steps    atomic.Int64
+	dead     atomic.Bool             // the scheduler has died: what it had planned is not heard of
 	strike   func(kind sim.StepKind) // told of each step
 
 	prefill, decode time.Time // of the last lines
@@ -24,6 +25,9 @@ type batches struct {
 }
 
 func (b *batches) Batch(s sim.Batch) {
+	if b.dead.Load() {
+		return
+	}
 	b.steps.Add(1)
 	usage := float64(s.State.UsedTokens) / float64(s.State.MaxTotalTokens)
 	if s.Kind != sim.DecodeStep {

@@ -5,11 +5,13 @@ package process
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -40,7 +42,8 @@ type order struct {
 // children are the processes of one server.
 type children struct {
 	procs []*proc
-	exits chan *proc // each process that has ended
+	exits chan *proc    // each process that has ended
+	ready chan struct{} // closed when all are up
 }
 
 type proc struct {
@@ -51,13 +54,37 @@ type proc struct {
 	done    chan struct{}
 }
 
-// spawn starts a child. The thread that calls it must live as long as the process, since Linux ties the death signal
-// to it.
-func (c *children) spawn(j job) error {
+// spawn starts the children. The thread that calls it must live as long as the process, since Linux ties the death
+// signal to it.
+func (c *children) spawn(jobs []job) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("sglang-sim: find own program: %w", err)
 	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("sglang-sim: make a pipe: %w", err)
+	}
+	defer w.Close()
+	waiting := 0
+	for _, j := range jobs {
+		if err := c.start(exe, j, w); err != nil {
+			r.Close()
+			return err
+		}
+		waiting += 1 + len(j.Ranks)
+	}
+	c.ready = make(chan struct{})
+	go func() {
+		defer r.Close()
+		if _, err := io.ReadFull(r, make([]byte, waiting)); err == nil {
+			close(c.ready)
+		}
+	}()
+	return nil
+}
+
+func (c *children) start(exe string, j job, ready *os.File) error {
 	p := &proc{job: j, done: make(chan struct{})}
 	var theirs []*os.File
 	for range 1 + len(j.Ranks) {
@@ -67,9 +94,9 @@ func (c *children) spawn(j job) error {
 		}
 		theirs, p.control = append(theirs, r), append(p.control, w)
 	}
-	p.cmd, err = childCommand(exe, j, theirs)
+	cmd, err := childCommand(exe, j, append([]*os.File{ready}, theirs...))
 	if err == nil {
-		err = p.cmd.Start()
+		err = cmd.Start()
 	}
 	for _, r := range theirs {
 		r.Close()
@@ -77,24 +104,31 @@ func (c *children) spawn(j job) error {
 	if err != nil {
 		return fmt.Errorf("sglang-sim: start %s: %w", j.Title, err)
 	}
+	p.cmd = cmd
 	c.procs = append(c.procs, p)
 	go func() {
-		p.status = exitCode(p.cmd.Wait())
+		p.status = exitCode(cmd.Wait())
 		close(p.done)
 		c.exits <- p
 	}()
 	return nil
 }
 
-func childCommand(exe string, j job, control []*os.File) (*exec.Cmd, error) {
+// The descriptors of a child.
+const (
+	fdReady   = 3 // gets one byte when the child is up
+	fdControl = 4 // its own orders, and those of its ranks behind
+)
+
+func childCommand(exe string, j job, pipes []*os.File) (*exec.Cmd, error) {
 	j.Parent = os.Getpid()
 	text, err := json.Marshal(j)
 	if err != nil {
 		return nil, err
 	}
-	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return len(s) > len(childEnv) && s[:len(childEnv)+1] == childEnv+"=" })
+	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, childEnv+"=") })
 	return &exec.Cmd{Path: exe, Args: []string{j.Title}, Env: append(env, childEnv+"="+string(text)), Stdout: os.Stdout, Stderr: os.Stderr,
-		ExtraFiles: control}, nil
+		ExtraFiles: pipes}, nil
 }
 
 // exitCode is the status of a process as Python has it.
@@ -181,11 +215,16 @@ func runChild(text string) int {
 			defer ln.Close()
 		}
 	}
-	if len(j.Ranks) > 0 {
-		return runController(j)
+	ready := os.NewFile(fdReady, "ready")
+	if _, err := ready.Write([]byte{1}); err != nil {
+		return 1 // the parent has gone
 	}
+	if len(j.Ranks) > 0 {
+		return runController(j, ready)
+	}
+	ready.Close()
 	var o order
-	if err := json.NewDecoder(os.NewFile(3, "control")).Decode(&o); err != nil {
+	if err := json.NewDecoder(os.NewFile(fdControl, "control")).Decode(&o); err != nil {
 		if j.Orphan {
 			stopped := make(chan os.Signal, 1)
 			signal.Notify(stopped, syscall.SIGTERM)
@@ -213,7 +252,7 @@ func runChild(text string) int {
 }
 
 // runController is the main function of the data-parallel controller: it starts the schedulers and holds them.
-func runController(j job) int {
+func runController(j job, ready *os.File) int {
 	quit := make(chan os.Signal, 1)
 	signal.Notify(quit, syscall.SIGQUIT)
 	exe, err := os.Executable()
@@ -222,7 +261,7 @@ func runController(j job) int {
 			break
 		}
 		var cmd *exec.Cmd
-		if cmd, err = childCommand(exe, r, []*os.File{os.NewFile(uintptr(4+i), r.Title)}); err == nil {
+		if cmd, err = childCommand(exe, r, []*os.File{ready, os.NewFile(uintptr(fdControl+1+i), r.Title)}); err == nil {
 			if err = cmd.Start(); err == nil {
 				go cmd.Wait() //nolint:errcheck // reaped only; SGLang's controller does not look either
 			}
@@ -232,10 +271,11 @@ func runController(j job) int {
 		fmt.Fprintln(os.Stderr, "sglang-sim: start a scheduler:", err)
 		return 1
 	}
+	ready.Close()
 	ended := make(chan struct{})
 	go func() {
 		var b [1]byte
-		_, _ = os.NewFile(3, "control").Read(b[:])
+		_, _ = os.NewFile(fdControl, "control").Read(b[:])
 		close(ended)
 	}()
 	select {

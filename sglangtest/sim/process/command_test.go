@@ -4,6 +4,7 @@ package process
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -122,4 +123,22 @@ func TestOwnFlags(t *testing.T) {
 		require.Equal(t, 2, status)
 		require.Contains(t, stderr, want)
 	}
+}
+
+// The command's documentation lists every fault with its end.
+func TestDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../../cmd/sglang-sim/doc.go")
+	require.NoError(t, err)
+	for _, f := range faults {
+		name, exit := f.name, f.exit
+		if f.value != "" {
+			name += ":VALUE"
+		}
+		if exit == "1" || exit == "3" {
+			exit = "exit " + exit
+		}
+		require.Contains(t, string(b), fmt.Sprintf("\t%-19s %-9s", name, exit))
+	}
+	var c command
+	c.flags().VisitAll(func(f *flag.Flag) { require.Contains(t, string(b), "\t--"+f.Name+" ") })
 }

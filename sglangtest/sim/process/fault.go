@@ -114,8 +114,9 @@ type planned struct {
 	*fault
 	Value    string
 	After    time.Duration
-	Requests int64 // 0: AFTER is a duration
-	sprung   bool  // the step that it waited for has come
+	Requests int64         // 0: AFTER is a duration
+	sprung   bool          // the step that it waited for has come
+	done     chan struct{} // closed when it has struck; nil: nobody waits
 }
 
 func parseFault(spec string) (planned, error) {

@@ -129,7 +129,7 @@ func TestSchedulerKilled(t *testing.T) {
 	require.Equal(t, runningDeath, lines[1:])
 	c.gone()
 
-	d := start(t, "--sim-startup", "10m")
+	d := start(t, "--sim-startup", "60s")
 	require.Eventually(t, func() bool { return d.left()["sockets"] == 3 }, limit, 1e7)
 	require.NoError(t, syscall.Kill(d.group()["sglang::scheduler"], syscall.SIGKILL))
 	require.Equal(t, 1, d.wait())

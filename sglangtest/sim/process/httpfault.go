@@ -242,7 +242,16 @@ func (h *httpFaults) admin(w http.ResponseWriter, r *http.Request) {
 			fail(http.StatusBadRequest, err)
 			return
 		}
+		if f.After == 0 && f.Requests == 0 {
+			f.done = make(chan struct{})
+		}
 		h.p.plan(f)
+		if f.done != nil {
+			select {
+			case <-f.done:
+			case <-r.Context().Done():
+			}
+		}
 	default:
 		w.Header().Set("Allow", "GET, POST")
 		fail(http.StatusMethodNotAllowed, errors.New("want GET or POST"))

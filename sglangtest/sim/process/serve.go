@@ -148,6 +148,9 @@ func (p *mainProc) start() error {
 	if err := p.wait(p.took(spawn)); err != nil {
 		return err
 	}
+	if err := p.until(p.kids.ready, nil); err != nil {
+		return err
+	}
 	return p.load()
 }
 
@@ -248,12 +251,7 @@ func (p *mainProc) spawn() error {
 		orphan = f.name == "orphan-detokenizer"
 	}
 	ranks = append(ranks, job{Title: "sglang::detokenizer", Name: "detokenizer", Socket: p.files.ipc[2], Orphan: orphan})
-	for _, j := range ranks {
-		if err := p.kids.spawn(j); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.kids.spawn(ranks)
 }
 
 // load is what the schedulers do before they are ready.
@@ -397,13 +395,20 @@ func (p *mainProc) fail(m moment) error {
 	return p.wait(time.Hour)
 }
 
-// wait lets a part of the start pass. SIGQUIT and the death of a scheduler end it.
+// wait lets a part of the start pass.
 func (p *mainProc) wait(d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
+	return p.until(nil, t.C)
+}
+
+// until waits for either. SIGQUIT and the death of a scheduler end it.
+func (p *mainProc) until(done <-chan struct{}, passed <-chan time.Time) error {
 	for {
 		select {
-		case <-t.C:
+		case <-done:
+			return nil
+		case <-passed:
 			return nil
 		case <-p.quit:
 			p.log.logf(failure, "Received sigquit from a child process. It usually means the child failed.")

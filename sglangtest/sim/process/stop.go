@@ -105,7 +105,11 @@ func (p *mainProc) serve() error {
 		case <-watch.C:
 			p.look(&w)
 		case f := <-p.strikes:
-			if err := p.strike(f); err != nil {
+			err := p.strike(f)
+			if f.done != nil {
+				close(f.done)
+			}
+			if err != nil {
 				return err
 			}
 		case <-exited: // a request was one that kills the scheduler, or the HTTP server failed
@@ -162,7 +166,7 @@ func (p *mainProc) look(w *watcher) {
 
 // sigquit is what the main process does when a child has failed.
 func (p *mainProc) sigquit() {
-	p.engine.hang.Store(true)
+	p.die()
 	p.http.frozen.Store(true) // the handler blocks the event loop
 	if !p.handling.Load() {
 		p.log.logf(failure, "Received sigquit from a child process. It usually means the child failed.")
@@ -264,6 +268,12 @@ func (p *mainProc) reopen() {
 	}
 }
 
+// die makes the engine that of a dead scheduler: it takes no further step.
+func (p *mainProc) die() {
+	p.engine.hang.Store(true)
+	p.steps.dead.Store(true)
+}
+
 // stepFaults strike with the result of a step of their kind.
 var stepFaults = map[string]func(sim.StepKind) bool{
 	"oom-prefill":     func(k sim.StepKind) bool { return k != sim.DecodeStep },
@@ -275,8 +285,8 @@ var stepFaults = map[string]func(sim.StepKind) bool{
 // step is called with each step, while the engine waits.
 func (p *mainProc) step(kind sim.StepKind) {
 	if f := p.armed.Load(); f != nil && stepFaults[f.name](kind) && p.armed.CompareAndSwap(f, nil) {
-		p.engine.hang.Store(true)
-		f.sprung = true
+		p.die()
+		f.sprung, f.done = true, nil
 		p.strikes <- *f
 	}
 }
@@ -284,7 +294,8 @@ func (p *mainProc) step(kind sim.StepKind) {
 // strike lets a fault happen.
 func (p *mainProc) strike(f planned) error {
 	if stepFaults[f.name] != nil && !f.sprung {
-		p.armed.Store(&f)
+		armed := f
+		p.armed.Store(&armed)
 		return nil
 	}
 	switch f.name {
@@ -294,7 +305,7 @@ func (p *mainProc) strike(f planned) error {
 		return p.kids.fail(order{Wait: p.scaled(watchdogPause),
 			Report: fmt.Sprintf("Scheduler watchdog timeout (self.watchdog_timeout=%s, self.soft=False)", repr(p.args.Value("watchdog_timeout")))})
 	case "scheduler-killed":
-		p.engine.hang.Store(true)
+		p.die()
 		p.kids.signal("scheduler_0", syscall.SIGKILL)
 	case "detokenizer-killed":
 		p.kids.signal("detokenizer", syscall.SIGKILL)
@@ -319,7 +330,7 @@ func (p *mainProc) strike(f planned) error {
 			time.AfterFunc(d, func() { p.clear("refuse") })
 		}
 	default:
-		p.engine.hang.Store(true)
+		p.die()
 		p.log.flush()
 		o := order{Text: f.text(f.frames, p.fill)}
 		if name, ok := strings.CutPrefix(p.fill.Replace(f.err), "RuntimeError: "); ok && (f.name == "oom-prefill" || f.name == "oom-decode") {
