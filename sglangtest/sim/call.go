@@ -113,7 +113,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		stop := d.stop()
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {
-			*to = append(*to, &stream{rid: rid, index: len(*to), promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
+			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
 				stop: stop, req: req})
 		}
 		if d.n > 1 {

@@ -281,6 +281,27 @@ func (s *Server) updateWeightVersion(w http.ResponseWriter, r *http.Request) {
 	writeBody(w, http.StatusOK, "application/json", append(b, '}'))
 }
 
+// updateWeights takes the weights that the server has; there are no others in a simulation.
+func (s *Server) updateWeights(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	var path string
+	v, has := fields["model_path"]
+	switch {
+	case !has:
+		s.refuse(w, r, faults{missing(inBody("model_path"), pyRepr(raw))})
+	case json.Unmarshal(v, &path) != nil:
+		s.refuse(w, r, faults{wrong("string_type", inBody("model_path"), "Input should be a valid string", v)})
+	case path != s.cfg.ModelPath:
+		b := appendString([]byte(`{"success":false,"message":`), "Failed to get model loader: the simulated server has no weights of "+path+".")
+		writeBody(w, http.StatusBadRequest, "application/json", append(b, `,"num_paused_requests":0}`...))
+	default:
+		writeBody(w, http.StatusOK, "application/json", []byte(`{"success":true,"message":"Succeeded to update model weights.","num_paused_requests":0}`))
+	}
+}
+
 func (s *Server) weightVersion(w http.ResponseWriter, _ *http.Request) {
 	const message = "Endpoint '/get_weight_version' or '/weight_version' is deprecated. Please use '/model_info' instead."
 	writeBody(w, http.StatusNotFound, "application/json", appendOpenAIError(nil, message, "404", http.StatusNotFound))

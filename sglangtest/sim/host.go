@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/precise"
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 // A host runs a [Loop] in real time. One goroutine, run, drives it: at the time of each event it advances the loop and
@@ -52,7 +53,8 @@ type delivery struct {
 type stream struct {
 	req          Request
 	rid          string
-	index        int // within its call
+	index        int         // within its call
+	prompt       load.Prompt // as asked: the engine may have been given another
 	promptTokens int
 	streaming    bool
 	health       bool          // made by a health check

@@ -141,7 +141,7 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 		"host": s.cfg.Host, "port": port, "context_length": orNull(s.cfg.ContextLength), "device": "cuda", "dtype": "auto",
 		"attention_backend": "fa3", "max_running_requests": orNull(s.cfg.MaxRunningRequests), "max_queued_requests": orNull(ec.MaxQueuedRequests),
 		"max_total_tokens": orNull(s.cfg.MaxTotalTokens), "chunked_prefill_size": ec.ChunkedPrefillSize, "max_prefill_tokens": ec.MaxPrefillTokens,
-		"schedule_policy": ec.SchedulePolicy, "schedule_conservativeness": ec.ScheduleConservativeness, "page_size": ec.PageSize,
+		"schedule_policy": ec.SchedulePolicy, "schedule_conservativeness": floatValue(ec.ScheduleConservativeness), "page_size": ec.PageSize,
 		"disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": ec.DisableOverlap, "stream_interval": s.opts.streamInterval,
 		"incremental_streaming_output": s.opts.incremental, "weight_version": *s.weights.Load(), "enable_metrics": s.opts.metrics,
 		"enable_cache_report": s.opts.cacheReport, "radix_eviction_policy": ec.EvictionPolicy, "enable_mixed_chunk": ec.EnableMixedChunk}) {

@@ -66,7 +66,7 @@ func (l *logprobs) appendTo(b []byte, s *stream, from, to int) []byte {
 	}
 	answer := func(i int) int { return firstWordID + i%wordCount }
 	prompt := func(i int) int {
-		if ids := s.req.Prompt.TokenIDs; i < len(ids) {
+		if ids := s.prompt.TokenIDs; i < len(ids) {
 			return int(ids[i])
 		}
 		return answer(i)

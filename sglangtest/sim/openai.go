@@ -258,7 +258,7 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, first bool
 		b = o.appendHead(b, st.rid, "text_completion")
 		b = o.appendChoice(b, st, `"text":"`)
 		if first && o.echo {
-			b = appendEscaped(b, st.req.Prompt.Text)
+			b = appendEscaped(b, st.prompt.Text)
 		}
 		b = appendText(b, textLen(sent), st.textEnd(p))
 		b = append(b, `",`...)
@@ -403,7 +403,7 @@ func (o openAI) appendAnswer(b []byte, c *call) []byte {
 		b = append(b, ',')
 		b = append(b, field...)
 		if o.echo {
-			b = appendEscaped(b, st.req.Prompt.Text)
+			b = appendEscaped(b, st.prompt.Text)
 		}
 		b = appendText(b, 0, st.textEnd(p))
 		b = append(b, '"')

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"crypto/subtle"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -62,6 +63,8 @@ func init() { // the handlers look routes up
 		"/set_internal_state":  {methods: "PUT, POST", serve: (*Server).setInternalState, admin: true, function: "set_internal_state", lines: [4]int{759, 858, 879, 897}},
 		"/update_weight_version": {methods: "POST", serve: (*Server).updateWeightVersion, admin: true, function: "update_weight_version",
 			lines: [4]int{1325, 1432, 1469, 1527}},
+		"/update_weights_from_disk": {methods: "POST", serve: (*Server).updateWeights, admin: true, function: "update_weights_from_disk",
+			lines: [4]int{1128, 1235, 1242, 1300}},
 		"/tokenize":      {methods: "POST", serve: (*Server).tokenize, function: "openai_v1_tokenize", lines: [4]int{1648, 1756, 1811, 1906}},
 		"/v1/tokenize":   {methods: "POST", serve: (*Server).tokenize, function: "openai_v1_tokenize", lines: [4]int{1648, 1756, 1811, 1906}},
 		"/detokenize":    {methods: "POST", serve: (*Server).detokenize, function: "openai_v1_detokenize", lines: [4]int{1666, 1774, 1829, 1924}},
@@ -181,18 +184,22 @@ const (
 	writeTimeout = 2 * time.Minute
 )
 
-// readBody reads the body and tells when its last byte had come. It reports false when there is nobody to answer.
+// readBody reads the body and tells when its last byte had come. It reports false if it has answered that
+// there is too much of it.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, received time.Time, ok bool) {
 	control := http.NewResponseController(w)
 	control.SetReadDeadline(time.Now().Add(s.bodyTimeout)) // without an effect behind a middleware that hides it
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	err := error(&http.MaxBytesError{})
+	if r.ContentLength <= maxBody {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	}
 	received = time.Now()
-	if err != nil {
-		if _, large := err.(*http.MaxBytesError); large {
-			writeBody(w, http.StatusRequestEntityTooLarge, "application/json", []byte(`{"detail":"Request body too large"}`))
-		}
+	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		w.Header().Set("Connection", "close")
+		writeBody(w, http.StatusRequestEntityTooLarge, "application/json", []byte(`{"detail":"Request body too large"}`))
 		return nil, received, false
+	} else if err != nil {
+		panic(http.ErrAbortHandler) // the client has gone, or is too slow
 	}
 	control.SetReadDeadline(time.Time{})
 	return body, received, true
