@@ -17,6 +17,7 @@ var layers = map[string][]string{
 	"sglangtest/load":        {},
 	"sglangtest/metrics":     {"sglangtest/load"},
 	"sglangtest/server":      {"sglangtest/metrics"},
+	"sglangtest/gpu":         {"sglangtest/metrics", "sglangtest/server"}, // it is the GPU inventory of a server manager
 	"sglangtest/sim":         {"sglangtest/load", "sglangtest/metrics", "sglangtest/server"},
 	"sglangtest/results":     {"sglangtest/load", "sglangtest/metrics"},
 	"sglangtest/policy":      {"sglangtest/load"},
@@ -36,6 +37,7 @@ var heavy = []struct {
 	{"github.com/stretchr/testify", nil, "it is for tests only"},
 	{"go.uber.org/goleak", nil, "it is for tests only"},
 	{"github.com/hashicorp/go-retryablehttp", []string{"sglangtest/server"}, "a retry on the measured path would resend generations and hide failures"},
+	{"go.yaml.in/yaml", []string{"sglangtest/internal/sglargs"}, "only SGLang's own configuration files are YAML"},
 	{"golang.org/x/text", []string{"sglangtest/internal/bpe"}, "only a tokenizer needs Unicode's normal forms"},
 	{"gonum.org/v1/gonum", []string{"sglangtest/metrics"}, "who only sends requests needs no statistics"},
 	{"github.com/NVIDIA/go-nvml", []string{"sglangtest/gpu"}, "it needs cgo"},

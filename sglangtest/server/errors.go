@@ -80,7 +80,7 @@ func (e *StatusError) Error() string {
 		text += ": " + e.Body
 	}
 	if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
-		text += ": set the server's key with WithAPIKey"
+		text += ": set the server's key with " + keyOption(e.Path)
 	}
 	return text
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +41,7 @@ type serverInfo struct {
 	IncrementalStreaming bool   `json:"incremental_streaming_output"`
 	InternalStates       []struct {
 		Limit     int `json:"pp_max_micro_batch_size"`
+		OldLimit  int `json:"max_micro_batch_size"` // its name before 0.5.4
 		Effective int `json:"effective_max_running_requests_per_dp"`
 	} `json:"internal_states"`
 }
@@ -48,7 +50,7 @@ type serverInfo struct {
 func (i serverInfo) limits() []int {
 	limits := make([]int, len(i.InternalStates))
 	for rank, state := range i.InternalStates {
-		limits[rank] = state.Limit
+		limits[rank] = cmp.Or(state.Limit, state.OldLimit)
 	}
 	return limits
 }
@@ -106,7 +108,7 @@ func (s *Server) identify(ctx context.Context) error {
 	}
 	if len(info.InternalStates) > 0 { // one for each rank, also of those of --attn-dp-size, which dp_size does not count
 		s.info.DPSize = len(info.InternalStates)
-		s.info.MaxRunningRequests, s.limit = info.InternalStates[0].Effective, info.InternalStates[0].Limit
+		s.info.MaxRunningRequests, s.limit = info.InternalStates[0].Effective, info.limits()[0]
 	}
 	if len(models.Data) > 0 {
 		s.info.ContextLength = models.Data[0].MaxModelLen

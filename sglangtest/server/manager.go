@@ -36,6 +36,7 @@ type ServerManager struct {
 	launcher     Launcher
 	readyTimeout time.Duration
 	apiKey       string
+	adminKey     string
 	events       func(Event)
 	transport    http.RoundTripper // of tests; nil: a new one for each server
 
@@ -61,10 +62,15 @@ func WithReadyTimeout(d time.Duration) Option {
 	}
 }
 
-// WithAPIKey makes control calls carry "Authorization: Bearer key". A server with an admin key wants that one for
-// the calls that change it; if it has an API key as well, no single key opens both kinds of calls.
+// WithAPIKey makes control calls carry "Authorization: Bearer key", the server's --api-key.
 func WithAPIKey(key string) Option {
 	return func(m *ServerManager) error { m.apiKey = key; return nil }
+}
+
+// WithAdminAPIKey makes the control calls that change the server carry this key instead, the server's --admin-api-key.
+// A server that has both keys takes for each call only the one that is meant for it.
+func WithAdminAPIKey(key string) Option {
+	return func(m *ServerManager) error { m.adminKey = key; return nil }
 }
 
 // WithEvents makes f be called for each event, from various goroutines, also concurrently.

@@ -51,6 +51,7 @@ func newServer(m *ServerManager, name string, inst Instance, release func()) *Se
 	s.client = newClient(inst.URL(), m.apiKey, m.transport, func(message string) {
 		s.events(Event{Time: time.Now(), Server: name, Kind: "retry", Message: message})
 	})
+	s.client.adminKey = m.adminKey
 	s.enter(StateStarting, "")
 	go s.watch()
 	return s

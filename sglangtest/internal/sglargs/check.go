@@ -186,6 +186,29 @@ func (t *Table) normalOne(a *Arg, v any) (any, error) {
 	return out, nil
 }
 
+// FromJSON gives the json.Numbers in v, the value of a field, their Go types: a float64 if the argument is a float, else an
+// int where it can be one.
+func FromJSON(field string, v any) any {
+	v = plain(v)
+	for _, t := range slices.Backward(tables()) {
+		if a := t.byField[field]; a == nil || a.Kind != Float {
+			continue
+		}
+		switch n := v.(type) {
+		case int:
+			return float64(n)
+		case []any:
+			for i := range n {
+				if whole, ok := n[i].(int); ok {
+					n[i] = float64(whole)
+				}
+			}
+		}
+		break
+	}
+	return v
+}
+
 // wholeNumber reads an int of any type, or a float without a fraction, as JSON decodes numbers.
 func wholeNumber(r reflect.Value) (int, bool) {
 	switch {

@@ -1,12 +1,13 @@
 package sglargs
 
 import (
-	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode/utf16"
 )
 
 // mergeConfig puts the settings of the file that --config names before all other arguments, as ConfigArgumentMerger
@@ -163,77 +164,105 @@ type dict []item
 
 type item struct{ key, value any }
 
-// json is Python's json.dumps.
-func (d dict) json() string {
-	var b bytes.Buffer
-	writeJSON(&b, d)
-	return b.String()
+// Flow returns a value of Normal as YAML on one line, which SGLang reads as v.
+func Flow(v any) string {
+	w := jsonWriter{yaml: true}
+	w.value(v)
+	return w.String()
 }
 
-func writeJSON(b *bytes.Buffer, v any) {
+// json is Python's json.dumps.
+func (d dict) json() string {
+	var w jsonWriter
+	w.value(d)
+	return w.String()
+}
+
+// jsonWriter writes values as Python's json.dumps does or, if yaml is set, as YAML 1.1, which differs in numbers with an
+// exponent and in characters beyond 16 bits.
+type jsonWriter struct {
+	strings.Builder
+	yaml bool
+}
+
+func (w *jsonWriter) value(v any) {
 	switch v := v.(type) {
 	case nil:
-		b.WriteString("null")
+		w.WriteString("null")
 	case bool:
-		b.WriteString(strings.ToLower(pyStr(v)))
+		w.WriteString(strings.ToLower(pyStr(v)))
 	case string:
-		writeJSONString(b, v)
-	case []any:
-		b.WriteByte('[')
-		for i, item := range v {
-			if i > 0 {
-				b.WriteString(", ")
-			}
-			writeJSON(b, item)
+		w.text(v)
+	case float64:
+		s := pyFloatStr(v)
+		if mantissa, exponent, found := strings.Cut(s, "e"); found && w.yaml && !strings.Contains(mantissa, ".") {
+			s = mantissa + ".0e" + exponent
 		}
-		b.WriteByte(']')
-	case dict:
-		b.WriteByte('{')
+		w.WriteString(s)
+	case []any:
+		w.WriteByte('[')
 		for i, item := range v {
-			if i > 0 {
-				b.WriteString(", ")
-			}
+			w.comma(i)
+			w.value(item)
+		}
+		w.WriteByte(']')
+	case map[string]any:
+		ordered := dict{}
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			ordered = append(ordered, item{key, v[key]})
+		}
+		w.value(ordered)
+	case dict:
+		w.WriteByte('{')
+		for i, item := range v {
+			w.comma(i)
 			key, ok := item.key.(string)
 			if !ok { // null, true, 1: Python makes strings of them
-				var text bytes.Buffer
-				writeJSON(&text, item.key)
+				var text jsonWriter
+				text.value(item.key)
 				key = text.String()
 			}
-			writeJSONString(b, key)
-			b.WriteString(": ")
-			writeJSON(b, item.value)
+			w.text(key)
+			w.WriteString(": ")
+			w.value(item.value)
 		}
-		b.WriteByte('}')
+		w.WriteByte('}')
 	default:
-		b.WriteString(pyStr(v))
+		w.WriteString(pyStr(v))
 	}
 }
 
-func writeJSONString(b *bytes.Buffer, s string) {
-	b.WriteByte('"')
+func (w *jsonWriter) comma(i int) {
+	if i > 0 {
+		w.WriteString(", ")
+	}
+}
+
+func (w *jsonWriter) text(s string) {
+	w.WriteByte('"')
 	for _, r := range s {
 		switch {
 		case r == '"' || r == '\\':
-			b.WriteByte('\\')
-			b.WriteRune(r)
+			w.WriteByte('\\')
+			w.WriteRune(r)
 		case r == '\n':
-			b.WriteString(`\n`)
+			w.WriteString(`\n`)
 		case r == '\r':
-			b.WriteString(`\r`)
+			w.WriteString(`\r`)
 		case r == '\t':
-			b.WriteString(`\t`)
+			w.WriteString(`\t`)
 		case r == '\b':
-			b.WriteString(`\b`)
+			w.WriteString(`\b`)
 		case r == '\f':
-			b.WriteString(`\f`)
-		case ' ' <= r && r <= '~':
-			b.WriteRune(r)
+			w.WriteString(`\f`)
+		case ' ' <= r && r <= '~' || r > 0xffff && w.yaml:
+			w.WriteRune(r)
 		case r > 0xffff:
-			r -= 0x10000
-			fmt.Fprintf(b, `\u%04x\u%04x`, 0xd800+r>>10, 0xdc00+r&0x3ff)
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(w, `\u%04x\u%04x`, high, low)
 		default:
-			fmt.Fprintf(b, `\u%04x`, r)
+			fmt.Fprintf(w, `\u%04x`, r)
 		}
 	}
-	b.WriteByte('"')
+	w.WriteByte('"')
 }

@@ -93,7 +93,6 @@ type Table struct {
 //go:embed args.json
 var stored []byte
 
-// tables returns the known versions' tables, oldest first.
 var tables = sync.OnceValue(func() []*Table {
 	var file struct {
 		Versions []struct {
@@ -185,6 +184,9 @@ func plain(v any) any {
 	}
 	return v
 }
+
+// Tables returns the tables of all known versions, oldest first.
+func Tables() []*Table { return slices.Clone(tables()) }
 
 // Versions returns the versions whose arguments are known exactly, oldest first.
 func Versions() []string {

@@ -28,13 +28,13 @@ var versionStages = map[string]int{"dev": -4, "a": -3, "alpha": -3, "b": -2, "be
 func ParseVersion(s string) (Version, error) {
 	m := versionForm.FindStringSubmatch(strings.ToLower(strings.TrimSpace(s)))
 	if m == nil {
-		return Version{}, fmt.Errorf("sglargs: %q is not a version: want one such as 0.5.23 or 0.5.15.post1", s)
+		return Version{}, fmt.Errorf("%q is not a version: want one such as 0.5.23 or 0.5.15.post1", s)
 	}
 	v := Version{stage: versionStages[m[2]]}
 	for _, part := range strings.Split(m[1], ".") {
 		number, err := strconv.Atoi(part)
 		if err != nil {
-			return Version{}, fmt.Errorf("sglargs: version %q: %w", s, err)
+			return Version{}, fmt.Errorf("version %q: %w", s, err)
 		}
 		v.release = append(v.release, number)
 	}
@@ -44,7 +44,7 @@ func ParseVersion(s string) (Version, error) {
 	if m[3] != "" {
 		n, err := strconv.Atoi(m[3])
 		if err != nil {
-			return Version{}, fmt.Errorf("sglargs: version %q: %w", s, err)
+			return Version{}, fmt.Errorf("version %q: %w", s, err)
 		}
 		v.n = n
 	}
@@ -64,7 +64,7 @@ func Support(version string) (warning string, err error) {
 		return "", err
 	}
 	if v.Compare(mustVersion(OldestVersion)) < 0 {
-		return "", fmt.Errorf("sglargs: SGLang %s is too old: want %s or newer", version, OldestVersion)
+		return "", fmt.Errorf("SGLang %s is too old: want %s or newer", version, OldestVersion)
 	}
 	known := Versions()
 	first, last := known[0], known[len(known)-1]

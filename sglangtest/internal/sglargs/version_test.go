@@ -47,7 +47,7 @@ func TestSupport(t *testing.T) {
 		require.Equal(t, want, warning)
 	}
 	_, err := sglargs.Support("0.2.15")
-	require.EqualError(t, err, "sglargs: SGLang 0.2.15 is too old: want 0.3.0 or newer")
+	require.EqualError(t, err, "SGLang 0.2.15 is too old: want 0.3.0 or newer")
 	_, err = sglargs.Support("latest")
 	require.ErrorContains(t, err, "not a version")
 }

@@ -57,7 +57,7 @@ type argument struct {
 // the log.
 var honoured = []argument{
 	{field: "model_path", effect: "only the profile's model is simulated: a path that does not exist fails as in SGLang, any other name is an alias"},
-	{field: "tokenizer_path", effect: "shown in answers"},
+	{field: "tokenizer_path", effect: "without it, the model path: a folder with a tokenizer.json makes token counts exact"},
 	{field: "served_model_name"}, {field: "host"}, {field: "port"},
 	{field: "max_running_requests"}, {field: "max_total_tokens"}, {field: "max_queued_requests"}, {field: "context_length"},
 	{field: "chunked_prefill_size"}, {field: "max_prefill_tokens"}, {field: "schedule_conservativeness"},
@@ -69,7 +69,11 @@ var honoured = []argument{
 	{field: "api_key", option: func(c *command) sim.Option { return sim.WithAPIKey(c.str("api_key")) }},
 	{field: "admin_api_key", option: func(c *command) sim.Option { return sim.WithAdminAPIKey(c.str("admin_api_key")) }},
 	{field: "log_level"}, {field: "log_level_http", effect: "of uvicorn's lines and its access log"},
-	{field: "decode_log_interval"}, {field: "watchdog_timeout"}, {field: "skip_server_warmup"},
+	{field: "decode_log_interval", option: func(c *command) sim.Option { return sim.WithDecodeLogInterval(c.num("decode_log_interval")) }},
+	{field: "load_snapshot_publish_interval", option: func(c *command) sim.Option {
+		return sim.WithLoadSnapshotInterval(c.num("load_snapshot_publish_interval"))
+	}},
+	{field: "watchdog_timeout"}, {field: "skip_server_warmup"},
 	{field: "mem_fraction_static", effect: "shown in failures; the KV pool is the profile's or max_total_tokens"},
 	{field: "load_format", effect: "without dummy, progress bars are shown"},
 	{field: "device", effect: "other than cuda: no CUDA graphs in the log"},

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -214,6 +215,13 @@ func (p *mainProc) build() error {
 	opts = append(opts, sim.WithServerArgs(p.reported()))
 	p.socket = newListener(net.JoinHostPort(p.config.Host, strconv.Itoa(p.config.Port)))
 	opts = append(opts, sim.WithListener(p.socket))
+	folder := p.config.TokenizerPath
+	if _, err := os.Stat(filepath.Join(folder, "tokenizer.json")); err == nil {
+		if p.sim, err = sim.NewServer(p.profile, p.config, append(opts, sim.WithTokenizer(folder))...); err == nil {
+			return nil
+		}
+		p.log.logf(warning, "sglang-sim: texts are counted by a rule, not by the tokenizer in %s: %v", folder, err)
+	}
 	var err error
 	p.sim, err = sim.NewServer(p.profile, p.config, opts...)
 	return err
