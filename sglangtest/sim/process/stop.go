@@ -245,6 +245,9 @@ func (p *mainProc) due(n int64) {
 		if f.Requests > n {
 			return false
 		}
+		if f.exit != "" && stepFaults[f.name] == nil {
+			p.die() // this request is not answered
+		}
 		p.strikes <- f
 		return true
 	})
