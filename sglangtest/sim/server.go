@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -155,6 +157,11 @@ func unsupported(cfg server.Config) error {
 	refuse(cfg.Quantization != "", "quantization", "step times come from the profile; choose a profile of the quantized model")
 	refuse(cfg.EnableTorchCompile, "enable_torch_compile", "step times come from the profile")
 	refuse(cfg.MemFractionStatic != 0, "mem_fraction_static", "the KV pool comes from the profile; set max_total_tokens instead")
+	honoured := []string{"model_path", "tokenizer_path", "served_model_name", "host", "port", "max_running_requests", "max_total_tokens", "max_queued_requests",
+		"context_length", "chunked_prefill_size", "max_prefill_tokens", "schedule_conservativeness", "quantization", "enable_torch_compile", "mem_fraction_static"}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Settings())) {
+		refuse(!slices.Contains(honoured, name), name, "the simulated engine does not have it")
+	}
 	for _, f := range []struct {
 		name  string
 		value int
