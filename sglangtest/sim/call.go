@@ -2,6 +2,8 @@ package sim
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -19,19 +21,20 @@ const openAnswer = 128
 // A call is one HTTP request for generations.
 type call struct {
 	streams   []*stream
+	prefixes  []*stream // computed first, so that the answers to one prompt share it: see newCall
 	notify    chan struct{}
 	perPrompt int  // answers for each prompt
 	array     bool // the native answer is an array: several prompts, or n > 1
 	stream    bool
 	interval  int // stream_interval, ≥ 1
-	received  time.Time
-	sent      time.Time // first event or answer handed out
+	logprobs  *logprobs
+	sent      time.Time // when the answer that is not streamed was handed out
 }
 
 // A dialect writes the answers of one API.
 type dialect interface {
 	// appendEvents appends the events that tell what s got beyond its first sent tokens.
-	appendEvents(b []byte, c *call, s *stream, sent int, p progress) []byte
+	appendEvents(b []byte, c *call, s *stream, sent int, first bool, p progress) []byte
 	// appendEnd appends what comes between the last event and [DONE].
 	appendEnd(b []byte, c *call) []byte
 	// appendAnswer appends the answer that is not streamed.
@@ -49,6 +52,13 @@ type demand struct {
 	maxNew    *int
 	minNew    int
 	ignoreEOS bool
+	stops     []string
+	stopIDs   []int
+	noTrim    bool
+	priority  int
+	stream    bool
+	interval  int // 0: the server's
+	logprobs  *logprobs
 }
 
 // An inputError is a fault of the request that SGLang's own code finds, a ValueError there.
@@ -56,23 +66,30 @@ type inputError string
 
 func (e inputError) Error() string { return string(e) }
 
-// A bodyError is a fault of the body that SGLang's schema finds, before any stream begins.
-type bodyError string
+// A raised error is one that SGLang's handler does not catch: a plain 500, and in a stream the end of the connection.
+type raised string
 
-func (e bodyError) Error() string { return string(e) }
+func (e raised) Error() string { return string(e) }
 
 // maxStreams bounds the answers to one call.
 const maxStreams = 4096
 
-// newCall makes the streams of a demand after the checks of tokenizer_manager.py.
+// newCall makes the streams of a demand after the checks of tokenizer_manager.py. As there, several answers to one prompt
+// begin with a request for none, which puts the prompt into the cache (_handle_batch_request).
 func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 	context := s.host.loop.Engine.Config().ContextLength
-	c := &call{notify: make(chan struct{}, 1), received: received, interval: 1}
+	c := &call{notify: make(chan struct{}, 1), stream: d.stream, interval: d.interval, logprobs: d.logprobs}
+	if c.interval == 0 {
+		c.interval = s.opts.streamInterval
+	}
 	if d.n < 1 {
 		return nil, inputError("n must be at least 1, got " + strconv.Itoa(d.n) + ".")
 	}
 	if d.n > maxStreams/max(1, len(d.prompts)) {
 		return nil, inputError(fmt.Sprintf("%d prompts times n = %d is more than the %d answers that the simulation makes for one call.", len(d.prompts), d.n, maxStreams))
+	}
+	if len(d.rids) > 1 && len(d.rids) != len(d.prompts) {
+		return nil, inputError("The number of rids must be that of the prompts.")
 	}
 	c.perPrompt = d.n
 	c.array = len(d.prompts) > 1 || d.n > 1
@@ -81,75 +98,154 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		if tokens >= context {
 			return nil, inputError(fmt.Sprintf("The input (%d tokens) is longer than the model's context length (%d tokens).", tokens, context))
 		}
-		maxNew, stopAfter := context, 0
+		req := Request{Prompt: p, InputLen: tokens, MaxNewTokens: context, IgnoreEOS: d.ignoreEOS, Priority: d.priority}
 		if d.maxNew != nil {
-			maxNew = *d.maxNew
-			if maxNew > context || tokens+maxNew > context {
+			req.MaxNewTokens = *d.maxNew
+			if *d.maxNew > context || tokens+*d.maxNew > context {
 				return nil, inputError(fmt.Sprintf("Requested token count exceeds the model's maximum context length of %d tokens. You requested a "+
 					"total of %d tokens: %d tokens from the input messages and %d tokens for the completion. Please reduce the number of tokens in the "+
-					"input messages or the completion to fit within the limit.", context, tokens+maxNew, tokens, maxNew))
+					"input messages or the completion to fit within the limit.", context, tokens+*d.maxNew, tokens, *d.maxNew))
 			}
-		} else if !d.ignoreEOS {
-			stopAfter = max(openAnswer, d.minNew)
 		}
-		for k := range d.n {
-			st := &stream{index: len(c.streams), promptTokens: tokens, received: received, notify: c.notify,
-				req: Request{Prompt: p, InputLen: tokens, MaxNewTokens: maxNew, StopAfter: stopAfter, IgnoreEOS: d.ignoreEOS}}
+		if l := d.logprobs; l != nil && l.start >= 0 && l.start < tokens {
+			req.Prompt = load.Prompt{} // what is wanted of the prompt must be computed anew
+		}
+		stop := d.stop()
+		req.StopAfter = stop.after
+		add := func(to *[]*stream, rid string, req Request) {
+			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
+				stop: stop, req: req})
+		}
+		if d.n > 1 {
+			none := req
+			none.MaxNewTokens, none.StopAfter = 0, 0
+			add(&c.prefixes, s.newRID(), none)
+		}
+		for range d.n {
+			rid := ""
 			switch {
-			case len(d.rids) == len(d.prompts) && d.n == 1:
-				st.rid = d.rids[i]
-			case len(d.rids) == 1:
-				st.rid = fmt.Sprintf("%s_%d", d.rids[0], i*d.n+k)
-			case len(d.rids) > 0:
-				return nil, inputError("The number of rids must be that of the prompts.")
+			case d.n > 1 || len(d.rids) == 0:
+				rid = s.newRID()
+			case len(d.prompts) > 1 && len(d.rids) == 1:
+				rid = fmt.Sprintf("%s_%d", d.rids[0], i)
 			default:
-				st.rid = fmt.Sprintf("%032x", s.nextID.Add(1))
+				rid = d.rids[i]
 			}
-			c.streams = append(c.streams, st)
+			add(&c.streams, rid, req)
 		}
 	}
 	return c, nil
 }
 
-// respond runs a call to its end and writes the answer.
-func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dialect) error {
-	if !s.host.submit(c.streams) {
-		return inputError("Duplicate request ID detected: " + c.streams[0].rid)
+func (s *Server) newRID() string { return fmt.Sprintf("%032x", s.nextID.Add(1)) }
+
+// A stopping says where an answer ends by itself.
+type stopping struct {
+	after   int    // tokens; 0: nowhere
+	matched string // what ended it, in JSON
+	cut     int    // length of the text before that; -1: the text is not trimmed
+}
+
+// stop is the first of what can end the answers: a stop string or a stop token that the filler has, or, if the request
+// leaves the length open, the model.
+func (d demand) stop() stopping {
+	first := stopping{cut: -1}
+	end := func(tokens int, matched string, cut int) {
+		if tokens > 0 && tokens >= d.minNew && (first.after == 0 || tokens <= first.after) {
+			first = stopping{tokens, matched, cut}
+			if d.noTrim {
+				first.cut = -1
+			}
+		}
 	}
-	defer s.host.leave(c.streams)
-	if c.stream {
-		s.respondStream(w, r, c, d)
+	if d.maxNew == nil && !d.ignoreEOS {
+		end(max(openAnswer, d.minNew), stopToken, -1)
+	}
+	if tokens, id := stopOfIDs(d.stopIDs); !d.ignoreEOS {
+		end(tokens, strconv.Itoa(id), textLen(tokens-1))
+	}
+	tokens, text, cut := stopOf(d.stops)
+	end(tokens, string(appendString(nil, text)), cut)
+	return first
+}
+
+// textEnd is the length of the text that s shows when it has p.
+func (s *stream) textEnd(p progress) int {
+	if p.finish != nil && p.finish.Kind == FinishStop && s.stop.cut >= 0 {
+		return s.stop.cut
+	}
+	return textLen(p.tokens)
+}
+
+// respond runs a call to its end and writes the answer. In a stream an error comes as an event.
+func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dialect) error {
+	if !c.stream {
+		if err := s.wait(r, c, c.prefixes); err != nil {
+			return err
+		}
+		if err := s.wait(r, c, c.streams); err != nil {
+			return err
+		}
+		c.sent = time.Now()
+		for _, st := range c.streams {
+			if f := st.progress().finish; f.Kind == FinishAbort && f.Status != 0 {
+				writeBody(w, f.Status, "application/json", d.appendRefusal(nil, f))
+				return nil
+			}
+		}
+		writeBody(w, http.StatusOK, "application/json", d.appendAnswer(nil, c))
 		return nil
 	}
-	for open := len(c.streams); open > 0; {
+	if err := s.wait(r, c, c.prefixes); err != nil {
+		return err
+	}
+	if !s.host.submit(c.streams) {
+		return c.duplicate()
+	}
+	defer s.host.leave(c.streams)
+	s.respondStream(w, r, c, d)
+	return nil
+}
+
+func (c *call) duplicate() error {
+	return inputError("Duplicate request ID detected: " + c.streams[0].rid)
+}
+
+// errGone says that the client has gone.
+var errGone = errors.New("sim: the client has gone")
+
+// wait runs streams to their end.
+func (s *Server) wait(r *http.Request, c *call, streams []*stream) error {
+	if len(streams) == 0 {
+		return nil
+	}
+	if !s.host.submit(streams) {
+		return c.duplicate()
+	}
+	defer s.host.leave(streams)
+	for open := len(streams); open > 0; {
 		select {
 		case <-c.notify:
 		case <-r.Context().Done():
-			return nil
+			return errGone
 		case <-s.base.Done():
 			panic(http.ErrAbortHandler) // the connection breaks, as when a server is killed
 		}
 		open = 0
-		for _, st := range c.streams {
+		for _, st := range streams {
 			if st.progress().finish == nil {
 				open++
 			}
 		}
 	}
-	c.sent = time.Now()
-	for _, st := range c.streams {
-		if f := st.progress().finish; f.Kind == FinishAbort && f.Status != 0 {
-			writeBody(w, f.Status, "application/json", d.appendRefusal(nil, f))
-			return nil
-		}
-	}
-	writeBody(w, http.StatusOK, "application/json", d.appendAnswer(nil, c))
 	return nil
 }
 
 func (s *Server) respondStream(w http.ResponseWriter, r *http.Request, c *call, d dialect) {
 	flush := startEvents(w)
+	control := http.NewResponseController(w)
 	sent := make([]int, len(c.streams))
+	begun := make([]bool, len(c.streams))
 	ended := make([]bool, len(c.streams))
 	var b []byte
 	for open := len(c.streams); open > 0; {
@@ -163,13 +259,20 @@ func (s *Server) respondStream(w http.ResponseWriter, r *http.Request, c *call, 
 		b = b[:0]
 		for i, st := range c.streams {
 			p := st.progress()
-			if ended[i] || p.finish == nil && (p.tokens == sent[i] || sent[i] > 0 && (p.tokens-1)/c.interval == (sent[i]-1)/c.interval) {
+			if ended[i] {
 				continue
 			}
-			if c.sent.IsZero() {
-				c.sent = time.Now()
+			if p.finish == nil { // the scheduler sends the tokens 1, 1+interval, 1+2·interval and so on
+				if p.tokens == 0 {
+					continue
+				}
+				p.tokens -= (p.tokens - 1) % c.interval
+				if p.tokens <= sent[i] {
+					continue
+				}
 			}
-			b = d.appendEvents(b, c, st, sent[i], p)
+			b = d.appendEvents(b, c, st, sent[i], !begun[i], p)
+			begun[i] = true
 			sent[i] = p.tokens
 			if p.finish != nil {
 				ended[i] = true
@@ -180,6 +283,7 @@ func (s *Server) respondStream(w http.ResponseWriter, r *http.Request, c *call, 
 			b = append(d.appendEnd(b, c), "data: [DONE]\n\n"...)
 		}
 		if len(b) > 0 {
+			control.SetWriteDeadline(time.Now().Add(s.writeTimeout)) // without an effect behind a middleware that hides it
 			if _, err := w.Write(b); err != nil {
 				return
 			}
@@ -195,15 +299,6 @@ func startEvents(w http.ResponseWriter) func() {
 	flush := w.(http.Flusher).Flush
 	flush()
 	return flush
-}
-
-// sampling holds the sampling parameters that matter to a simulation.
-type sampling struct {
-	maxNew    *int
-	minNew    int
-	n         int
-	ignoreEOS bool
-	interval  int
 }
 
 // checkRanges follows sampling_params.py, SamplingParams.verify. A nil pointer is a parameter that was not given.
@@ -255,3 +350,5 @@ func appendUnix(b []byte, t time.Time) []byte {
 }
 
 func trimJSON(raw []byte) []byte { return bytes.TrimSpace(raw) }
+
+func isNull(raw json.RawMessage) bool { return len(raw) == 0 || string(trimJSON(raw)) == "null" }

@@ -3,133 +3,394 @@ package sim
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
-// A route is one path of the API. Its methods are as in SGLang's Allow header.
-type route struct {
-	methods string
-	serve   func(*Server, http.ResponseWriter, *http.Request)
+// says is a handler that answers with a text.
+func says(text string) func(*Server, http.ResponseWriter, *http.Request) {
+	return func(_ *Server, w http.ResponseWriter, _ *http.Request) { writeBody(w, http.StatusOK, "", []byte(text)) }
 }
 
-func (r route) allows(method string) bool {
-	for m := range strings.SplitSeq(r.methods, ", ") {
-		if m == method {
-			return true
+// takes is a handler that reads an object, which changes nothing in a simulation, and answers with a text.
+func takes(text string) func(*Server, http.ResponseWriter, *http.Request) {
+	return func(s *Server, w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := s.readObject(w, r); ok {
+			writeBody(w, http.StatusOK, "", []byte(text))
 		}
 	}
-	return false
 }
 
-var routes = map[string]route{
-	"/":                    {"GET", (*Server).root},
-	"/health":              {"GET", (*Server).health},
-	"/health_generate":     {"GET", (*Server).health},
-	"/ping":                {"GET", (*Server).health},
-	"/ready":               {"GET", (*Server).health},
-	"/model_info":          {"GET", (*Server).modelInfo},
-	"/get_model_info":      {"GET", (*Server).modelInfo},
-	"/server_info":         {"GET", (*Server).serverInfo},
-	"/get_server_info":     {"GET", (*Server).serverInfo},
-	"/v1/models":           {"GET", (*Server).models},
-	"/v1/loads":            {"GET", (*Server).loads},
-	"/flush_cache":         {"GET, POST", (*Server).flushCache},
-	"/abort_request":       {"POST", (*Server).abortRequest},
-	"/set_internal_state":  {"PUT, POST", (*Server).setInternalState},
-	"/tokenize":            {"POST", (*Server).tokenize},
-	"/v1/tokenize":         {"POST", (*Server).tokenize},
-	"/generate":            {"PUT, POST", (*Server).generate},
-	"/v1/completions":      {"POST", (*Server).completions},
-	"/v1/chat/completions": {"POST", (*Server).chat},
-}
-
-func (s *Server) root(w http.ResponseWriter, _ *http.Request) {
+func (s *Server) root(w http.ResponseWriter, r *http.Request) {
 	writeBody(w, http.StatusOK, "application/json", []byte(`"SGLang is running"`))
 }
 
-// health answers at once. (SGLang makes a generation for /health, which takes a second or more.)
-func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
-	status := http.StatusOK
-	if s.status.Load() != statusUp {
-		status = http.StatusServiceUnavailable
+// readObject reads a body that must be a JSON object, or answers why it is not and reports false.
+func (s *Server) readObject(w http.ResponseWriter, r *http.Request) (fields map[string]json.RawMessage, raw []byte, ok bool) {
+	body, _, ok := s.readBody(w, r)
+	if !ok {
+		return nil, nil, false
 	}
-	writeBody(w, status, "", nil)
-}
-
-func (s *Server) writeJSON(w http.ResponseWriter, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic("sim: marshal: " + err.Error()) // only maps, strings and finite numbers are passed
+	if f := s.decode(body, &fields); f != nil {
+		s.refuse(w, r, f)
+		return nil, nil, false
 	}
-	writeBody(w, http.StatusOK, "application/json", b)
+	return fields, body, true
 }
 
-type object = map[string]any
-
-func (s *Server) modelInfo(w http.ResponseWriter, _ *http.Request) {
-	s.writeJSON(w, object{"model_path": s.cfg.ModelPath, "served_model_name": s.cfg.ServedModelName, "tokenizer_path": s.cfg.TokenizerPath,
-		"is_generation": true, "preferred_sampling_params": nil, "weight_version": s.opts.weightVersion, "load_format": "dummy",
-		"reasoning_parser": nil, "tool_call_parser": nil, "disaggregation_mode": "null", "has_image_understanding": false,
-		"has_audio_understanding": false, "model_type": "llama", "architectures": []string{"LlamaForCausalLM"}})
-}
-
-func (s *Server) models(w http.ResponseWriter, _ *http.Request) {
-	s.writeJSON(w, object{"object": "list", "data": []object{{"id": s.cfg.ServedModelName, "object": "model", "created": time.Now().Unix(),
-		"owned_by": "sglang", "root": s.cfg.ServedModelName, "parent": nil, "max_model_len": s.host.loop.Engine.Config().ContextLength}}})
-}
-
-// limitValue is the limit as JSON: SGLang keeps an integer an integer.
-func limitValue(v float64) any {
-	if v == float64(int(v)) {
-		return int(v)
-	}
-	return v
-}
-
-// serverInfo is /server_info: the arguments that are simulated, the engine's state, and under "simulated" by what.
-func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
-	s.host.mu.Lock()
-	e := s.host.loop.Engine
-	ec, state, late, rate, maxInput := e.Config(), e.State(), s.host.late.summary(), s.host.rate.perSecond, e.MaxInputLen()
-	s.host.mu.Unlock()
-	orNull := func(v int) any {
-		if v == 0 {
-			return nil
+// decode reads a JSON object.
+func (s *Server) decode(body []byte, fields *map[string]json.RawMessage) faults {
+	if err := json.Unmarshal(body, fields); err != nil {
+		if !json.Valid(body) {
+			return faults{s.jsonFault(body, err)}
 		}
-		return v
+		return faults{notObject(body)}
 	}
-	args := func(limit any) object {
-		return object{"model_path": s.cfg.ModelPath, "tokenizer_path": s.cfg.TokenizerPath, "served_model_name": s.cfg.ServedModelName,
-			"host": s.cfg.Host, "port": s.cfg.Port, "load_format": "dummy", "context_length": ec.ContextLength,
-			"max_running_requests": ec.MaxRunningRequests, "max_queued_requests": orNull(ec.MaxQueuedRequests),
-			"max_total_tokens": orNull(s.cfg.MaxTotalTokens), "chunked_prefill_size": ec.ChunkedPrefillSize,
-			"max_prefill_tokens": ec.MaxPrefillTokens, "schedule_policy": ec.SchedulePolicy, "schedule_conservativeness": ec.ScheduleConservativeness,
-			"page_size": ec.PageSize, "disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": ec.DisableOverlap, "tp_size": 1, "dp_size": 1,
-			"pp_size": 1, "pp_max_micro_batch_size": limit, "stream_interval": 1, "incremental_streaming_output": s.opts.incremental,
-			"weight_version": s.opts.weightVersion, "enable_metrics": false, "quantization": nil, "enable_torch_compile": false}
+	if *fields == nil { // null
+		return faults{missing(inBody(), "None")}
 	}
-	internal := args(limitValue(state.Limit))
-	internal["last_gen_throughput"] = rate
-	internal["effective_max_running_requests_per_dp"] = ec.MaxRunningRequests
-	internal["memory_usage"] = object{"token_capacity": ec.MaxTotalTokens}
-	out := args(ec.MaxRunningRequests)
-	if a, ok := s.addr.(*net.TCPAddr); ok {
-		out["port"] = a.Port
-	}
-	out["status"], out["version"], out["frontend"], out["kv_events"] = "ready", Version, "python", nil
-	out["max_total_num_tokens"], out["max_req_input_len"] = ec.MaxTotalTokens, maxInput
-	out["internal_states"] = []object{internal}
-	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-	out["simulated"] = object{"profile": s.profile.Name, "calibrated": s.profile.Calibrated, "known_error": s.profile.KnownError,
-		"gpu": s.profile.GPU, "prefix_cache": "simulated on token ids; a text or chat matches only an equal one, and no prompt matches an answer",
-		"step_lateness_ms": object{"steps": late.Steps, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}}
-	s.writeJSON(w, out)
+	return nil
 }
+
+func (s *Server) ok() bool { return s.status.Load() == statusUp }
+
+func status(ok bool) int {
+	if ok {
+		return http.StatusOK
+	}
+	return http.StatusServiceUnavailable
+}
+
+// ping is an unconditional 200 before 0.5.23.
+func (s *Server) ping(w http.ResponseWriter, _ *http.Request) {
+	writeBody(w, status(s.opts.release.patch < 23 || s.ok()), "", nil)
+}
+
+func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
+	writeBody(w, status(s.ok() && !s.host.isPaused()), "", nil)
+}
+
+// The times of a health check (http_server.py, health_generate; SGLANG_HEALTH_CHECK_TIMEOUT).
+const (
+	healthPoll    = time.Second
+	healthTimeout = 20 * time.Second
+)
+
+// health makes a generation of one token, unless the scheduler has something to do, and looks once a second whether
+// any result has come.
+func (s *Server) health(w http.ResponseWriter, r *http.Request) {
+	if state := s.status.Load(); state != statusUp && state != statusUnhealthy {
+		writeBody(w, http.StatusServiceUnavailable, "", nil)
+		return
+	}
+	begin := time.Now()
+	probe := s.host.probe(fmt.Sprintf("HEALTH_CHECK_%032x", s.nextID.Add(1)), begin)
+	defer s.host.leave(probe)
+	tick := time.NewTicker(healthPoll)
+	defer tick.Stop()
+	for time.Since(begin) < healthTimeout {
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		case <-s.base.Done():
+			panic(http.ErrAbortHandler)
+		}
+		if s.host.lastResult().After(begin) {
+			s.status.CompareAndSwap(statusUnhealthy, statusUp)
+			writeBody(w, http.StatusOK, "", nil)
+			return
+		}
+	}
+	s.status.CompareAndSwap(statusUp, statusUnhealthy)
+	writeBody(w, http.StatusServiceUnavailable, "", nil)
+}
+
+// flushPoll is how often a flush that waits looks whether the engine is idle.
+const flushPoll = 10 * time.Millisecond
+
+func (s *Server) flushCache(w http.ResponseWriter, r *http.Request) {
+	wait := time.Duration(0)
+	if q := r.URL.Query(); q.Has("timeout") {
+		seconds, err := strconv.ParseFloat(q.Get("timeout"), 64)
+		raw, _ := json.Marshal(q.Get("timeout"))
+		switch {
+		case err != nil:
+			s.refuse(w, r, faults{wrong("float_parsing", "('query', 'timeout')", "Input should be a valid number, unable to parse string as a number", raw)})
+			return
+		case !(seconds >= 0):
+			s.refuse(w, r, faults{fault("{'type': 'greater_than_equal', 'loc': ('query', 'timeout'), 'msg': 'Input should be greater than or equal to 0', 'input': " +
+				pyRepr(raw) + ", 'ctx': {'ge': 0.0}}")})
+			return
+		}
+		wait = time.Duration(min(seconds, 1e9) * float64(time.Second))
+	}
+	deadline := time.Now().Add(wait)
+	flushed := s.host.flush(s.opts.release.patch >= 21)
+	for !flushed && time.Now().Before(deadline) {
+		select {
+		case <-time.After(min(flushPoll, time.Until(deadline))):
+		case <-r.Context().Done():
+			return
+		case <-s.base.Done():
+			panic(http.ErrAbortHandler)
+		}
+		flushed = s.host.flush(s.opts.release.patch >= 21)
+	}
+	if !flushed {
+		writeBody(w, http.StatusBadRequest, "", []byte("Flush cache failed.\n"))
+		return
+	}
+	writeBody(w, http.StatusOK, "", []byte("Cache flushed.\nPlease check backend logs for more details. "+
+		"(When there are running or waiting requests, the operation will not be performed.)\n"))
+}
+
+func (s *Server) abortRequest(w http.ResponseWriter, r *http.Request) {
+	fields, _, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	var rid string
+	var all bool
+	var f faults
+	f.boolean("abort_all", fields["abort_all"], &all)
+	if raw := fields["rid"]; !isNull(raw) && json.Unmarshal(raw, &rid) != nil {
+		f = append(f, wrong("string_type", inBody("rid"), "Input should be a valid string", raw))
+	}
+	if f != nil {
+		s.refuse(w, r, f)
+		return
+	}
+	s.host.abortPrefix(rid, all)
+	writeBody(w, http.StatusOK, "", nil)
+}
+
+// abortPoll is how often a pause that aborts does so again until nothing is left (tokenizer_manager.py, pause_generation).
+const abortPoll = time.Second
+
+func (s *Server) pauseGeneration(w http.ResponseWriter, r *http.Request) {
+	fields, _, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	mode := "abort"
+	if raw := fields["mode"]; len(raw) > 0 {
+		if json.Unmarshal(raw, &mode) != nil || mode != "abort" && mode != "retract" && mode != "in_place" {
+			s.refuse(w, r, faults{fault("{'type': 'literal_error', 'loc': " + inBody("mode") + ", 'msg': \"Input should be 'abort', 'retract' or 'in_place'\", 'input': " +
+				pyRepr(raw) + ", 'ctx': {'expected': \"'abort', 'retract' or 'in_place'\"}}")})
+			return
+		}
+	}
+	switch mode {
+	case "retract":
+		s.host.pause(PauseRetract)
+	case "in_place":
+		s.host.pause(PauseInPlace)
+	default:
+		s.host.pause(0)
+		for s.host.abortSubmitted() > 0 {
+			select {
+			case <-s.host.nextEnd():
+			case <-time.After(abortPoll):
+			case <-r.Context().Done():
+				return
+			case <-s.base.Done():
+				panic(http.ErrAbortHandler)
+			}
+		}
+	}
+	writeBody(w, http.StatusOK, "application/json", []byte(`{"message":"Generation paused successfully.","status":"ok"}`))
+}
+
+func (s *Server) continueGeneration(w http.ResponseWriter, r *http.Request) {
+	if _, _, ok := s.readObject(w, r); !ok {
+		return
+	}
+	s.host.resume()
+	writeBody(w, http.StatusOK, "application/json", []byte(`{"message":"Generation continued successfully.","status":"ok"}`))
+}
+
+func (s *Server) slowDown(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	var sleep lax
+	var f faults
+	if _, has := fields["forward_sleep_time"]; !has {
+		f = faults{missing(inBody("forward_sleep_time"), pyRepr(raw))}
+	}
+	f.number("forward_sleep_time", fields["forward_sleep_time"], &sleep, false)
+	if f != nil {
+		s.refuse(w, r, f)
+		return
+	}
+	if !(sleep.v >= 0 && sleep.v <= 1e6) { // time.sleep raises in the scheduler, which kills the server
+		s.crash(fmt.Errorf("sim: the scheduler died of forward_sleep_time %v, as SGLang's does", sleep.v))
+		panic(http.ErrAbortHandler)
+	}
+	s.host.slowDown(time.Duration(sleep.v * float64(time.Second)))
+	writeBody(w, http.StatusOK, "application/json", []byte("null"))
+}
+
+func (s *Server) startProfile(w http.ResponseWriter, r *http.Request) {
+	body, _, ok := s.readBody(w, r)
+	if !ok {
+		return
+	}
+	var fields map[string]json.RawMessage
+	if len(body) > 0 && !isNull(body) {
+		if f := s.decode(body, &fields); f != nil {
+			s.refuse(w, r, f)
+			return
+		}
+	}
+	writeBody(w, http.StatusOK, "", []byte("Start profiling.\n"))
+}
+
+func (s *Server) updateWeightVersion(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	var version string
+	var f faults
+	abortAll := true
+	if v, has := fields["abort_all_requests"]; has {
+		abortAll = false
+		f.boolean("abort_all_requests", v, &abortAll)
+	}
+	if v, has := fields["new_version"]; !has {
+		f = append(f, missing(inBody("new_version"), pyRepr(raw)))
+	} else if json.Unmarshal(v, &version) != nil {
+		f = append(f, wrong("string_type", inBody("new_version"), "Input should be a valid string", v))
+	}
+	if f != nil {
+		s.refuse(w, r, f)
+		return
+	}
+	if abortAll {
+		s.host.abortPrefix("", true)
+	}
+	s.weights.Store(&version)
+	b := appendString([]byte(`{"success":true,"message":`), "Weight version updated to "+version)
+	b = appendString(append(b, `,"new_version":`...), version)
+	writeBody(w, http.StatusOK, "application/json", append(b, '}'))
+}
+
+// updateWeights takes the weights that the server has; there are no others in a simulation.
+func (s *Server) updateWeights(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	var path string
+	v, has := fields["model_path"]
+	switch {
+	case !has:
+		s.refuse(w, r, faults{missing(inBody("model_path"), pyRepr(raw))})
+	case json.Unmarshal(v, &path) != nil:
+		s.refuse(w, r, faults{wrong("string_type", inBody("model_path"), "Input should be a valid string", v)})
+	case path != s.cfg.ModelPath:
+		b := appendString([]byte(`{"success":false,"message":`), "Failed to get model loader: the simulated server has no weights of "+path+".")
+		writeBody(w, http.StatusBadRequest, "application/json", append(b, `,"num_paused_requests":0}`...))
+	default:
+		writeBody(w, http.StatusOK, "application/json", []byte(`{"success":true,"message":"Succeeded to update model weights.","num_paused_requests":0}`))
+	}
+}
+
+func (s *Server) weightVersion(w http.ResponseWriter, _ *http.Request) {
+	const message = "Endpoint '/get_weight_version' or '/weight_version' is deprecated. Please use '/model_info' instead."
+	writeBody(w, http.StatusNotFound, "application/json", appendOpenAIError(nil, message, "404", http.StatusNotFound))
+}
+
+// stateKeys are what /set_internal_state can set.
+var stateKeys = []string{"pp_max_micro_batch_size", "speculative_accept_threshold_single", "speculative_accept_threshold_acc"}
+
+// setInternalState follows Scheduler.set_internal_state, from 0.5.23 on internal_state.py. Numbers, and from 0.5.18 on
+// strings that are numbers, pass the schema; a key or value that the scheduler refuses makes the reply [false] and
+// changes nothing. 0.5.15 has no schema: what cannot be compared with a number kills its scheduler, and the server with it.
+func (s *Server) setInternalState(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
+		return
+	}
+	var args map[string]json.RawMessage
+	if v, has := fields["server_args"]; !has {
+		s.refuse(w, r, stateFaults(raw, missing(stateLoc("server_args"), pyRepr(raw))))
+		return
+	} else if json.Unmarshal(v, &args) != nil || args == nil {
+		s.refuse(w, r, stateFaults(raw, wrong("dict_type", stateLoc("server_args"), "Input should be a valid dictionary", v)))
+		return
+	}
+	var f faults
+	known, deadly := true, false
+	limit, set := 0.0, false
+	for _, k := range slices.Sorted(maps.Keys(args)) {
+		v, number := s.stateValue(k, args[k], &f)
+		known = known && slices.Contains(stateKeys, k)
+		if k == "pp_max_micro_batch_size" {
+			limit, set, deadly = v, true, !number
+		}
+	}
+	if f != nil {
+		s.refuse(w, r, stateFaults(raw, f...))
+		return
+	}
+	if known && deadly {
+		s.crash(fmt.Errorf("sim: the scheduler died of pp_max_micro_batch_size = %s, as that of SGLang %s does: want an integer",
+			args["pp_max_micro_batch_size"], s.opts.release.name))
+		panic(http.ErrAbortHandler)
+	}
+	done := known
+	if set && known {
+		done = s.host.setLimit(limit)
+	}
+	writeBody(w, http.StatusOK, "application/json", append(strconv.AppendBool([]byte{'['}, done), ']'))
+}
+
+// stateValue reads the value of a key of /set_internal_state, and adds to f what the schema finds wrong. It reports
+// false for one that is no number.
+func (s *Server) stateValue(key string, raw json.RawMessage, f *faults) (float64, bool) {
+	raw = trimJSON(raw)
+	var v float64
+	switch {
+	case string(raw) == "true":
+		return 1, true
+	case string(raw) == "false":
+		return 0, true
+	case !isNull(raw) && json.Unmarshal(raw, &v) == nil:
+		return v, true
+	case s.opts.release.patch < 18:
+		return 0, false
+	}
+	var text string
+	kind, integer, number := "type", "Input should be a valid integer", "Input should be a valid number"
+	if json.Unmarshal(raw, &text) == nil && !isNull(raw) {
+		if v, err := strconv.ParseFloat(text, 64); err == nil {
+			return v, true
+		}
+		kind, integer, number = "parsing", integer+", unable to parse string as an integer", number+", unable to parse string as a number"
+	}
+	*f = append(*f, wrong("int_"+kind, stateLoc("server_args", key, "int"), integer, raw),
+		wrong("float_"+kind, stateLoc("server_args", key, "float"), number, raw))
+	return 0, false
+}
+
+// stateLoc and stateFaults name the two ways in which the schema tried to read a body of /set_internal_state.
+func stateLoc(path ...string) string {
+	return inBody(append([]string{"function-after[build_struct(), SetInternalStateReq]"}, path...)...)
+}
+
+func stateFaults(body json.RawMessage, f ...fault) faults {
+	return append(faults{fault("{'type': 'is_instance_of', 'loc': " + inBody("is-instance[SetInternalStateReq]") +
+		", 'msg': 'Input should be an instance of SetInternalStateReq', 'input': " + pyRepr(body) + ", 'ctx': {'class': 'SetInternalStateReq'}}")}, f...)
+}
+
+func (s *Server) notImplemented(w http.ResponseWriter, _ *http.Request) { crashed(w) }
 
 // loads is /v1/loads. The counts are those of the present moment; SGLang's may be 15 decode steps old.
 func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
@@ -139,7 +400,7 @@ func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
 	s.host.mu.Unlock()
 	now := time.Now()
 	usage := float64(st.UsedTokens) / float64(st.MaxTotalTokens)
-	s.writeJSON(w, object{"timestamp": now.UTC().Format("2006-01-02T15:04:05.000000-07:00"), "version": Version, "accelerator": nil,
+	s.writeJSON(w, object{"timestamp": now.UTC().Format("2006-01-02T15:04:05.000000-07:00"), "version": s.opts.release.name, "accelerator": nil,
 		"num_accelerators": 1, "loads": []object{{
 			"timestamp": float64(now.UnixNano()) / 1e9, "dp_rank": 0, "num_running_reqs": st.Running, "num_waiting_reqs": st.Waiting,
 			"num_waiting_uncached_tokens": st.WaitingTokens, "num_used_tokens": st.UsedTokens, "num_total_tokens": st.UsedTokens + st.WaitingTokens,
@@ -150,110 +411,56 @@ func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
 			"queues":    object{"waiting": st.Waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}}}})
 }
 
-func (s *Server) flushCache(w http.ResponseWriter, _ *http.Request) {
-	s.host.mu.Lock()
-	flushed := s.host.loop.Engine.FlushCache()
-	s.host.mu.Unlock()
-	if !flushed {
-		writeBody(w, http.StatusBadRequest, "", []byte("Flush cache failed.\n"))
+// tokenize counts by [TextTokens]; the ids are stand-ins.
+func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
 		return
 	}
-	writeBody(w, http.StatusOK, "", []byte("Cache flushed.\nPlease check backend logs for more details. "+
-		"(When there are running or waiting requests, the operation will not be performed.)\n"))
-}
-
-func (s *Server) abortRequest(w http.ResponseWriter, r *http.Request) {
-	var body struct {
-		RID      string `json:"rid"`
-		AbortAll bool   `json:"abort_all"`
-	}
-	if !readJSON(w, r, &body) {
-		return
-	}
-	s.host.abortPrefix(body.RID, body.AbortAll)
-	writeBody(w, http.StatusOK, "", nil)
-}
-
-// setInternalState follows managers/scheduler_components/internal_state.py of 0.5.23: numbers, and strings that are
-// numbers, pass the schema; a key or value that is refused makes the reply [false] and changes nothing.
-func (s *Server) setInternalState(w http.ResponseWriter, r *http.Request) {
-	var body struct {
-		Args map[string]json.RawMessage `json:"server_args"`
-	}
-	if !readJSON(w, r, &body) {
-		return
-	}
-	if body.Args == nil {
-		badRequest(w, "[{'type': 'missing', 'loc': ('body', 'server_args'), 'msg': 'Field required'}]")
-		return
-	}
-	values := map[string]float64{}
-	for k, raw := range body.Args {
-		v, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
-		if err != nil {
-			badRequest(w, fmt.Sprintf("[{'type': 'float_parsing', 'loc': ('body', 'server_args', '%s', 'float'), 'msg': 'Input should be a valid number'}]", k))
+	var text string
+	var messages []chatMessage
+	n := 0
+	switch prompt, has := fields["prompt"]; {
+	case !isNull(fields["messages"]):
+		if json.Unmarshal(fields["messages"], &messages) != nil {
+			s.refuse(w, r, faults{wrong("list_type", inBody("messages"), "Input should be a valid list", fields["messages"])})
 			return
 		}
-		values[k] = v
-	}
-	ok := true
-	for k := range values {
-		switch k {
-		case "pp_max_micro_batch_size", "speculative_accept_threshold_single", "speculative_accept_threshold_acc":
-		default:
-			ok = false
-		}
-	}
-	if v, has := values["pp_max_micro_batch_size"]; has && ok {
-		s.host.mu.Lock()
-		ok = s.host.loop.Engine.SetLimit(v)
-		s.host.mu.Unlock()
-	}
-	s.writeJSON(w, []bool{ok})
-}
-
-func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
-	var body struct {
-		Prompt   string        `json:"prompt"`
-		Messages []chatMessage `json:"messages"`
-	}
-	if !readJSON(w, r, &body) {
+		n = s.chatTokens(messages)
+	case !has:
+		s.refuse(w, r, faults{missing(inBody("prompt"), pyRepr(raw))})
 		return
-	}
-	n := TextTokens(body.Prompt)
-	if body.Messages != nil {
-		n = chatTokens(body.Messages)
+	case json.Unmarshal(prompt, &text) != nil:
+		s.refuse(w, r, faults{wrong("string_type", inBody("prompt", "str"), "Input should be a valid string", prompt),
+			wrong("list_type", inBody("prompt", "list[str]"), "Input should be a valid list", prompt)})
+		return
+	default:
+		n = s.count(text)
 	}
 	b := append([]byte(`{"tokens":[`), appendIDs(nil, 0, n)...)
-	b = fmt.Appendf(b, `],"count":%d,"max_model_len":%d}`, n, s.host.loop.Engine.Config().ContextLength)
+	b = fmt.Appendf(b, `],"count":%d,"max_model_len":%d}`, n, s.EngineConfig().ContextLength)
 	writeBody(w, http.StatusOK, "application/json", b)
 }
 
-// readJSON decodes the body, or answers 400 and reports false.
-func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
-	_, ok := readTimed(w, r, v)
-	return ok
-}
-
-// maxBody bounds a request's body: a million token ids and more.
-const maxBody = 64 << 20
-
-// readTimed is readJSON with the time at which the last byte had come.
-func readTimed(w http.ResponseWriter, r *http.Request, v any) (received time.Time, ok bool) {
-	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	received = time.Now()
-	if err != nil {
-		return received, false // the client has gone
+func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) {
+	fields, raw, ok := s.readObject(w, r)
+	if !ok {
+		return
 	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		badRequest(w, "1 validation error:\n  {'type': 'json_invalid', 'loc': ('body',), 'msg': 'JSON decode error', 'ctx': {'error': '"+err.Error()+"'}}")
-		return received, false
+	tokens, has := fields["tokens"]
+	var ids []int
+	switch {
+	case !has:
+		s.refuse(w, r, faults{missing(inBody("tokens"), pyRepr(raw))})
+		return
+	case json.Unmarshal(tokens, &ids) != nil:
+		s.refuse(w, r, faults{wrong("list_type", inBody("tokens", "list[int]"), "Input should be a valid list", tokens),
+			wrong("list_type", inBody("tokens", "list[list[int]]"), "Input should be a valid list", tokens)})
+		return
 	}
-	return received, true
-}
-
-// badRequest answers as SGLang does to a body that its schema refuses.
-func badRequest(w http.ResponseWriter, message string) {
-	b := appendString([]byte(`{"object":"error","message":`), message)
-	writeBody(w, http.StatusBadRequest, "application/json", append(b, `,"type":"Bad Request","param":null,"code":400}`...))
+	b := []byte(`{"text":"`)
+	for _, id := range ids {
+		b = appendEscaped(b, tokenText(id))
+	}
+	writeBody(w, http.StatusOK, "application/json", append(b, `"}`...))
 }

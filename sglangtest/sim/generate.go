@@ -2,7 +2,9 @@ package sim
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -11,17 +13,6 @@ import (
 
 	"github.com/sglangtest/harness/sglangtest/load"
 )
-
-// generateBody is what the simulator reads of a /generate request; SGLang ignores unknown top-level keys.
-type generateBody struct {
-	Text          json.RawMessage `json:"text"`
-	InputIDs      json.RawMessage `json:"input_ids"`
-	InputEmbeds   json.RawMessage `json:"input_embeds"`
-	Sampling      json.RawMessage `json:"sampling_params"`
-	Stream        bool            `json:"stream"`
-	RID           json.RawMessage `json:"rid"`
-	ReturnLogprob json.RawMessage `json:"return_logprob"`
-}
 
 // samplingFields are the sampling parameters of 0.5.23, in the order in which its error message lists them.
 var samplingFields = strings.Fields(`max_new_tokens stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty
@@ -33,51 +24,73 @@ type schemaError string
 
 func (e schemaError) Error() string { return string(e) }
 
-// parseSampling reads sampling_params with the exact types that 0.5.23 demands.
-func parseSampling(raw json.RawMessage) (sampling, error) {
-	sp := sampling{n: 1, interval: 1}
+// parseSampling reads sampling_params. 0.5.23 checks names and exact types first; before it an unknown name or a value of
+// a wrong type raises where nobody catches it.
+func (s *Server) parseSampling(raw json.RawMessage, d *demand) error {
+	d.n = 1
 	fallback := 128
-	sp.maxNew = &fallback
+	d.maxNew = &fallback
 	if isNull(raw) {
-		return sp, nil
+		return nil
+	}
+	strict := s.opts.release.patch >= 23
+	wrongType := func(v json.RawMessage, want, name string) error {
+		if strict {
+			return schemaError(fmt.Sprintf("invalid type: %s, expected %s for `%s`", v, want, name))
+		}
+		return raised("TypeError: " + name)
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
-		return sp, bodyError("the simulation takes one sampling_params object for all prompts.")
+		return inputError("The simulation takes one sampling_params object for all prompts.")
 	}
 	numbers := map[string]*float64{}
 	for k, v := range fields {
-		if !slices.Contains(samplingFields, k) {
-			return sp, schemaError(fmt.Sprintf("unknown field `%s`, expected one of `%s`", k, strings.Join(samplingFields, "`, `")))
+		if !slices.Contains(samplingFields, k) || s.opts.release.patch < 21 && k == "beam_width" || !strict && (k == "watermark" || k == "choice") {
+			if !strict {
+				return raised("TypeError: unexpected keyword argument " + k)
+			}
+			return schemaError(fmt.Sprintf("unknown field `%s`, expected one of `%s`", k, strings.Join(samplingFields, "`, `")))
 		}
+		v = trimJSON(v)
 		null := isNull(v)
 		switch k {
 		case "max_new_tokens", "min_new_tokens", "n", "top_k", "stream_interval":
 			if null {
 				if k == "max_new_tokens" {
-					sp.maxNew = nil
+					d.maxNew = nil
 				}
 				continue
 			}
-			i, err := strconv.Atoi(string(trimJSON(v)))
+			i, err := strconv.Atoi(string(v))
+			if err != nil && !strict { // a float passes for an integer
+				var f float64
+				if err = json.Unmarshal(v, &f); err == nil && math.Abs(f) < 1e9 {
+					i = int(f)
+				}
+			}
 			if err != nil {
-				return sp, schemaError(fmt.Sprintf("invalid type: %s, expected an integer for `%s`", v, k))
+				return wrongType(v, "an integer", k)
 			}
 			f := float64(i)
 			numbers[k] = &f
 			switch k {
 			case "max_new_tokens":
-				sp.maxNew = &i
+				d.maxNew = &i
 			case "min_new_tokens":
-				sp.minNew = i
+				d.minNew = i
 			case "n":
-				sp.n = i
+				d.n = i
 			case "stream_interval":
-				sp.interval = max(1, i)
+				d.interval = max(1, i)
 			}
-		case "ignore_eos":
-			if !null && json.Unmarshal(v, &sp.ignoreEOS) != nil {
-				return sp, schemaError(fmt.Sprintf("invalid type: %s, expected a boolean for `%s`", v, k))
+		case "ignore_eos", "no_stop_trim":
+			to := &d.ignoreEOS
+			if k == "no_stop_trim" {
+				to = &d.noTrim
+			}
+			if !null && json.Unmarshal(v, to) != nil {
+				return wrongType(v, "a boolean", k)
 			}
 		case "temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty":
 			if null {
@@ -85,133 +98,221 @@ func parseSampling(raw json.RawMessage) (sampling, error) {
 			}
 			var f float64
 			if json.Unmarshal(v, &f) != nil {
-				return sp, schemaError(fmt.Sprintf("invalid type: %s, expected a number for `%s`", v, k))
+				return wrongType(v, "a number", k)
 			}
 			numbers[k] = &f
+		case "stop":
+			if !parseStops(v, &d.stops) {
+				return wrongType(v, "a string or a list of strings", k)
+			}
+		case "stop_token_ids":
+			if !null && json.Unmarshal(v, &d.stopIDs) != nil {
+				return wrongType(v, "a list of integers", k)
+			}
 		}
 	}
-	return sp, checkRanges(numbers, func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) })
+	return checkRanges(numbers, func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) })
 }
 
-func isNull(raw json.RawMessage) bool { return len(raw) == 0 || string(trimJSON(raw)) == "null" }
+// parseStops reads a string or a list of strings.
+func parseStops(raw json.RawMessage, to *[]string) bool {
+	var one string
+	switch {
+	case isNull(raw):
+	case json.Unmarshal(raw, &one) == nil:
+		*to = []string{one}
+	default:
+		return json.Unmarshal(raw, to) == nil
+	}
+	return true
+}
 
-// parsePrompts reads a text, ids, or a list of either, and reports whether it was a list.
-func parsePrompts(raw json.RawMessage) (prompts []load.Prompt, tokens []int, err error) {
+// promptKind says which forms of a prompt a field takes.
+type promptKind uint8
+
+const (
+	textPrompt promptKind = 1 << iota
+	idsPrompt
+)
+
+// parsePrompts reads a text, ids, or a list of either.
+func (s *Server) parsePrompts(raw json.RawMessage, kind promptKind) (prompts []load.Prompt, tokens []int, ok bool) {
 	add := func(p load.Prompt, n int) { prompts, tokens = append(prompts, p), append(tokens, n) }
 	var text string
 	var texts []string
 	var ids []int32
 	var lists [][]int32
 	switch {
-	case json.Unmarshal(raw, &text) == nil:
-		add(load.Prompt{Text: text}, TextTokens(text))
-	case json.Unmarshal(raw, &ids) == nil:
-		add(load.Prompt{TokenIDs: ids}, len(ids))
-	case json.Unmarshal(raw, &texts) == nil:
-		for _, t := range texts {
-			add(load.Prompt{Text: t}, TextTokens(t))
+	case kind&textPrompt != 0 && json.Unmarshal(raw, &text) == nil:
+		add(load.Prompt{Text: text}, s.count(text))
+	case kind&idsPrompt != 0 && json.Unmarshal(raw, &ids) == nil:
+		if len(ids) > 0 {
+			add(load.Prompt{TokenIDs: ids}, len(ids))
 		}
-	case json.Unmarshal(raw, &lists) == nil:
+	case kind&textPrompt != 0 && json.Unmarshal(raw, &texts) == nil:
+		for _, t := range texts {
+			add(load.Prompt{Text: t}, s.count(t))
+		}
+	case kind&idsPrompt != 0 && json.Unmarshal(raw, &lists) == nil:
 		for _, l := range lists {
 			add(load.Prompt{TokenIDs: l}, len(l))
 		}
 	default:
-		return nil, nil, bodyError("the prompt must be a string, a list of strings, a list of token ids or a list of such lists.")
+		return nil, nil, false
 	}
-	if len(prompts) == 0 {
-		return nil, nil, inputError("The prompt is empty.")
-	}
-	return prompts, tokens, nil
+	return prompts, tokens, true
 }
 
 func (s *Server) generate(w http.ResponseWriter, r *http.Request) {
-	var body generateBody
-	received, ok := readTimed(w, r, &body)
+	body, received, ok := s.readBody(w, r)
 	if !ok {
 		return
 	}
-	c, err := s.generateCall(&body, received)
+	var fields map[string]json.RawMessage
+	if f := s.decode(body, &fields); f != nil {
+		s.refuse(w, r, f)
+		return
+	}
+	var d demand
+	err := s.parseGenerate(fields, &d)
 	if err == nil {
-		err = s.respond(w, r, c, native{s})
-	}
-	switch e := err.(type) {
-	case nil:
-	case bodyError:
-		badRequest(w, string(e))
-	case schemaError:
-		b := appendString([]byte(`{"error":`), string(e))
-		writeBody(w, http.StatusBadRequest, "application/json", append(b, '}'))
-	default:
-		message := appendString(nil, e.Error())
-		if body.Stream {
-			flush := startEvents(w)
-			fmt.Fprintf(w, "data: {\"error\":{\"message\":%s,\"type\":\"invalid_request_error\",\"code\":400,\"retryable\":false}}\n\ndata: [DONE]\n\n", message)
-			flush()
-			return
+		var c *call
+		if c, err = s.newCall(d, received); err == nil {
+			err = s.respond(w, r, c, native{s})
 		}
-		writeBody(w, http.StatusBadRequest, "application/json", fmt.Appendf(nil, `{"error":{"message":%s}}`, message))
+	}
+	if err != nil {
+		s.generateError(w, r, d.stream, err)
 	}
 }
 
-func (s *Server) generateCall(body *generateBody, received time.Time) (*call, error) {
-	sp, err := parseSampling(body.Sampling)
-	if err != nil {
-		return nil, err
+// generateError answers a request that failed before its answer began.
+func (s *Server) generateError(w http.ResponseWriter, r *http.Request, stream bool, err error) {
+	var body faults
+	var schema schemaError
+	var bad inputError
+	switch {
+	case errors.Is(err, errGone):
+	case errors.As(err, &body):
+		s.refuse(w, r, body)
+	case errors.As(err, &schema):
+		writeBody(w, http.StatusBadRequest, "application/json", append(appendString([]byte(`{"error":`), string(schema)), '}'))
+	case !errors.As(err, &bad):
+		if stream {
+			startEvents(w)
+			panic(http.ErrAbortHandler)
+		}
+		crashed(w)
+	case stream:
+		flush := startEvents(w)
+		fmt.Fprintf(w, "data: {\"error\":{\"message\":%s,\"type\":\"invalid_request_error\",\"code\":400,\"retryable\":false}}\n\ndata: [DONE]\n\n",
+			appendString(nil, string(bad)))
+		flush()
+	default:
+		writeBody(w, http.StatusBadRequest, "application/json", append(appendString([]byte(`{"error":{"message":`), string(bad)), `}}`...))
 	}
-	if !isNull(body.InputEmbeds) {
-		return nil, inputError("The simulation does not take input_embeds.")
-	}
-	if !isNull(body.ReturnLogprob) && string(trimJSON(body.ReturnLogprob)) != "false" {
-		return nil, inputError("The simulation does not make logprobs.")
-	}
-	raw := body.Text
-	if isNull(raw) {
-		raw = body.InputIDs
-	} else if !isNull(body.InputIDs) {
-		return nil, inputError("Either text, input_ids or input_embeds should be provided.")
-	}
-	if isNull(raw) {
-		return nil, inputError("Either text, input_ids or input_embeds should be provided.")
-	}
-	d := demand{n: sp.n, maxNew: sp.maxNew, minNew: sp.minNew, ignoreEOS: sp.ignoreEOS}
-	if d.prompts, d.tokens, err = parsePrompts(raw); err != nil {
-		return nil, err
-	}
-	if d.rids, err = parseRIDs(body.RID); err != nil {
-		return nil, err
-	}
-	c, err := s.newCall(d, received)
-	if err != nil {
-		return nil, err
-	}
-	c.stream, c.interval = body.Stream, sp.interval
-	return c, nil
 }
 
-func parseRIDs(raw json.RawMessage) ([]string, error) {
+// parseGenerate reads a /generate request; SGLang ignores unknown top-level keys.
+func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) error {
+	var f faults
+	f.boolean("stream", fields["stream"], &d.stream)
+	var priority, start, top lax
+	f.number("priority", fields["priority"], &priority, true)
+	text, ids := fields["text"], fields["input_ids"]
+	isText := true
+	if !isNull(text) {
+		if d.prompts, d.tokens, isText = s.parsePrompts(text, textPrompt); !isText {
+			f = append(f, wrong("string_type", inBody("text", "str"), "Input should be a valid string", text),
+				wrong("list_type", inBody("text", "list[str]"), "Input should be a valid list", text))
+		}
+	}
+	if !isNull(ids) {
+		prompts, tokens, ok := s.parsePrompts(ids, idsPrompt)
+		if d.prompts == nil {
+			d.prompts, d.tokens = prompts, tokens
+		}
+		if !ok {
+			f = append(f, wrong("list_type", inBody("input_ids", "list[int]"), "Input should be a valid list", ids),
+				wrong("list_type", inBody("input_ids", "list[list[int]]"), "Input should be a valid list", ids))
+		}
+	}
+	var ok bool
+	if d.rids, ok = parseRIDs(fields["rid"]); !ok {
+		f = append(f, wrong("string_type", inBody("rid", "str"), "Input should be a valid string", fields["rid"]),
+			wrong("list_type", inBody("rid", "list[str]"), "Input should be a valid list", fields["rid"]))
+	}
+	f.first("logprob_start_len", fields["logprob_start_len"], &start)
+	f.first("top_logprobs_num", fields["top_logprobs_num"], &top)
+	if f != nil {
+		return f
+	}
+	d.priority = int(priority.v)
+	if err := s.parseSampling(fields["sampling_params"], d); err != nil {
+		return err
+	}
+	if !isNull(fields["input_embeds"]) {
+		return inputError("The simulation does not take input_embeds.")
+	}
+	if isNull(text) == isNull(ids) {
+		return inputError("Either text, input_ids or input_embeds should be provided.")
+	}
+	if len(d.prompts) == 0 {
+		return inputError("The prompt is empty.")
+	}
+	if on := trimJSON(fields["return_logprob"]); len(on) > 0 && string(on) != "null" && string(on) != "false" {
+		d.logprobs = &logprobs{start: -1, top: int(max(0, min(top.v, maxTop)))}
+		if start.set {
+			d.logprobs.start = int(max(-1, min(start.v, 1e9)))
+		}
+		if raw := fields["token_ids_logprob"]; !isNull(raw) && json.Unmarshal(raw, &d.logprobs.ids) != nil {
+			return inputError("The simulation takes one list of token_ids_logprob for all prompts.")
+		}
+		d.logprobs.text = string(trimJSON(fields["return_text_in_logprobs"])) == "true"
+	}
+	return nil
+}
+
+// maxTop bounds top_logprobs_num.
+const maxTop = 1000
+
+// first is number for a field that may be a list, one for each prompt, of which the first is taken for all.
+func (f *faults) first(name string, raw json.RawMessage, to *lax) {
+	var list []json.RawMessage
+	if json.Unmarshal(raw, &list) == nil {
+		if raw = nil; len(list) > 0 {
+			raw = list[0]
+		}
+	}
+	f.number(name, raw, to, true)
+}
+
+// parseRIDs reads one request id or a list of them.
+func parseRIDs(raw json.RawMessage) (rids []string, ok bool) {
 	var one string
-	var many []string
 	switch {
 	case isNull(raw):
-		return nil, nil
+		return nil, true
 	case json.Unmarshal(raw, &one) == nil:
-		return []string{one}, nil
-	case json.Unmarshal(raw, &many) == nil:
-		return many, nil
+		return []string{one}, true
 	}
-	return nil, bodyError("rid must be a string or a list of strings.")
+	return rids, json.Unmarshal(raw, &rids) == nil
 }
 
 // native is the dialect of /generate.
 type native struct{ s *Server }
 
-func (n native) appendEvents(b []byte, c *call, st *stream, sent int, p progress) []byte {
+func (n native) appendEvents(b []byte, c *call, st *stream, sent int, first bool, p progress) []byte {
 	from := 0
 	if n.s.opts.incremental {
 		from = sent
 	}
 	b = append(b, "data: "...)
 	b = n.appendObject(b, c, st, from, p)
+	if first {
+		st.sent = time.Now()
+		b = n.appendSent(b, st.sent)
+	}
 	if c.array {
 		b = append(b[:len(b)-1], `,"index":`...)
 		b = append(strconv.AppendInt(b, int64(st.index), 10), '}')
@@ -219,67 +320,130 @@ func (n native) appendEvents(b []byte, c *call, st *stream, sent int, p progress
 	return append(b, "\n\n"...)
 }
 
+// appendSent adds to the meta_info of an object when it was handed out.
+func (n native) appendSent(b []byte, at time.Time) []byte {
+	b = append(b[:len(b)-2], `,"response_sent_to_client_ts":`...)
+	return append(appendUnix(b, at), `}}`...)
+}
+
 func (n native) appendEnd(b []byte, _ *call) []byte { return b }
 
 func (n native) appendAnswer(b []byte, c *call) []byte {
 	if !c.array {
-		return n.appendObject(b, c, c.streams[0], 0, c.streams[0].progress())
+		return n.appendSent(n.appendObject(b, c, c.streams[0], 0, c.streams[0].progress()), c.sent)
 	}
 	b = append(b, '[')
 	for i, st := range c.streams {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = n.appendObject(b, c, st, 0, st.progress())
+		b = n.appendSent(n.appendObject(b, c, st, 0, st.progress()), c.sent)
 	}
 	return append(b, ']')
 }
 
 // appendObject appends one answer with the text and ids of the tokens from from on. The fields and their order are
-// those of 0.5.23 without --enable-metrics.
+// those that were recorded of the version.
 func (n native) appendObject(b []byte, c *call, st *stream, from int, p progress) []byte {
+	patch := n.s.opts.release.patch
 	b = append(b, `{"text":"`...)
-	b = appendText(b, from, p.tokens)
+	b = appendText(b, textLen(from), st.textEnd(p))
 	b = append(b, `","output_ids":[`...)
 	b = appendIDs(b, from, p.tokens)
 	b = append(b, `],"meta_info":{"id":`...)
 	b = appendString(b, st.rid)
 	b = append(b, `,"finish_reason":`...)
-	b = appendFinishReason(b, p)
+	b = appendFinishReason(b, st, p)
 	if p.finish != nil && p.finish.Queued {
 		b = append(b, `,"weight_version":`...)
-		b = appendString(b, n.s.opts.weightVersion)
+		b = appendString(b, n.s.weightName())
 		b = append(b, `,"e2e_latency":`...)
-		b = appendSeconds(b, p.ended.Sub(st.received))
+		b = appendSeconds(b, p.at.Sub(st.received))
 		return append(b, `,"completion_tokens":0}}`...)
 	}
 	b = append(b, `,"prompt_tokens":`...)
 	b = strconv.AppendInt(b, int64(st.promptTokens), 10)
 	b = append(b, `,"weight_version":`...)
-	b = appendString(b, n.s.opts.weightVersion)
+	b = appendString(b, n.s.weightName())
 	b = append(b, `,"num_retractions":`...)
 	b = strconv.AppendInt(b, int64(p.retractions), 10)
+	if n.s.opts.metrics {
+		b = n.appendTimes(b, st, p)
+	}
+	if c.logprobs != nil {
+		b = c.logprobs.appendTo(b, st, from, p.tokens)
+	}
 	b = append(b, `,"reasoning_tokens":0,"completion_tokens":`...)
 	b = strconv.AppendInt(b, int64(p.tokens), 10)
 	b = append(b, `,"cached_tokens":`...)
 	b = strconv.AppendInt(b, int64(p.cached), 10)
-	if p.finish != nil {
+	if p.finish != nil && patch >= 21 {
 		b = append(b, ',')
 		b = n.s.appendWeightVersions(b, p.tokens)
 	}
-	b = append(b, `,"cached_tokens_details":null,"dp_rank":null`...)
+	if p.cached > 0 {
+		b = append(b, `,"cached_tokens_details":{"device":`...)
+		b = append(strconv.AppendInt(b, int64(p.cached), 10), `,"host":0},"dp_rank":null`...)
+	} else {
+		b = append(b, `,"cached_tokens_details":null,"dp_rank":null`...)
+	}
 	if p.finish != nil {
 		b = append(b, `,"e2e_latency":`...)
-		b = appendSeconds(b, p.ended.Sub(st.received))
+		b = appendSeconds(b, p.at.Sub(st.received))
+		if n.s.opts.metrics {
+			b = n.appendFinalTimes(b, st, p)
+		}
 	}
-	b = append(b, `,"response_sent_to_client_ts":`...)
-	b = appendUnix(b, c.sent)
 	return append(b, `}}`...)
 }
 
+// appendTimes appends what --enable-metrics adds to each object. queue_time was 0 in every answer of 0.5.15.
+func (n native) appendTimes(b []byte, st *stream, p progress) []byte {
+	start := n.s.host.start
+	patch := n.s.opts.release.patch
+	if patch >= 23 {
+		b = append(b, `,"storage_prefetch_wait":0.0,"storage_staging_wait":0.0`...)
+	}
+	if patch < 18 {
+		return append(b, `,"queue_time":0.0`...)
+	}
+	b = append(b, `,"forward_entry_time":`...)
+	b = appendUnix(b, start.Add(p.entered))
+	b = append(b, `,"prefill_finished_time":`...)
+	b = appendUnix(b, start.Add(p.prefilled))
+	b = append(b, `,"queue_time":`...)
+	return appendSeconds(b, max(0, p.entered-st.arrives))
+}
+
+// appendFinalTimes appends what --enable-metrics adds to the last object of an answer. decode_throughput is that after
+// the first token; in answers that are not streamed 0.5.15 tells a number of no use there.
+func (n native) appendFinalTimes(b []byte, st *stream, p progress) []byte {
+	b = append(b, `,"request_received_ts":`...)
+	b = appendUnix(b, st.received)
+	if n.s.opts.release.patch >= 21 {
+		b = append(b, `,"first_token_latency":`...)
+		b = appendSeconds(b, p.first.Sub(st.received))
+	}
+	b = append(b, `,"api_server_dispatch_finish_ts":`...)
+	b = appendUnix(b, n.s.host.start.Add(st.arrives))
+	if st.streaming && !st.sent.IsZero() {
+		b = append(b, `,"response_sent_to_client_ts":`...)
+		b = appendUnix(b, st.sent)
+	}
+	b = append(b, `,"request_finished_ts":`...)
+	b = appendUnix(b, p.at)
+	if took := p.at.Sub(p.first).Seconds(); p.tokens > 1 && took > 0 {
+		b = append(b, `,"decode_throughput":`...)
+		b = append(b, showFloat(float64(p.tokens-1)/took)...)
+	}
+	return b
+}
+
+func (s *Server) weightName() string { return *s.weights.Load() }
+
 func (s *Server) appendWeightVersions(b []byte, tokens int) []byte {
 	b = append(b, `"weight_versions":[{"version":`...)
-	b = appendString(b, s.opts.weightVersion)
+	b = appendString(b, s.weightName())
 	b = append(b, `,"start":0,"end":`...)
 	b = strconv.AppendInt(b, int64(tokens), 10)
 	return append(b, `}]`...)
@@ -288,7 +452,7 @@ func (s *Server) appendWeightVersions(b []byte, tokens int) []byte {
 // stopToken is the id that a stop is said to have matched: Llama 3's end of turn.
 const stopToken = "128009"
 
-func appendFinishReason(b []byte, p progress) []byte {
+func appendFinishReason(b []byte, st *stream, p progress) []byte {
 	switch f := p.finish; {
 	case f == nil:
 		return append(b, `null`...)
@@ -296,7 +460,8 @@ func appendFinishReason(b []byte, p progress) []byte {
 		b = append(b, `{"type":"length","length":`...)
 		return append(strconv.AppendInt(b, int64(p.tokens), 10), '}')
 	case f.Kind == FinishStop:
-		return append(b, `{"type":"stop","matched":`+stopToken+`}`...)
+		b = append(b, `{"type":"stop","matched":`...)
+		return append(append(b, st.stop.matched...), '}')
 	default:
 		b = append(b, `{"type":"abort","message":`...)
 		b = appendString(b, f.Message)

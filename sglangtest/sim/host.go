@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/precise"
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 // A host runs a [Loop] in real time. One goroutine, run, drives it: at the time of each event it advances the loop and
@@ -28,9 +29,14 @@ type host struct {
 	front    *Front
 	going    []delivery // results on their way through the front process, in order of due
 	streams  map[string]*stream
+	held     []*stream // came during a pause: the scheduler does not know them yet
+	paused   bool
+	ends     chan struct{} // if not nil: to be closed when a stream ends
+	last     time.Time     // when the last result had passed the front process
 	stopped  bool
 	late     lateness
 	rate     throughput
+	observed
 }
 
 // egressGroup is how far apart results may leave the front process and still be delivered together: a timer for each
@@ -47,11 +53,18 @@ type delivery struct {
 type stream struct {
 	req          Request
 	rid          string
-	index        int // within its call
+	index        int         // within its call
+	prompt       load.Prompt // as asked: the engine may have been given another
 	promptTokens int
+	streaming    bool
+	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time
+	entered      time.Duration // when its first step was planned, loop time; 0 before
+	prefilled    time.Duration // when the result of its prefill was known, loop time; 0 before
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
+	stop         stopping
+	sent         time.Time // first event handed out; used by the handler alone
 
 	mu  sync.Mutex
 	got progress // written by run, read by the handler
@@ -61,9 +74,12 @@ type stream struct {
 type progress struct {
 	tokens      int
 	retractions int
-	cached      int       // prompt tokens from the prefix cache
-	finish      *Finish   // nil while it goes on
-	ended       time.Time // when the last result was due
+	cached      int           // prompt tokens from the prefix cache
+	finish      *Finish       // nil while it goes on
+	entered     time.Duration // when its first step was planned, loop time
+	prefilled   time.Duration // when the result of its prefill was known, loop time
+	first       time.Time     // when the first result was due
+	at          time.Time     // when the last result was due
 }
 
 func (s *stream) progress() progress {
@@ -91,10 +107,14 @@ func (h *host) begin() (err error) {
 }
 
 // submit hands streams to the engine, as having come at the time of their received. It reports false, and takes
-// none of them, if one has a rid that is in use.
+// none of them, if one has a rid that is in use. During a pause it holds them back.
 func (h *host) submit(streams []*stream) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.submitLocked(streams)
+}
+
+func (h *host) submitLocked(streams []*stream) bool {
 	for i, s := range streams {
 		if h.streams[s.rid] != nil {
 			for _, t := range streams[:i] {
@@ -104,17 +124,26 @@ func (h *host) submit(streams []*stream) bool {
 		}
 		h.streams[s.rid] = s
 	}
-	for _, s := range streams {
-		s.req.Owner = s
-		s.arrives = s.received.Sub(h.start) + h.profile.ingest(s.promptTokens)
-		i := len(h.arrivals)
-		for i > 0 && h.arrivals[i-1].arrives > s.arrives {
-			i--
-		}
-		h.arrivals = slices.Insert(h.arrivals, i, s)
+	if h.paused {
+		h.held = append(h.held, streams...)
+		return true
 	}
-	h.waiter.Wake()
+	for _, s := range streams {
+		h.dispatch(s, s.received.Sub(h.start))
+	}
 	return true
+}
+
+// dispatch sends a stream to the scheduler, as having come at the given time.
+func (h *host) dispatch(s *stream, came time.Duration) {
+	s.req.Owner = s
+	s.arrives = came + h.profile.ingest(s.promptTokens)
+	i := len(h.arrivals)
+	for i > 0 && h.arrivals[i-1].arrives > s.arrives {
+		i--
+	}
+	h.arrivals = slices.Insert(h.arrivals, i, s)
+	h.waiter.Wake()
 }
 
 // abort ends a stream's request, wherever it is. h.mu must be held.
@@ -126,6 +155,9 @@ func (h *host) abort(s *stream) {
 	}
 	now := time.Since(h.start)
 	h.loop.Engine.Abort(&s.req)
+	if h.loop.paused { // it reads its messages all the same
+		h.hold(now, h.loop.Engine.Outputs())
+	}
 	h.loop.Wake(now)
 	h.waiter.Wake()
 }
@@ -138,13 +170,19 @@ func (h *host) leave(streams []*stream) {
 		return
 	}
 	for _, s := range streams {
-		if h.streams[s.rid] == s {
+		switch i := slices.Index(h.held, s); {
+		case h.streams[s.rid] != s:
+		case i >= 0:
+			h.held = slices.Delete(h.held, i, i+1)
+			h.forget(s)
+		default:
 			h.abort(s)
 		}
 	}
 }
 
-// abortPrefix is /abort_request: the rid must be alive, and then every request whose rid begins with it ends.
+// abortPrefix is /abort_request: the rid must be alive, and then every request whose rid begins with it ends. Those held
+// back by a pause do not: the scheduler does not know them.
 func (h *host) abortPrefix(rid string, all bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -152,9 +190,18 @@ func (h *host) abortPrefix(rid string, all bool) {
 		return
 	}
 	for id, s := range h.streams {
-		if all || strings.HasPrefix(id, rid) {
+		if (all || strings.HasPrefix(id, rid)) && !slices.Contains(h.held, s) {
 			h.abort(s)
 		}
+	}
+}
+
+// forget takes a stream that has ended from the table.
+func (h *host) forget(s *stream) {
+	delete(h.streams, s.rid)
+	if h.ends != nil {
+		close(h.ends)
+		h.ends = nil
 	}
 }
 
@@ -206,7 +253,7 @@ func (h *host) advanceLoop(now time.Duration) time.Duration {
 		if at > now {
 			return at
 		}
-		outputs := h.loop.Advance()
+		outputs := h.advanceObserved(at)
 		if len(outputs) > 0 {
 			h.hold(at, outputs)
 			h.rate.add(at, len(outputs))
@@ -222,6 +269,9 @@ func (h *host) hold(at time.Duration, outputs []Output) {
 		group = max(1, int(egressGroup/each))
 	}
 	for i, o := range outputs {
+		if s := o.Request.Owner.(*stream); s.prefilled == 0 {
+			s.prefilled = at
+		}
 		begin := i - i%group
 		middle := time.Duration(begin+min(begin+group, len(outputs))-1) * each / 2
 		h.going = append(h.going, delivery{o, first + middle})
@@ -245,11 +295,19 @@ func (h *host) release(now time.Duration) {
 // deliver tells a stream what it got.
 func (h *host) deliver(o Output, due time.Time) {
 	s := o.Request.Owner.(*stream)
+	before := s.got // written by this goroutine alone
+	got := progress{tokens: before.tokens + o.Tokens, retractions: s.req.Retractions(), cached: s.req.CachedTokens(), finish: o.Finish,
+		entered: s.entered, prefilled: s.prefilled, first: before.first, at: due}
+	if before.tokens == 0 {
+		got.first = due
+	}
+	h.last = due
 	s.mu.Lock()
-	s.got = progress{s.got.tokens + o.Tokens, s.req.Retractions(), s.req.CachedTokens(), o.Finish, due}
+	s.got = got
 	s.mu.Unlock()
+	h.tell(s, before, got)
 	if o.Finish != nil {
-		delete(h.streams, s.rid)
+		h.forget(s)
 	}
 	select {
 	case s.notify <- struct{}{}:

@@ -37,17 +37,6 @@ type instance struct{ *Server }
 
 var _ server.Simulated = instance{}
 
-func (i instance) Exited() <-chan struct{} { return i.ended }
-
-func (i instance) Err() error {
-	select {
-	case <-i.ended:
-		return i.err
-	default:
-		return nil
-	}
-}
-
 func (i instance) Stop(ctx context.Context) error {
 	i.Close(ctx)
 	return nil

@@ -2,7 +2,9 @@ package sim
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -10,33 +12,6 @@ import (
 
 	"github.com/sglangtest/harness/sglangtest/load"
 )
-
-// openAIBody is what the simulator reads of the two OpenAI requests.
-type openAIBody struct {
-	Model               string          `json:"model"`
-	Prompt              json.RawMessage `json:"prompt"`
-	Messages            []chatMessage   `json:"messages"`
-	InputIDs            []int32         `json:"input_ids"` // chat: the prompt instead of what messages would give
-	MaxTokens           *int            `json:"max_tokens"`
-	MaxCompletionTokens *int            `json:"max_completion_tokens"`
-	MinTokens           int             `json:"min_tokens"`
-	N                   *int            `json:"n"`
-	Stream              bool            `json:"stream"`
-	StreamOptions       *struct {
-		IncludeUsage    bool `json:"include_usage"`
-		ContinuousUsage bool `json:"continuous_usage_stats"`
-	} `json:"stream_options"`
-	IgnoreEOS         bool            `json:"ignore_eos"`
-	RID               json.RawMessage `json:"rid"`
-	Logprobs          json.RawMessage `json:"logprobs"`
-	Temperature       *float64        `json:"temperature"`
-	TopP              *float64        `json:"top_p"`
-	TopK              *float64        `json:"top_k"`
-	MinP              *float64        `json:"min_p"`
-	FrequencyPenalty  *float64        `json:"frequency_penalty"`
-	PresencePenalty   *float64        `json:"presence_penalty"`
-	RepetitionPenalty *float64        `json:"repetition_penalty"`
-}
 
 // A chatMessage is one message; its content is a text or a list of parts.
 type chatMessage struct {
@@ -62,10 +37,10 @@ func (m chatMessage) text() string {
 	return text
 }
 
-func chatTokens(messages []chatMessage) int {
+func (s *Server) chatTokens(messages []chatMessage) int {
 	n := 0
 	for _, m := range messages {
-		n += TextTokens(m.text()) + messageTokens
+		n += s.count(m.text()) + messageTokens
 	}
 	return n
 }
@@ -74,83 +49,172 @@ func (s *Server) completions(w http.ResponseWriter, r *http.Request) { s.openAI(
 func (s *Server) chat(w http.ResponseWriter, r *http.Request)        { s.openAI(w, r, true) }
 
 func (s *Server) openAI(w http.ResponseWriter, r *http.Request, chat bool) {
-	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
-		badRequest(w, "1 validation error:\n  {'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is allowed\", 'type': 'value_error'}")
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	if !strings.EqualFold(strings.TrimSpace(kind), "application/json") {
+		refuseContentType(w)
 		return
 	}
-	var body openAIBody
-	received, ok := readTimed(w, r, &body)
+	body, received, ok := s.readBody(w, r)
 	if !ok {
 		return
 	}
-	c, err := s.openAICall(&body, chat, received)
-	if err == nil {
-		d := openAI{s: s, chat: chat, model: body.Model, created: time.Now().Unix()}
-		if o := body.StreamOptions; o != nil {
-			d.usage, d.continuous = o.IncludeUsage, o.ContinuousUsage
-		}
-		err = s.respond(w, r, c, d)
+	var fields map[string]json.RawMessage
+	if f := s.decode(body, &fields); f != nil {
+		s.refuse(w, r, f)
+		return
 	}
-	if e, ok := err.(bodyError); ok {
-		badRequest(w, string(e))
-	} else if err != nil {
+	d := demand{n: 1}
+	o := openAI{s: s, chat: chat, model: "default", created: time.Now().Unix()}
+	err := s.parseOpenAI(body, fields, &d, &o)
+	if err == nil {
+		var c *call
+		if c, err = s.newCall(d, received); err == nil {
+			err = s.respond(w, r, c, o)
+		}
+	}
+	var f faults
+	switch {
+	case err == nil, errors.Is(err, errGone):
+	case errors.As(err, &f):
+		s.refuse(w, r, f)
+	default:
 		writeBody(w, http.StatusBadRequest, "application/json", appendOpenAIError(nil, err.Error(), "BadRequestError", http.StatusBadRequest))
 	}
 }
 
-func (s *Server) openAICall(body *openAIBody, chat bool, received time.Time) (*call, error) {
-	var err error
-	d := demand{n: 1, maxNew: body.MaxTokens, minNew: body.MinTokens, ignoreEOS: body.IgnoreEOS}
-	if body.N != nil {
-		d.n = *body.N
+// parseOpenAI reads a completion or chat request.
+func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *demand, o *openAI) error {
+	var f faults
+	number := func(name string, integer bool) (v lax) {
+		f.number(name, fields[name], &v, integer)
+		return v
 	}
-	if !isNull(body.Logprobs) && string(trimJSON(body.Logprobs)) != "false" {
-		return nil, inputError("The simulation does not make logprobs.")
+	if raw := fields["model"]; !isNull(raw) && json.Unmarshal(raw, &o.model) != nil {
+		f = append(f, wrong("string_type", inBody("model"), "Input should be a valid string", raw))
 	}
-	if chat {
-		if body.MaxCompletionTokens != nil {
-			d.maxNew = body.MaxCompletionTokens
+	f.boolean("stream", fields["stream"], &d.stream)
+	f.boolean("ignore_eos", fields["ignore_eos"], &d.ignoreEOS)
+	f.boolean("no_stop_trim", fields["no_stop_trim"], &d.noTrim)
+	var options map[string]json.RawMessage
+	if raw := fields["stream_options"]; !isNull(raw) {
+		if json.Unmarshal(raw, &options) != nil {
+			f = append(f, wrong("model_attributes_type", inBody("stream_options"), "Input should be a valid dictionary or object to extract fields from", raw))
 		}
-		if len(body.Messages) == 0 {
-			return nil, inputError("Messages cannot be empty.")
+		f.boolean("include_usage", options["include_usage"], &o.usage)
+		f.boolean("continuous_usage_stats", options["continuous_usage_stats"], &o.continuous)
+	}
+	if !parseStops(fields["stop"], &d.stops) {
+		f = append(f, wrong("string_type", inBody("stop", "str"), "Input should be a valid string", fields["stop"]),
+			wrong("list_type", inBody("stop", "list[str]"), "Input should be a valid list", fields["stop"]))
+	}
+	if raw := fields["stop_token_ids"]; !isNull(raw) && json.Unmarshal(raw, &d.stopIDs) != nil {
+		f = append(f, wrong("list_type", inBody("stop_token_ids"), "Input should be a valid list", raw))
+	}
+	var ok bool
+	if d.rids, ok = parseRIDs(fields["rid"]); !ok {
+		f = append(f, wrong("string_type", inBody("rid", "str"), "Input should be a valid string", fields["rid"]),
+			wrong("list_type", inBody("rid", "list[str]"), "Input should be a valid list", fields["rid"]))
+	}
+	if n := number("n", true); n.set {
+		d.n = int(n.v)
+	}
+	d.priority = int(number("priority", true).v)
+	limit := number("max_tokens", true)
+	if most := number("max_completion_tokens", true); o.chat && most.set {
+		limit = most
+	}
+	d.minNew = int(number("min_tokens", true).v)
+	ranges := map[string]*float64{}
+	for _, name := range []string{"temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"} {
+		if v := number(name, name == "top_k"); v.set {
+			ranges[name] = &v.v
 		}
-		if len(body.InputIDs) > 0 {
-			d.prompts, d.tokens = []load.Prompt{{TokenIDs: body.InputIDs}}, []int{len(body.InputIDs)}
-		} else {
-			var p load.Prompt
-			for _, m := range body.Messages {
-				p.Messages = append(p.Messages, load.Message{Role: m.Role, Content: m.text()})
-			}
-			d.prompts, d.tokens = []load.Prompt{p}, []int{chatTokens(body.Messages)}
-		}
+	}
+	if o.chat {
+		f = append(f, s.parseChat(body, fields, d)...)
 	} else {
-		if d.maxNew == nil {
-			sixteen := 16 // the schema's default
-			d.maxNew = &sixteen
+		f = append(f, s.parsePrompt(body, fields, d, o)...)
+	}
+	if f != nil {
+		return f
+	}
+	if _, has := fields["messages"]; o.chat && has && len(d.prompts) == 0 {
+		return inputError("Messages cannot be empty.")
+	}
+	if len(d.prompts) == 0 {
+		return inputError("Prompt cannot be None")
+	}
+	if !limit.set && !o.chat {
+		limit = lax{true, 16} // the schema's default
+	}
+	if limit.set {
+		most := int(max(math.MinInt32, min(limit.v, math.MaxInt32)))
+		d.maxNew = &most
+		if most < 1 {
+			return inputError("max_tokens must be at least 1, got " + strconv.Itoa(most) + ".")
 		}
-		if isNull(body.Prompt) {
-			return nil, inputError("Prompt cannot be None.")
+	}
+	return checkRanges(ranges, showFloat)
+}
+
+// parsePrompt reads what only a completion has.
+func (s *Server) parsePrompt(body []byte, fields map[string]json.RawMessage, d *demand, o *openAI) (f faults) {
+	raw, has := fields["prompt"]
+	if !has {
+		return faults{missing(inBody("prompt"), pyRepr(body))}
+	}
+	var ok bool
+	if d.prompts, d.tokens, ok = s.parsePrompts(raw, textPrompt|idsPrompt); !ok || isNull(raw) {
+		for _, t := range []struct{ kind, name, noun string }{{"list_type", "list[int]", "list"}, {"list_type", "list[list[int]]", "list"},
+			{"string_type", "str", "string"}, {"list_type", "list[str]", "list"}} {
+			f = append(f, wrong(t.kind, inBody("prompt", t.name), "Input should be a valid "+t.noun, raw))
 		}
-		if d.prompts, d.tokens, err = parsePrompts(body.Prompt); err != nil {
-			return nil, err
+	}
+	var top lax
+	f.number("logprobs", fields["logprobs"], &top, true)
+	if top.set {
+		d.logprobs = &logprobs{start: -1, top: int(max(0, min(top.v, maxTop))), text: true}
+	}
+	f.boolean("echo", fields["echo"], &o.echo)
+	return f
+}
+
+// parseChat reads what only a chat has.
+func (s *Server) parseChat(body []byte, fields map[string]json.RawMessage, d *demand) (f faults) {
+	raw, has := fields["messages"]
+	if !has {
+		if _, chosen := fields["tool_choice"]; !chosen && len(body) > 0 { // the schema fills it in first
+			body = trimJSON(body)
+			body = append(append([]byte{}, body[:len(body)-1]...), `,"tool_choice":"none"}`...)
 		}
+		return faults{missing(inBody("messages"), pyRepr(body))}
 	}
-	if d.maxNew != nil && *d.maxNew < 1 {
-		return nil, inputError("max_tokens must be at least 1, got " + strconv.Itoa(*d.maxNew) + ".")
+	var messages []chatMessage
+	if json.Unmarshal(raw, &messages) != nil || isNull(raw) {
+		return faults{wrong("list_type", inBody("messages"), "Input should be a valid list", raw)}
 	}
-	if err := checkRanges(map[string]*float64{"temperature": body.Temperature, "top_p": body.TopP, "top_k": body.TopK, "min_p": body.MinP,
-		"frequency_penalty": body.FrequencyPenalty, "presence_penalty": body.PresencePenalty, "repetition_penalty": body.RepetitionPenalty}, showFloat); err != nil {
-		return nil, err
+	on := false
+	f.boolean("logprobs", fields["logprobs"], &on)
+	var top lax
+	f.number("top_logprobs", fields["top_logprobs"], &top, true)
+	if on {
+		d.logprobs = &logprobs{start: -1, top: int(max(0, min(top.v, maxTop))), text: true}
 	}
-	if d.rids, err = parseRIDs(body.RID); err != nil {
-		return nil, err
+	var ids []int32
+	if raw := fields["input_ids"]; !isNull(raw) && json.Unmarshal(raw, &ids) != nil {
+		f = append(f, wrong("list_type", inBody("input_ids"), "Input should be a valid list", raw))
 	}
-	c, err := s.newCall(d, received)
-	if err != nil {
-		return nil, err
+	switch {
+	case len(ids) > 0: // the prompt instead of what messages would give
+		d.prompts, d.tokens = []load.Prompt{{TokenIDs: ids}}, []int{len(ids)}
+	case len(messages) > 0:
+		var p load.Prompt
+		for _, m := range messages {
+			p.Messages = append(p.Messages, load.Message{Role: m.Role, Content: m.text()})
+		}
+		d.prompts, d.tokens = []load.Prompt{p}, []int{s.chatTokens(messages)}
 	}
-	c.stream = body.Stream
-	return c, nil
+	return f
 }
 
 func appendOpenAIError(b []byte, message, kind string, code int) []byte {
@@ -164,6 +228,7 @@ type openAI struct {
 	s                 *Server
 	chat              bool
 	usage, continuous bool
+	echo              bool // the text begins with the prompt
 	model             string
 	created           int64
 }
@@ -179,7 +244,7 @@ func (o openAI) appendHead(b []byte, id, object string) []byte {
 	return appendString(b, o.model)
 }
 
-func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, p progress) []byte {
+func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, first bool, p progress) []byte {
 	if f := p.finish; f != nil && f.Kind == FinishAbort && f.Status != 0 {
 		kind := map[int]string{400: "BadRequestError", 503: "SERVICE_UNAVAILABLE"}[f.Status]
 		if kind == "" {
@@ -192,49 +257,62 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, p progress
 		b = append(b, "data: "...)
 		b = o.appendHead(b, st.rid, "text_completion")
 		b = o.appendChoice(b, st, `"text":"`)
-		b = appendText(b, sent, p.tokens)
-		b = append(b, `"`...)
-		b = appendFinish(b, p)
+		if first && o.echo {
+			b = appendEscaped(b, st.prompt.Text)
+		}
+		b = appendText(b, textLen(sent), st.textEnd(p))
+		b = append(b, `",`...)
+		b = o.appendLogprobs(b, c, sent, p.tokens)
+		b = appendFinish(b, st, p)
 		b = append(b, `}],"usage":`...)
 		if o.continuous {
-			b = appendUsage(b, st.promptTokens, p.tokens)
+			b = o.appendUsage(b, st.promptTokens, p.tokens, p.cached)
 		} else {
 			b = append(b, `null`...)
 		}
 		return append(b, "}\n\n"...)
 	}
-	chunk := func(b []byte, delta string, from, to int, finish, usage bool) []byte {
-		b = append(b, "data: "...)
-		b = o.appendHead(b, st.rid, "chat.completion.chunk")
-		b = o.appendChoice(b, st, `"delta":{"reasoning_content":null`)
-		b = append(b, delta...)
-		if to > from {
-			b = append(b, `,"content":"`...)
-			b = append(appendText(b, from, to), '"')
-		}
-		b = append(b, '}')
-		if finish {
-			b = appendFinish(b, p)
-		} else {
-			b = append(b, `,"logprobs":null,"finish_reason":null,"matched_stop":null`...)
-		}
-		b = append(b, `}]`...)
-		if usage {
+	if first {
+		b = o.appendChunk(b, st, `,"role":"assistant","content":""`)
+		b = append(b, `,"logprobs":null,"finish_reason":null,"matched_stop":null}]}`+"\n\n"...)
+	}
+	if end := st.textEnd(p); end > textLen(sent) {
+		b = o.appendChunk(b, st, `,"content":"`)
+		b = append(appendText(b[:len(b)-1], textLen(sent), end), `"},`...)
+		b = o.appendLogprobs(b, c, sent, p.tokens)
+		b = append(b, `,"finish_reason":null,"matched_stop":null}]`...)
+		if o.continuous {
 			b = append(b, `,"usage":`...)
-			b = appendUsage(b, st.promptTokens, p.tokens)
+			b = o.appendUsage(b, st.promptTokens, p.tokens, p.cached)
 		}
-		return append(b, "}\n\n"...)
-	}
-	if sent == 0 {
-		b = chunk(b, `,"role":"assistant","content":""`, 0, 0, false, false)
-	}
-	if p.tokens > sent {
-		b = chunk(b, "", sent, p.tokens, false, o.continuous)
+		b = append(b, "}\n\n"...)
 	}
 	if p.finish != nil {
-		b = chunk(b, "", 0, 0, true, false)
+		b = o.appendChunk(b, st, "")
+		b = appendFinish(append(b, `,"logprobs":null`...), st, p)
+		b = append(b, "}]}\n\n"...)
 	}
 	return b
+}
+
+// appendChunk begins a chunk of a chat, with the fields of its delta after the first.
+func (o openAI) appendChunk(b []byte, st *stream, delta string) []byte {
+	b = append(b, "data: "...)
+	b = o.appendHead(b, st.rid, "chat.completion.chunk")
+	b = o.appendChoice(b, st, `"delta":{"reasoning_content":null`)
+	return append(append(b, delta...), '}')
+}
+
+// appendLogprobs appends the field logprobs for tokens of an answer.
+func (o openAI) appendLogprobs(b []byte, c *call, from, to int) []byte {
+	b = append(b, `"logprobs":`...)
+	switch {
+	case c.logprobs == nil:
+		return append(b, "null"...)
+	case o.chat:
+		return c.logprobs.appendChat(b, from, to)
+	}
+	return c.logprobs.appendCompletion(b, from, to)
 }
 
 func (o openAI) appendChoice(b []byte, st *stream, field string) []byte {
@@ -245,34 +323,46 @@ func (o openAI) appendChoice(b []byte, st *stream, field string) []byte {
 }
 
 // appendFinish appends the fields that end a choice.
-func appendFinish(b []byte, p progress) []byte {
-	b = append(b, `,"logprobs":null,"finish_reason":`...)
+func appendFinish(b []byte, st *stream, p progress) []byte {
+	b = append(b, `,"finish_reason":`...)
 	switch {
 	case p.finish == nil:
 		return append(b, `null,"matched_stop":null`...)
 	case p.finish.Kind == FinishLength:
 		return append(b, `"length","matched_stop":null`...)
 	case p.finish.Kind == FinishStop:
-		return append(b, `"stop","matched_stop":`+stopToken...)
+		return append(append(b, `"stop","matched_stop":`...), st.stop.matched...)
 	default:
 		return append(b, `"abort","matched_stop":null`...)
 	}
 }
 
-func appendUsage(b []byte, prompt, completion int) []byte {
-	return fmt.Appendf(b, `{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null,"reasoning_tokens":0,"completion_tokens_details":null}`,
-		prompt, prompt+completion, completion)
+// appendUsage appends a usage. What comes from the cache is told with --enable-cache-report only.
+func (o openAI) appendUsage(b []byte, prompt, completion, cached int) []byte {
+	b = fmt.Appendf(b, `{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":`, prompt, prompt+completion, completion)
+	if o.s.opts.cacheReport {
+		b = fmt.Appendf(b, `{"cached_tokens":%d}`, cached)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"reasoning_tokens":0`...)
+	if o.s.opts.release.patch >= 23 {
+		b = append(b, `,"completion_tokens_details":null`...)
+	}
+	return append(b, '}')
 }
 
 // totals returns the usage of a call: prompts count once, however many answers each has.
-func (c *call) totals() (prompt, completion int) {
+func (c *call) totals() (prompt, completion, cached int) {
 	for i, st := range c.streams {
+		p := st.progress()
 		if i%c.perPrompt == 0 {
 			prompt += st.promptTokens
+			cached += p.cached
 		}
-		completion += st.progress().tokens
+		completion += p.tokens
 	}
-	return prompt, completion
+	return prompt, completion, cached
 }
 
 func (o openAI) appendEnd(b []byte, c *call) []byte {
@@ -286,9 +376,9 @@ func (o openAI) appendEnd(b []byte, c *call) []byte {
 	b = append(b, "data: "...)
 	b = o.appendHead(b, c.streams[0].rid, object)
 	b = append(b, `,"choices":[],"usage":`...)
-	prompt, completion := c.totals()
-	if o.chat {
-		b = appendUsage(b, prompt, completion)
+	prompt, completion, cached := c.totals()
+	if o.chat || o.s.opts.cacheReport {
+		b = o.appendUsage(b, prompt, completion, cached)
 	} else {
 		b = fmt.Appendf(b, `{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"reasoning_tokens":0}`, prompt, prompt+completion, completion)
 	}
@@ -296,38 +386,47 @@ func (o openAI) appendEnd(b []byte, c *call) []byte {
 }
 
 func (o openAI) appendAnswer(b []byte, c *call) []byte {
+	patch := o.s.opts.release.patch
 	object, field := "text_completion", `"text":"`
 	if o.chat {
 		object, field = "chat.completion", `"message":{"role":"assistant","content":"`
 	}
 	b = o.appendHead(b, c.streams[0].rid, object)
 	b = append(b, `,"choices":[`...)
-	tokens := 0
 	for i, st := range c.streams {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		p := st.progress()
-		tokens += p.tokens
 		b = append(b, `{"index":`...)
 		b = strconv.AppendInt(b, int64(i), 10)
 		b = append(b, ',')
 		b = append(b, field...)
-		b = appendText(b, 0, p.tokens)
+		if o.echo {
+			b = appendEscaped(b, st.prompt.Text)
+		}
+		b = appendText(b, 0, st.textEnd(p))
 		b = append(b, '"')
 		if o.chat {
-			b = append(b, `,"reasoning_content":null}`...)
+			b = append(b, `,"reasoning_content":null`...)
+			if patch < 23 {
+				b = append(b, `,"tool_calls":null`...)
+			}
+			b = append(b, '}')
 		}
-		b = appendFinish(b, p)
+		b = o.appendLogprobs(append(b, ','), c, 0, p.tokens)
+		b = appendFinish(b, st, p)
 		b = append(b, '}')
 	}
 	b = append(b, `],"usage":`...)
-	prompt, completion := c.totals()
-	b = appendUsage(b, prompt, completion)
+	prompt, completion, cached := c.totals()
+	b = o.appendUsage(b, prompt, completion, cached)
 	b = append(b, `,"metadata":{"weight_version":`...)
-	b = appendString(b, o.s.opts.weightVersion)
-	b = append(b, ',')
-	b = o.s.appendWeightVersions(b, tokens)
+	b = appendString(b, o.s.weightName())
+	if patch >= 21 {
+		b = append(b, ',')
+		b = o.s.appendWeightVersions(b, c.streams[0].progress().tokens)
+	}
 	return append(b, `}}`...)
 }
 

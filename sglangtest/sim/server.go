@@ -13,18 +13,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
-// Version is the SGLang version whose scheduler and HTTP API are simulated.
+// Version is the SGLang version whose scheduler and HTTP API are simulated, unless [WithVersion] names another.
 const Version = "0.5.23"
 
 // keepAlive is how long an idle connection stays open (uvicorn, SGLANG_TIMEOUT_KEEP_ALIVE).
 const keepAlive = 5 * time.Second
-
-// headerTimeout is how long a connection may take to say what it wants.
-const headerTimeout = 30 * time.Second
 
 // A Server is a simulated SGLang server: a real-time host of the engine behind SGLang's HTTP API, in this process.
 // Its methods are safe for concurrent use.
@@ -33,13 +29,15 @@ const headerTimeout = 30 * time.Second
 // for each. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit: the
 // simulated model never ends an answer earlier. The answer's text is filler.
 type Server struct {
-	profile Profile
-	cfg     server.Config // as launched, with the defaults filled in
-	opts    options
-	host    *host
-	http    *http.Server
-	nextID  atomic.Uint64 // for requests without a rid
-	label   []string      // value of load.SimulatedByHeader
+	profile                   Profile
+	cfg                       server.Config // as launched, with the defaults filled in
+	opts                      options
+	host                      *host
+	http                      *http.Server
+	nextID                    atomic.Uint64          // for requests without a rid
+	label                     []string               // value of load.SimulatedByHeader
+	weights                   atomic.Pointer[string] // weight version
+	bodyTimeout, writeTimeout time.Duration
 
 	addr   net.Addr
 	status atomic.Int32
@@ -51,7 +49,7 @@ type Server struct {
 	abandon context.CancelFunc
 
 	mu       sync.Mutex
-	refuse   bool // no new handlers
+	refused  bool // no new handlers
 	handlers sync.WaitGroup
 	stop     sync.Once // Close
 	last     sync.Once // finish
@@ -61,34 +59,10 @@ type Server struct {
 const (
 	statusStarting int32 = iota
 	statusUp
+	statusUnhealthy // a health check got no result in time
+	statusDraining  // like statusUp, but not healthy
 	statusStopping
 )
-
-// An Option changes how a simulated server presents itself.
-type Option func(*options) error
-
-type options struct {
-	weightVersion string
-	incremental   bool
-}
-
-// WithWeightVersion sets the name that answers carry as their weight version (SGLang's --weight-version).
-// Without it, [NewServer] answers "default" and [Launcher] the server's name.
-func WithWeightVersion(name string) Option {
-	return func(o *options) error {
-		if name == "" {
-			return errors.New("sim: weight version is empty: want a name")
-		}
-		o.weightVersion = name
-		return nil
-	}
-}
-
-// WithIncrementalStreaming makes streamed text and ids of /generate deltas instead of the whole so far (SGLang's
-// --incremental-streaming-output).
-func WithIncrementalStreaming() Option {
-	return func(o *options) error { o.incremental = true; return nil }
-}
 
 // NewServer returns a server that is not started. It honours the fields of cfg that the engine knows and refuses
 // the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens comes from the
@@ -99,11 +73,13 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 		errs = append(errs, fmt.Errorf("sim: model_path is %q, but profile %s simulates %s: leave it out, or choose a profile of that model; served_model_name can be anything",
 			cfg.ModelPath, profile.Name, profile.ModelPath))
 	}
-	o := options{weightVersion: "default"}
+	o := defaultOptions()
 	for _, opt := range opts {
 		errs = append(errs, opt(&o))
 	}
+	errs = append(errs, o.unknownArgs())
 	ec := profile.EngineConfig()
+	ec.Rules = o.release.rules
 	set := func(to *int, v int) {
 		if v > 0 {
 			*to = v
@@ -141,8 +117,15 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	}
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
 	s.label = []string{profile.Name}
+	s.weights.Store(&o.weightVersion)
+	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
-	s.http = &http.Server{Handler: s, IdleTimeout: keepAlive, ReadHeaderTimeout: headerTimeout}
+	h.observers = o.observers
+	var handler http.Handler = s
+	for _, wrap := range o.middleware {
+		handler = wrap(handler)
+	}
+	s.http = &http.Server{Handler: handler, IdleTimeout: keepAlive, ReadHeaderTimeout: readTimeout}
 	return s, nil
 }
 
@@ -178,8 +161,8 @@ func unsupported(cfg server.Config) error {
 	return errors.Join(errs...)
 }
 
-// Start listens and serves. It returns when the server has its address; the server is ready then. A port that is in
-// use is an error. Start may be called once.
+// Start listens and serves. It returns when the server has its address; the server is up then, unless [WithStarting]
+// leaves that to [Server.Up]. A port that is in use is an error. Start may be called once.
 func (s *Server) Start(ctx context.Context) error {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port)))
 	if err != nil {
@@ -197,8 +180,68 @@ func (s *Server) Start(ctx context.Context) error {
 			s.finish(fmt.Errorf("sim: serve: %w", err))
 		}
 	}()
-	s.status.Store(statusUp)
+	if !s.opts.starting {
+		s.Up()
+	}
 	return nil
+}
+
+// Up ends the starting state of a server with [WithStarting]: SGLang's warm-up is over.
+func (s *Server) Up() { s.status.CompareAndSwap(statusStarting, statusUp) }
+
+// Drain is what SIGTERM does to SGLang's HTTP process: the server is no longer healthy, and otherwise works as before.
+// New generations are accepted, too. What ends it then is the caller's: see [Server.InFlight] and [Server.WaitIdle].
+func (s *Server) Drain() {
+	for _, from := range []int32{statusStarting, statusUp, statusUnhealthy} {
+		if s.status.CompareAndSwap(from, statusDraining) {
+			return
+		}
+	}
+}
+
+// crash ends the server as the death of its scheduler does: all connections break.
+func (s *Server) crash(err error) {
+	s.status.Store(statusStopping)
+	s.abandon()
+	s.http.Close()
+	go s.finish(err)
+}
+
+// InFlight returns the ids of the generations that have not ended, in no order.
+func (s *Server) InFlight() []string {
+	s.host.mu.Lock()
+	defer s.host.mu.Unlock()
+	return slices.Collect(maps.Keys(s.host.streams))
+}
+
+// WaitIdle returns nil at a moment at which no generation is in flight, or the context's error if that ends first.
+func (s *Server) WaitIdle(ctx context.Context) error {
+	for {
+		s.host.mu.Lock()
+		left, end := len(s.host.streams), s.host.nextEndLocked()
+		s.host.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-end:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Exited is closed when a server that was started has ended, by [Server.Close] or by itself.
+func (s *Server) Exited() <-chan struct{} { return s.ended }
+
+// Err returns why the server ended by itself, or nil.
+func (s *Server) Err() error {
+	select {
+	case <-s.ended:
+		return s.err
+	default:
+		return nil
+	}
 }
 
 // URL returns the base URL, without a trailing slash. The server must have been started.
@@ -211,9 +254,9 @@ func (s *Server) StepLateness() Lateness {
 	return s.host.late.summary()
 }
 
-// Close ends the server and returns when its goroutines have ended and its port is free. Like SGLang on SIGTERM
-// it first lets the requests under way finish, but takes no new connections; when ctx is done it ends them
-// unfinished. Close may be called again, and does nothing to a server that was not started.
+// Close ends the server and returns when its goroutines have ended and its port is free. It takes no new connections
+// but lets the requests under way finish; when ctx is done their connections break, as when a server is killed: a
+// done ctx does so at once. Close may be called again, and does nothing to a server that was not started.
 func (s *Server) Close(ctx context.Context) {
 	if s.addr == nil {
 		return
@@ -247,45 +290,10 @@ func (s *Server) finish(err error) {
 			s.http.Close() // a client that does not read would keep its handler
 		}
 		s.mu.Lock()
-		s.refuse = true
+		s.refused = true
 		s.mu.Unlock()
 		s.handlers.Wait()
 		s.host.stop()
 		close(s.ended)
 	})
-}
-
-// ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	if s.refuse {
-		s.mu.Unlock()
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	s.handlers.Add(1)
-	s.mu.Unlock()
-	defer s.handlers.Done()
-	w.Header()[load.SimulatedByHeader] = s.label
-	rt, ok := routes[r.URL.Path]
-	switch {
-	case !ok:
-		writeBody(w, http.StatusNotFound, "application/json", []byte(`{"detail":"Not Found"}`))
-	case !rt.allows(r.Method):
-		w.Header()["allow"] = []string{rt.methods}
-		writeBody(w, http.StatusMethodNotAllowed, "application/json", []byte(`{"detail":"Method Not Allowed"}`))
-	default:
-		rt.serve(s, w, r)
-	}
-}
-
-func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
-	if contentType != "" {
-		w.Header().Set("Content-Type", contentType)
-	} else {
-		w.Header()["Content-Type"] = nil
-	}
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	w.Write(body) // a failure means that the client has gone
 }

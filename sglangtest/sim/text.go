@@ -26,12 +26,12 @@ var (
 	}()
 )
 
-// appendText appends the text of tokens from to to.
+// appendText appends the text from one byte to another.
 func appendText(b []byte, from, to int) []byte {
 	for from < to {
-		at := from % tableTokens
-		n := min(to-from, tableTokens-at)
-		b = append(b, wordTable[at*wordBytes:(at+n)*wordBytes]...)
+		at := from % len(wordTable)
+		n := min(to-from, len(wordTable)-at)
+		b = append(b, wordTable[at:at+n]...)
 		from += n
 	}
 	return b
@@ -54,13 +54,59 @@ func appendIDs(b []byte, from, to int) []byte {
 // TextTokens returns the length of a text in tokens by the simulator's rule: four bytes are a token, rounded up.
 func TextTokens(text string) int { return (len(text) + 3) / 4 }
 
+// textLen is the length in bytes of the text of n tokens.
+func textLen(n int) int { return n * wordBytes }
+
+// tokenText is the text of one token: that of an answer's, or a stand-in for any other.
+func tokenText(id int) string {
+	if i := id - firstWordID; i >= 0 && i < wordCount {
+		return words[i*wordBytes : (i+1)*wordBytes]
+	}
+	return " t" + strconv.Itoa(id)
+}
+
+// stopOf returns after how many tokens an answer's text holds one of the stop strings, which one, and the length of the
+// text before it; or 0.
+func stopOf(stops []string) (tokens int, matched string, cut int) {
+	for _, stop := range stops {
+		if stop == "" {
+			continue
+		}
+		at := strings.Index(strings.Repeat(words, 2+len(stop)/len(words)), stop) // the text repeats
+		if at < 0 {
+			continue
+		}
+		if n := (at + len(stop) + wordBytes - 1) / wordBytes; tokens == 0 || n < tokens {
+			tokens, matched, cut = n, stop, at
+		}
+	}
+	return tokens, matched, cut
+}
+
+// stopOfIDs is stopOf for token ids.
+func stopOfIDs(ids []int) (tokens, matched int) {
+	for _, id := range ids {
+		if n := id - firstWordID + 1; n >= 1 && n <= wordCount && (tokens == 0 || n < tokens) {
+			tokens, matched = n, id
+		}
+	}
+	return tokens, matched
+}
+
+// count returns the length of a text in tokens.
+func (s *Server) count(text string) int { return TextTokens(text) }
+
 // messageTokens is the number of tokens that a chat template adds for each message.
 const messageTokens = 4
 
 // appendString appends s as a JSON string.
 func appendString(b []byte, s string) []byte {
+	return append(appendEscaped(append(b, '"'), s), '"')
+}
+
+// appendEscaped appends s as it stands within a JSON string.
+func appendEscaped(b []byte, s string) []byte {
 	const hex = "0123456789abcdef"
-	b = append(b, '"')
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
 		case c == '"' || c == '\\':
@@ -72,5 +118,5 @@ func appendString(b []byte, s string) []byte {
 			b = append(b, c)
 		}
 	}
-	return append(b, '"')
+	return b
 }

@@ -1,0 +1,136 @@
+package sim
+
+import "time"
+
+// An Observer is told what a server does, as the log and the metrics of SGLang tell it. Its methods are called one at a
+// time, in the order of events, while the engine waits: they must be quick and must not call the
+// server. See [WithObserver].
+type Observer interface {
+	// Batch is called when the result of a step has been processed, with the overlap loop after the next step was
+	// planned. SGLang prints its lines "Prefill batch" and (for some of the steps) "Decode batch" then.
+	Batch(Batch)
+	// Result is called when a request got tokens or ended, at the time when the front process has it.
+	Result(Result)
+}
+
+// A Batch is one step as SGLang's log tells of it (metrics_reporter.py).
+type Batch struct {
+	Kind StepKind
+	At   time.Time     // when its result was processed, by the loop's time
+	Took time.Duration // on the GPU
+
+	// Of a prefill: #new-seq (a continuing chunk is one), #new-token, #cached-token; and, at the moment of planning,
+	// #running-req and #pending-token. Of a decode: Requests is the number of requests that decoded (#running-req).
+	Requests, NewTokens, CachedTokens int
+	Running, PendingTokens            int
+	// Decodes is the number of requests that got a token from decoding; of a prefill it is 0 unless it is mixed.
+	Decodes int
+	Context int // KV tokens that the decodes read, summed
+
+	Retracted int   // requests taken back for want of memory when this batch was planned
+	State     State // when the result had been processed: #queue-req is Waiting, #token UsedTokens
+}
+
+// A Result is what one request got.
+type Result struct {
+	RID          string
+	Streaming    bool
+	Health       bool // a health check's generation, which metrics leave out
+	Received     time.Time
+	Previous     time.Time // of the result before; zero for the first
+	At           time.Time
+	New, Tokens  int // output tokens that came, and all so far
+	PromptTokens int
+	CachedTokens int
+	Retractions  int
+	// Queued is the time in the scheduler's queue before the first step; 0 until it was planned.
+	Queued time.Duration
+	Finish *Finish // nil while it goes on; must not be modified
+}
+
+// WithObserver tells o what the server does. It may be given more than once.
+func WithObserver(o Observer) Option {
+	return func(opts *options) error { opts.observers = append(opts.observers, o); return nil }
+}
+
+// observed is what the host keeps to tell observers of batches.
+type observed struct {
+	observers []Observer
+	planned   []Batch // steps under way, oldest first
+}
+
+// advanceObserved is [Loop.Advance], telling the observers of the batch whose result it processes, and streams when
+// their first step was planned.
+func (h *host) advanceObserved(at time.Duration) []Output {
+	l := h.loop
+	due, steps, free, chunked := l.due, l.steps, l.gpuFree, l.Engine.Chunked()
+	outputs := l.Advance()
+	if l.steps > steps {
+		f := l.pending
+		if l.ready.step != nil {
+			f = l.ready
+		}
+		h.plannedStep(f, at, free, chunked)
+	}
+	if due && len(h.planned) > 0 {
+		h.completed(at)
+	}
+	return outputs
+}
+
+// plannedStep notes the step that was planned at the given time.
+func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
+	s := f.step
+	for i := range s.Rows {
+		if st := s.Rows[i].Request.Owner.(*stream); st.entered == 0 {
+			st.entered = at
+		}
+	}
+	if len(h.observers) == 0 {
+		return
+	}
+	e := h.loop.Engine
+	b := Batch{Kind: s.Kind, Requests: len(s.Rows), Decodes: len(s.Decode), Context: s.Shape.Context,
+		Took: f.end - max(at, free), Retracted: len(e.Retracted())}
+	if s.Kind == DecodeStep {
+		b.Requests = len(s.Decode)
+	} else {
+		b.Running = len(e.Running())
+		for _, r := range e.Waiting() {
+			b.PendingTokens += r.InputLen + r.Produced()
+		}
+	}
+	for i := range s.Rows {
+		b.NewTokens += s.Rows[i].Extend
+		if s.Rows[i].Request != chunked {
+			b.CachedTokens += s.Rows[i].Prefix
+		}
+	}
+	h.planned = append(h.planned, b)
+}
+
+// completed tells the observers of the oldest step under way.
+func (h *host) completed(at time.Duration) {
+	b := h.planned[0]
+	h.planned = append(h.planned[:0], h.planned[1:]...)
+	b.At, b.State = h.start.Add(at), h.loop.Engine.State()
+	for _, o := range h.observers {
+		o.Batch(b)
+	}
+}
+
+// tell tells the observers what s got.
+func (h *host) tell(s *stream, previous, got progress) {
+	if len(h.observers) == 0 {
+		return
+	}
+	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, Previous: previous.at, At: got.at,
+		New: got.tokens - previous.tokens, Tokens: got.tokens, PromptTokens: s.promptTokens, CachedTokens: got.cached,
+		Retractions: got.retractions, Finish: got.finish}
+	if s.entered > 0 {
+		r.Queued = max(0, s.entered-s.arrives)
+	}
+	for _, o := range h.observers {
+		o.Result(r)
+	}
+}

@@ -1,0 +1,124 @@
+package sim
+
+import "time"
+
+// isPaused reports whether /pause_generation holds.
+func (h *host) isPaused() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.paused
+}
+
+// pause holds new requests back and, if mode is not 0, stops the loop.
+func (h *host) pause(mode PauseMode) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.paused = true
+	if mode != 0 {
+		now := time.Since(h.start)
+		h.hold(now, h.loop.Pause(mode))
+		if mode == PauseRetract {
+			for len(h.planned) > 0 { // what was under way has been processed
+				h.completed(now)
+			}
+		}
+	}
+	h.waiter.Wake()
+}
+
+// resume ends a pause. What came meanwhile goes to the scheduler in order of arrival.
+func (h *host) resume() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Since(h.start)
+	h.paused = false
+	h.loop.Continue(now)
+	for _, s := range h.held {
+		h.dispatch(s, now)
+	}
+	h.held = nil
+	h.waiter.Wake()
+}
+
+// abortSubmitted aborts all that the scheduler knows and returns how many these are.
+func (h *host) abortSubmitted() int {
+	h.abortPrefix("", true)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.streams) - len(h.held)
+}
+
+// nextEnd returns a channel that is closed when a stream ends.
+func (h *host) nextEnd() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.nextEndLocked()
+}
+
+func (h *host) nextEndLocked() <-chan struct{} {
+	if h.ends == nil {
+		h.ends = make(chan struct{})
+	}
+	return h.ends
+}
+
+// flush empties the prefix cache and reports whether it could. With overQueue, which SGLang has from 0.5.21 on, requests
+// that wait are no hindrance while the loop is paused.
+func (h *host) flush(overQueue bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.arrivals) > 0 {
+		return false
+	}
+	if overQueue && h.loop.paused {
+		return h.loop.Engine.flushOverQueue()
+	}
+	return h.loop.Engine.FlushCache()
+}
+
+// flushOverQueue is FlushCache that does not mind requests that wait.
+func (e *Engine) flushOverQueue() bool {
+	if e.live != e.waiting.len() {
+		return false
+	}
+	if e.tree != nil {
+		e.free += e.tree.evictable
+		e.tree.reset()
+	}
+	return true
+}
+
+// slowDown makes every step take that much longer.
+func (h *host) slowDown(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.loop.SlowDown(d)
+}
+
+// setLimit sets the limit of running requests and reports whether it is in range.
+func (h *host) setLimit(v float64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.loop.Engine.SetLimit(v)
+}
+
+// probe submits the generation of a health check, and nothing if the engine has something to do.
+func (h *host) probe(rid string, received time.Time) []*stream {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.streams) > 0 || h.paused || h.stopped {
+		return nil
+	}
+	s := &stream{rid: rid, promptTokens: 1, health: true, received: received, notify: make(chan struct{}, 1)}
+	s.req = Request{InputLen: 1, MaxNewTokens: 1}
+	s.req.Prompt.TokenIDs = []int32{0}
+	h.submitLocked([]*stream{s})
+	return []*stream{s}
+}
+
+// lastResult returns when the last result of any stream had passed the front process.
+func (h *host) lastResult() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.last
+}

@@ -1,0 +1,677 @@
+package sim
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/stretchr/testify/require"
+)
+
+// An answer is one HTTP response, recorded or simulated.
+type answer struct {
+	line   string
+	header http.Header
+	body   string
+}
+
+func readAnswer(t testing.TB, raw []byte) answer {
+	line, rest, ok := bytes.Cut(raw, []byte("\r\n"))
+	require.True(t, ok)
+	head, body, _ := bytes.Cut(rest, []byte("\r\n\r\n"))
+	a := answer{line: string(line), header: http.Header{}, body: string(body)}
+	for l := range strings.SplitSeq(string(head), "\r\n") {
+		k, v, _ := strings.Cut(l, ": ")
+		a.header.Add(k, v)
+	}
+	return a
+}
+
+// ask sends a request and reads the whole answer, also one that breaks off.
+func (c client) ask(ctx context.Context, method, path, body string, header ...string) answer {
+	req, err := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
+	require.NoError(c.t, err)
+	req.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := c.http.Do(req)
+	require.NoError(c.t, err)
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return answer{line: resp.Proto + " " + resp.Status, header: resp.Header, body: string(b)}
+}
+
+// parse reads JSON into ordered objects, lists, json.Number and the like.
+func parse(t testing.TB, raw string) any {
+	dec := json.NewDecoder(strings.NewReader(raw))
+	dec.UseNumber()
+	var value func() any
+	value = func() any {
+		tok, err := dec.Token()
+		require.NoError(t, err, raw)
+		switch tok {
+		case json.Delim('{'):
+			o := []member{}
+			for dec.More() {
+				k, err := dec.Token()
+				require.NoError(t, err)
+				o = append(o, member{k.(string), value()})
+			}
+			_, err = dec.Token()
+			require.NoError(t, err)
+			return o
+		case json.Delim('['):
+			l := []any{}
+			for dec.More() {
+				l = append(l, value())
+			}
+			_, err = dec.Token()
+			require.NoError(t, err)
+			return l
+		}
+		return tok
+	}
+	return value()
+}
+
+type member struct {
+	key   string
+	value any
+}
+
+// A comparison compares JSON of the simulation with recorded JSON: the same keys in the same order, the same types, and
+// equal values, except where free says why not.
+type comparison struct {
+	t    testing.TB
+	free map[string]string // key to the reason
+	bad  []string
+}
+
+// Values that no simulation can have in common with a real server, wherever they stand.
+var freeValues = map[string]string{
+	"text": "the model's output", "content": "the model's output", "output_ids": "the model's output", "tokens": "the tokenizer's ids",
+	"output_token_logprobs": "the model's output", "output_top_logprobs": "the model's output", "input_token_logprobs": "the model's output",
+	"input_top_logprobs": "the model's output",
+	"id":                 "an id", "created": "a time", "timestamp": "a time", "queue_time": "a time", "forward_entry_time": "a time",
+	"prefill_finished_time": "a time", "e2e_latency": "a time", "request_received_ts": "a time", "first_token_latency": "a time",
+	"api_server_dispatch_finish_ts": "a time", "request_finished_ts": "a time", "response_sent_to_client_ts": "a time", "decode_throughput": "a time",
+	"startup_time": "times", "last_gen_throughput": "a time", "random_seed": "random", "port": "of the machine", "launch_command": "of the machine",
+	"grpc_port": "of the machine", "memory_usage": "of the machine",
+}
+
+// anything as the reason says that not even the type must agree.
+const anything = "depends on what the tokenizer's texts have in common"
+
+// ours are keys that the simulation adds.
+var ours = map[string]bool{"simulated": true}
+
+func (c *comparison) fault(path, format string, args ...any) {
+	c.bad = append(c.bad, path+": "+fmt.Sprintf(format, args...))
+}
+
+func (c *comparison) compare(path string, want, got any, free bool) {
+	switch w := want.(type) {
+	case []member:
+		g, ok := got.([]member)
+		if !ok {
+			c.fault(path, "want an object, got %T", got)
+			return
+		}
+		g = slices.DeleteFunc(slices.Clone(g), func(f member) bool { return ours[f.key] })
+		keys := func(o []member) (k []string) {
+			for _, f := range o {
+				k = append(k, f.key)
+			}
+			return k
+		}
+		if wk, gk := keys(w), keys(g); !slices.Equal(wk, gk) {
+			c.fault(path, "want the keys %v, got %v", wk, gk)
+			return
+		}
+		for i := range w {
+			key := w[i].key
+			reason := freeValues[key] + c.free[key]
+			if c.free[key] == anything {
+				continue
+			}
+			c.compare(path+"."+key, w[i].value, g[i].value, free || reason != "")
+		}
+	case []any:
+		g, ok := got.([]any)
+		if !ok {
+			c.fault(path, "want a list, got %T", got)
+			return
+		}
+		if len(w) != len(g) && (!free || (len(w) == 0) != (len(g) == 0)) {
+			c.fault(path, "want %d items, got %d", len(w), len(g))
+			return
+		}
+		for i := range min(len(w), len(g)) {
+			c.compare(fmt.Sprintf("%s[%d]", path, i), w[i], g[i], free)
+		}
+	case json.Number:
+		g, ok := got.(json.Number)
+		isFloat := func(n json.Number) bool { return strings.ContainsAny(string(n), ".eE") }
+		if !ok || isFloat(w) != isFloat(g) {
+			c.fault(path, "want a number like %v, got %v", w, got)
+		} else if !free && w != g {
+			c.fault(path, "want %v, got %v", w, g)
+		}
+	case string:
+		g, ok := got.(string)
+		if !ok {
+			c.fault(path, "want a string, got %T", got)
+		} else if !free && plain(w) != plain(g) {
+			c.fault(path, "\nwant %q\ngot  %q", plain(w), plain(g))
+		}
+	default:
+		if want != got {
+			c.fault(path, "want %v, got %v", want, got)
+		}
+	}
+}
+
+// plain leaves out where SGLang is installed, which the recordings replace.
+func plain(s string) string { return strings.ReplaceAll(s, sitePackages, "SITE-PACKAGES") }
+
+// old is the shape of an error message of FastAPI before it named the route's code, which the recordings of the H100 have.
+var old = regexp.MustCompile(`(?s)^\d+ validation errors?:.* (\[\{.*\}\])$`)
+
+// check compares an answer with a recorded one.
+func check(t *testing.T, want, got answer, free map[string]string, oldFastAPI bool) {
+	require.Equal(t, want.line, got.line, got.body)
+	for _, h := range []string{"Server", "Content-Type", "Vary", "Allow"} {
+		require.Equal(t, want.header.Get(h), got.header.Get(h), h)
+	}
+	require.NotEmpty(t, got.header.Get("Date"))
+	if want.header.Get("Content-Length") != "" {
+		require.NotEmpty(t, got.header.Get("Content-Length"))
+	}
+	c := &comparison{t: t, free: free}
+	one := func(path, w, g string) {
+		if c.free = free; strings.HasPrefix(path, "event") && strings.Contains(w, `"finish_reason":null`) {
+			c.free = maps.Clone(counts) // how many tokens share an event depends on the time
+			maps.Copy(c.free, free)
+		}
+		wv, gv := parse(t, w), parse(t, g)
+		if o, ok := gv.([]member); ok && oldFastAPI {
+			for i := range o {
+				if s, ok := o[i].value.(string); ok && o[i].key == "message" {
+					o[i].value = strings.TrimPrefix(old.ReplaceAllString(s, "$1"), " ")
+				}
+			}
+		}
+		if o, ok := wv.([]member); ok && oldFastAPI {
+			for i := range o {
+				if s, ok := o[i].value.(string); ok && o[i].key == "message" {
+					o[i].value = strings.TrimPrefix(s, " ")
+				}
+			}
+		}
+		c.compare(path, wv, gv, false)
+	}
+	switch kind := want.header.Get("Content-Type"); {
+	case strings.HasPrefix(kind, "application/json"):
+		one("", want.body, got.body)
+	case strings.HasPrefix(kind, "text/event-stream"):
+		compareEvents(t, one, events(want.body), events(got.body))
+	default:
+		require.Equal(t, want.body, got.body)
+	}
+	require.Empty(t, c.bad, strings.Join(c.bad, "\n"))
+}
+
+// compareEvents compares streams. How many tokens share an event depends on the time: of events of one shape that
+// follow each other the first is compared.
+func compareEvents(t *testing.T, one func(path, w, g string), want, got []string) {
+	distinct := func(list []string) (out []string) {
+		last := map[string]string{} // by stream
+		for _, e := range list {
+			if e == "[DONE]" {
+				out = append(out, e)
+				continue
+			}
+			shape, key := eventShape(t, e), ""
+			if i := strings.LastIndex(e, `"index":`); i >= 0 && len(e)-i < 12 {
+				key = e[i:]
+			}
+			if last[key] != shape {
+				out = append(out, e)
+			}
+			last[key] = shape
+		}
+		slices.SortStableFunc(out, func(a, b string) int { // the order of the streams of a batch is one of time, too
+			index := func(e string) string {
+				if i := strings.LastIndex(e, `"index":`); i >= 0 && len(e)-i < 12 {
+					return e[i:]
+				}
+				return "~"
+			}
+			return strings.Compare(index(a), index(b))
+		})
+		return out
+	}
+	w, g := distinct(want), distinct(got)
+	require.Len(t, g, len(w), "want\n%s\ngot\n%s", strings.Join(w, "\n"), strings.Join(g, "\n"))
+	for i := range w {
+		if w[i] == "[DONE]" || g[i] == "[DONE]" {
+			require.Equal(t, w[i], g[i])
+			continue
+		}
+		one(fmt.Sprintf("event %d ", i), w[i], g[i])
+	}
+}
+
+// eventShape is the keys of an event and the types of their values; a list counts as one.
+func eventShape(t testing.TB, e string) string {
+	var b strings.Builder
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case []member:
+			for _, f := range v {
+				b.WriteString(f.key + "(")
+				walk(f.value)
+				b.WriteString(")")
+			}
+		case []any:
+			b.WriteString("[")
+			if len(v) > 0 {
+				if _, object := v[0].([]member); object {
+					walk(v[0])
+				}
+			}
+		default:
+			fmt.Fprintf(&b, "%T", v)
+		}
+	}
+	walk(parse(t, e))
+	return b.String()
+}
+
+// tiny is the server of the recordings without a GPU.
+func tiny(t testing.TB, version string) (*Server, client) {
+	p := quick()
+	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "tiny-llama", 30000, 4096, 64
+	p.Model = Linear{DecodeBase: 4, PrefillBase: 2}
+	r, err := releaseOf(version)
+	require.NoError(t, err)
+	if p.ChunkedSize = 4096; r.patch < 21 {
+		p.ChunkedSize = 2048
+	}
+	return start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64, Port: 0}, WithVersion(version), WithMetrics(),
+		WithServerArgs(map[string]any{"device": "cpu", "dtype": "float32", "attention_backend": "torch_native"}))
+}
+
+// elsewhere are recordings of what another test compares.
+var elsewhere = map[string]string{
+	"metrics": "metrics", "v1_loads": "load snapshot", "v1_loads_busy": "load snapshot", "v1_loads_core": "load snapshot",
+	"v1_loads_prometheus": "load snapshot", "get_load": "load snapshot",
+	"sigterm_health": "below: it needs a draining server", "sigterm_inflight": "below: it needs a draining server",
+}
+
+// counts are free in answers that were cut off at a moment of the recording.
+var counts = map[string]string{"completion_tokens": "a moment", "end": "a moment", "total_tokens": "a moment", "output_token_logprobs_length": "a moment",
+	"num_retractions": "a moment"}
+
+func TestAnswersAreThoseOfRecordedVersions(t *testing.T) {
+	for _, version := range []string{"0.5.15.post1", "0.5.18", "0.5.21", "0.5.23"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			dir := refdata.Path(t, "sglang-cpu/"+version)
+			files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
+			require.NoError(t, err)
+			require.Greater(t, len(files), 50)
+			s, c := tiny(t, version)
+			seen := map[string]bool{}
+			for _, file := range files {
+				name := strings.TrimSuffix(filepath.Base(file), ".txt")
+				if elsewhere[name] != "" || seen[name] {
+					continue
+				}
+				t.Run(name, func(t *testing.T) {
+					raw, err := os.ReadFile(file)
+					require.NoError(t, err)
+					want := readAnswer(t, raw)
+					c.t = t
+					got, free := replayCPU(t, s, c, name, want)
+					check(t, want, got, free, false)
+				})
+			}
+		})
+	}
+}
+
+// meta are the counts of a recorded answer of /generate that its request and history decide.
+type meta struct {
+	Meta struct {
+		Prompt     int `json:"prompt_tokens"`
+		Cached     int `json:"cached_tokens"`
+		Completion int `json:"completion_tokens"`
+	} `json:"meta_info"`
+}
+
+var promptIDs atomic.Int32
+
+// like returns a prompt of as many tokens as a recorded answer had, of which as many are in the cache.
+func like(c client, m meta) string {
+	ids := make([]int32, m.Meta.Prompt)
+	for i := range ids {
+		ids[i] = 100000 + promptIDs.Add(1)
+	}
+	if k := m.Meta.Cached; k > 0 {
+		c.ask(c.t.Context(), "POST", "/generate", fmt.Sprintf(`{"input_ids":%s,"sampling_params":{"max_new_tokens":1}}`, mustJSON(append(slices.Clone(ids[:k]), 7))))
+	}
+	return string(mustJSON(ids))
+}
+
+// replayCPU sends the request of a recording of sglang-cpu.
+func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (answer, map[string]string) {
+	ctx := t.Context()
+	ask := func(method, path, body string) (answer, map[string]string) {
+		return c.ask(ctx, method, path, body), nil
+	}
+	post := func(path, body string) (answer, map[string]string) { return ask("POST", path, body) }
+	busy := func(f func()) {
+		hold, cancel := context.WithCancel(ctx)
+		defer cancel()
+		resp := c.open(hold, "POST", "/generate", `{"input_ids":[3,2,1],"stream":true,"sampling_params":{"max_new_tokens":4000,"ignore_eos":true}}`)
+		defer resp.Body.Close()
+		line(t, bufio.NewReader(resp.Body))
+		f()
+	}
+	const hi = `"messages":[{"role":"user","content":"sixteen bytes ok"}]`
+	state := func(args string) (answer, map[string]string) {
+		return post("/set_internal_state", `{"server_args":{`+args+`}}`)
+	}
+	switch name {
+	case "health", "health_generate", "ping", "model_info", "get_model_info", "weight_version":
+		return ask("GET", "/"+name, "")
+	case "root":
+		return ask("GET", "/", "")
+	case "not_found":
+		return ask("GET", "/nope", "")
+	case "v1_models":
+		return ask("GET", "/v1/models", "")
+	case "server_info", "get_server_info":
+		return ask("GET", "/"+name, "")
+	case "server_info_after_set":
+		state(`"pp_max_micro_batch_size":4`)
+		got, free := ask("GET", "/server_info", "")
+		state(`"pp_max_micro_batch_size":64`)
+		return got, free
+	case "set_internal_state_4":
+		return state(`"pp_max_micro_batch_size":4`)
+	case "set_internal_state_64":
+		return state(`"pp_max_micro_batch_size":64`)
+	case "set_internal_state_string":
+		return state(`"pp_max_micro_batch_size":"64"`)
+	case "set_internal_state_text":
+		return state(`"pp_max_micro_batch_size":"four"`)
+	case "set_internal_state_null":
+		return state(`"pp_max_micro_batch_size":null`)
+	case "set_internal_state_out_of_range":
+		return state(`"pp_max_micro_batch_size":100000`)
+	case "set_internal_state_unsupported_key":
+		return state(`"max_running_requests":4`)
+	case "abort_request_unknown":
+		return post("/abort_request", `{"rid":"nobody"}`)
+	case "abort_request", "abort_request_all":
+		return post("/abort_request", `{"abort_all":true}`)
+	case "flush_cache":
+		return post("/flush_cache", "")
+	case "flush_cache_busy":
+		var got answer
+		busy(func() { got, _ = post("/flush_cache", "") })
+		c.post("/abort_request", `{"abort_all":true}`)
+		return got, nil
+	case "pause_in_place":
+		got, free := post("/pause_generation", `{"mode":"in_place"}`)
+		c.post("/continue_generation", `{}`)
+		return got, free
+	case "continue":
+		return post("/continue_generation", `{}`)
+	case "slow_down":
+		got, free := post("/slow_down", `{"forward_sleep_time":0.05}`)
+		c.post("/slow_down", `{"forward_sleep_time":null}`)
+		return got, free
+	case "slow_down_off":
+		return post("/slow_down", `{"forward_sleep_time":null}`)
+	case "tokenize":
+		return post("/tokenize", `{"prompt":"a text of 20 bytes ."}`)
+	case "error_no_input":
+		return post("/generate", `{"sampling_params":{}}`)
+	case "error_temperature":
+		return post("/generate", `{"text":"hi","sampling_params":{"temperature":-1}}`)
+	case "error_temperature_stream":
+		return post("/generate", `{"text":"hi","stream":true,"sampling_params":{"temperature":-1}}`)
+	case "error_too_long":
+		return post("/generate", `{"text":"hi","sampling_params":{"max_new_tokens":5000}}`)
+	case "error_unknown_sampling_key":
+		return post("/generate", `{"text":"hi","sampling_params":{"nope":1}}`)
+	case "error_json":
+		return post("/generate", `{"text":`)
+	case "error_chat_content_type":
+		return c.ask(ctx, "POST", "/v1/chat/completions", `{"model":"m",`+hi+`}`, "Content-Type", "text/plain"), nil
+	case "error_chat_too_long_stream":
+		return post("/v1/chat/completions", `{"model":"tiny-llama",`+hi+`,"max_tokens":5000,"stream":true}`)
+	case "chat":
+		return post("/v1/chat/completions", `{"model":"tiny-llama",`+hi+`,"max_tokens":5}`)
+	case "chat_stream":
+		return post("/v1/chat/completions", `{"model":"tiny-llama",`+hi+`,"max_tokens":5,"stream":true,"stream_options":{"include_usage":true}}`)
+	case "chat_stream_continuous_usage":
+		return post("/v1/chat/completions", `{"model":"tiny-llama",`+hi+`,"max_tokens":5,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}`)
+	case "completions":
+		return post("/v1/completions", `{"model":"tiny-llama","prompt":[1,2,3,4,5],"max_tokens":4}`)
+	case "completions_stream":
+		return post("/v1/completions", `{"model":"tiny-llama","prompt":[1,2,3,4,5],"max_tokens":4,"stream":true,"stream_options":{"include_usage":true}}`)
+	}
+
+	// What is left are answers of /generate. Their prompts are made so that the counts must agree.
+	streaming := strings.Contains(name, "stream")
+	var all []meta
+	switch {
+	case streaming:
+		byIndex := map[int]meta{}
+		for _, e := range events(want.body) {
+			var m struct {
+				meta
+				Index int `json:"index"`
+			}
+			if json.Unmarshal([]byte(e), &m) == nil {
+				byIndex[m.Index] = m.meta
+			}
+		}
+		for i := range len(byIndex) {
+			all = append(all, byIndex[i])
+		}
+	case want.body[0] == '[':
+		require.NoError(t, json.Unmarshal([]byte(want.body), &all))
+	default:
+		all = make([]meta, 1)
+		require.NoError(t, json.Unmarshal([]byte(want.body), &all[0]))
+	}
+	prompts := make([]string, len(all))
+	for i, m := range all {
+		prompts[i] = like(c, m)
+	}
+	ids := prompts[0]
+	if len(all) > 1 {
+		ids = "[" + strings.Join(prompts, ",") + "]"
+	}
+	body := func(sampling, rest string) string {
+		return fmt.Sprintf(`{"input_ids":%s,"stream":%t,"sampling_params":{"max_new_tokens":%d%s}%s}`, ids, streaming, all[0].Meta.Completion, sampling, rest)
+	}
+	switch name {
+	case "generate", "generate_stream", "generate_batch_ids", "generate_stream_batch", "generate_slowed":
+		return post("/generate", body("", ""))
+	case "generate_stream_interval":
+		return post("/generate", body(`,"stream_interval":5`, ""))
+	case "error_unknown_key":
+		return post("/generate", body("", `,"nope":1`))
+	case "generate_logprob":
+		return post("/generate", body("", `,"return_logprob":true,"top_logprobs_num":2,"return_text_in_logprobs":true`))
+	case "generate_stop":
+		got, _ := post("/generate", strings.Replace(body(`,"stop":"ird"`, ""), `"max_new_tokens":1,`, `"max_new_tokens":20,`, 1))
+		return got, map[string]string{"matched": "a part of the model's output"}
+	case "abort_target", "abort_target_stream":
+		done := make(chan answer, 1)
+		go func() {
+			done <- c.ask(ctx, "POST", "/generate", fmt.Sprintf(`{"input_ids":%s,"rid":"%s","stream":%t,"sampling_params":{"max_new_tokens":4000,"ignore_eos":true,"stream_interval":4000}}`, ids, name, streaming))
+		}()
+		s.untilTokens(name, 4)
+		c.post("/abort_request", `{"rid":"`+name+`"}`)
+		return <-done, counts
+	}
+	require.Fail(t, "no request is known for this recording")
+	return answer{}, nil
+}
+
+// untilTokens waits until a request has that many tokens.
+func (s *Server) untilTokens(rid string, n int) {
+	for {
+		s.host.mu.Lock()
+		st := s.host.streams[rid]
+		s.host.mu.Unlock()
+		if st != nil && st.progress().tokens >= n {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// h100 is the server of the recordings on an H100.
+func h100(t testing.TB) (*Server, client) {
+	p := quick()
+	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "/tmp/site/model/llama31-8b-dummy", 410620, 131072, 256
+	p.Model = Linear{DecodeBase: 3, PrefillBase: 2}
+	return start(t, p, server.Config{}, WithVersion("0.5.15.post1"), WithMetrics())
+}
+
+// unlike are recordings of the H100 that are compared with these keys left out, or not at all.
+var unlike = map[string]map[string]string{
+	"chat":        {"prompt_tokens": "the chat template of Llama 3", "total_tokens": "the same"},
+	"server_info": nil, "server_info_after": nil, "get_server_info": nil, // the arguments of another server; the CPU's are compared
+	"model_info":             {"preferred_sampling_params": anything},
+	"update_weights_missing": {"message": "SGLang prints an address"},
+	"detokenize":             nil,                                                            // needs the vocabulary
+	"generate":               {"cached_tokens": anything, "cached_tokens_details": anything}, // the tokenizer's first token, which all texts share
+	"generate_batch":         {"cached_tokens": anything, "cached_tokens_details": anything}, // the same
+	"generate_stop_string":   {"matched": "the model's output", "completion_tokens": "the model's output"},
+}
+
+// The requests of the H100's recordings are there. Those that need others under way come last.
+func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
+	dir := refdata.Path(t, "sglang-h100/fixtures")
+	raw, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	require.NoError(t, err)
+	var index []struct{ Name, Method, Path string }
+	require.NoError(t, json.Unmarshal(raw, &index))
+	s, c := h100(t)
+	recorded := func(name string) (want answer, body string) {
+		raw, err := os.ReadFile(filepath.Join(dir, name+".http"))
+		require.NoError(t, err)
+		resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(raw)), nil)
+		require.NoError(t, err)
+		b, _ := io.ReadAll(resp.Body) // one of them breaks off
+		raw, err = os.ReadFile(filepath.Join(dir, name+".request"))
+		require.NoError(t, err)
+		_, request, _ := strings.Cut(string(raw), "\r\n\r\n")
+		return answer{resp.Proto + " " + resp.Status, resp.Header, string(b)}, request
+	}
+	compared := func(t *testing.T, name string, got answer) {
+		want, _ := recorded(name)
+		free := map[string]string{}
+		maps.Copy(free, unlike[name])
+		if strings.HasPrefix(name, "chat") {
+			maps.Copy(free, unlike["chat"])
+		}
+		if strings.Contains(name, "victim") {
+			maps.Copy(free, counts)
+		}
+		check(t, want, got, free, true)
+	}
+	for _, e := range index {
+		_, skip := unlike[e.Name]
+		if skip = skip && unlike[e.Name] == nil; skip || elsewhere[e.Name] != "" || strings.Contains(e.Name, "loads") || strings.Contains(e.Name, "metrics") ||
+			strings.Contains(e.Name, "pause") || strings.Contains(e.Name, "continue_") && !strings.Contains(e.Name, "usage") || strings.Contains(e.Name, "victim") || e.Name == "flush_cache_busy" {
+			continue
+		}
+		t.Run(e.Name, func(t *testing.T) {
+			c.t = t
+			_, body := recorded(e.Name)
+			if strings.Contains(e.Name, "too_long") { // its ids are cut
+				key := map[bool]string{true: "prompt", false: "input_ids"}[strings.Contains(e.Name, "completions")]
+				body = fmt.Sprintf(`{"%s":%s,"model":"m","stream":%t}`, key, mustJSON(make([]int, 131100)), strings.Contains(e.Name, "stream"))
+			}
+			var header []string
+			if strings.Contains(e.Name, "no_content_type") {
+				header = []string{"Content-Type", "text/plain"}
+			}
+			compared(t, e.Name, c.ask(t.Context(), e.Method, e.Path, body, header...))
+		})
+	}
+
+	send := func(name string) <-chan answer {
+		done := make(chan answer, 1)
+		_, body := recorded(name)
+		for _, e := range index {
+			if e.Name == name {
+				go func() { done <- c.ask(t.Context(), e.Method, e.Path, body) }()
+			}
+		}
+		return done
+	}
+	rid := func(name string) string {
+		_, body := recorded(name)
+		var m struct{ RID string }
+		require.NoError(t, json.Unmarshal([]byte(body), &m))
+		return m.RID
+	}
+	t.Run("abort", func(t *testing.T) {
+		victims := []string{"abort_victim", "abort_victim_stream", "abort_victim_completions", "abort_victim_chat_stream"}
+		var done []<-chan answer
+		for _, name := range victims {
+			done = append(done, send(name))
+			s.untilTokens(rid(name), 3)
+		}
+		for _, name := range []string{"flush_cache_busy", "abort_request", "abort_request_unknown", "abort_all"} {
+			compared(t, name, <-send(name))
+		}
+		for i, name := range victims {
+			compared(t, name, <-done[i])
+		}
+	})
+	for _, mode := range []string{"in_place", "retract", "abort"} {
+		t.Run("pause "+mode, func(t *testing.T) {
+			name := "pause_" + mode
+			victim := send(name + "_victim")
+			s.untilTokens(rid(name+"_victim"), 3)
+			compared(t, name, <-send(name))
+			compared(t, name+"_flush", <-send(name+"_flush"))
+			held := send(name + "_new_request")
+			for len(s.InFlight()) < map[bool]int{true: 1, false: 2}[mode == "abort"] {
+				runtime.Gosched()
+			}
+			compared(t, "continue_"+mode, <-send("continue_"+mode))
+			compared(t, name+"_victim", <-victim)
+			compared(t, name+"_new_request", <-held)
+		})
+	}
+}
