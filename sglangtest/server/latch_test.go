@@ -149,3 +149,19 @@ func TestSimulatedUpdateByRestart(t *testing.T) {
 	require.ErrorContains(t, err, "no_such_argument")
 	require.Equal(t, server.StateReady, s.State(), "a faulty change must not stop the server")
 }
+
+func TestSimulatedPause(t *testing.T) {
+	ctx := t.Context()
+	m, err := server.NewServerManager(sim.Launcher(sim.H100Llama8B()))
+	require.NoError(t, err)
+	defer m.StopAll(context.Background())
+	s, err := m.Launch(ctx, server.Config{})
+	require.NoError(t, err)
+	for _, mode := range []server.PauseMode{server.PauseInPlace, server.PauseRetract, server.PauseAbort} {
+		require.NoError(t, s.Pause(ctx, mode))
+		require.NoError(t, s.Continue(ctx))
+	}
+	require.NoError(t, s.SlowDown(ctx, time.Millisecond))
+	require.NoError(t, s.SlowDown(ctx, 0))
+	require.NoError(t, s.FlushCache(ctx))
+}
