@@ -26,7 +26,7 @@ const keepAlive = 5 * time.Second
 // Its methods are safe for concurrent use.
 //
 // Prompts given as ids have their length; texts are counted by [TextTokens], chat messages likewise plus four tokens
-// for each. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit: the
+// for each, unless [WithTokenizer] counts them exactly. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit: the
 // simulated model never ends an answer earlier. The answer's text is filler.
 type Server struct {
 	profile                   Profile
@@ -120,8 +120,11 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	s.weights.Store(&o.weightVersion)
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
-	h.observers = o.observers
+	h.observe(&o, s.cfg.ServedModelName)
 	var handler http.Handler = s
+	if o.metrics {
+		handler = h.meter.countHTTP(handler)
+	}
 	for _, wrap := range o.middleware {
 		handler = wrap(handler)
 	}
