@@ -62,8 +62,12 @@ func (s *Server) Resume() error {
 
 // Restart stops the server, if it has not ended, and launches it again under the same name, on the same port and
 // GPUs, with its config as change leaves it; nil changes nothing. It returns when the server is ready. If it fails,
-// nothing of the server is left, and it may be restarted again.
+// nothing of the server is left, and it may be restarted again. A Stop meanwhile makes it fail.
 func (s *Server) Restart(ctx context.Context, change func(*Config) error) error {
+	if !s.restarting.TryLock() {
+		return s.wrap("restart", errors.New("it is being restarted already"))
+	}
+	defer s.restarting.Unlock()
 	l := s.present()
 	if _, running := l.inst.(*attached); running {
 		return s.wrap("restart", errNoProcess)
@@ -77,21 +81,35 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 	if err := cfg.Validate(); err != nil {
 		return s.wrap("restart", fmt.Errorf("config:\n%w", err))
 	}
-	port, err := portOf(s.URL())
-	if err != nil {
-		return s.wrap("restart", err)
-	}
-	cfg.Port, cfg.GPUs, cfg.Host = port, l.reservation.config.GPUs, l.reservation.config.Host
-	s.mu.Lock()
-	l.keep = true
-	s.mu.Unlock()
-	if err := s.Stop(ctx); err != nil {
-		return err
+	before := l.reservation.config
+	cfg.Port, cfg.GPUs, cfg.Host = before.Port, before.GPUs, before.Host
+	if cfg.Port == 0 { // the launcher chose it
+		var err error
+		if cfg.Port, err = portOf(s.URL()); err != nil {
+			return s.wrap("restart", err)
+		}
 	}
 	r := *l.reservation
 	r.config = cfg
+	s.mu.Lock()
+	stops := s.stops
+	l.keep = true
+	s.mu.Unlock()
+	if err := s.stop(ctx); err != nil {
+		s.mu.Lock()
+		l.keep = false
+		s.mu.Unlock()
+		if l.ended.Err() != nil {
+			l.reservation.release()
+		}
+		return err
+	}
 	if err := r.again(); err != nil { // it may have ended, and given them back, before
 		return s.wrap("restart", err)
+	}
+	if s.stopped(stops) {
+		r.release()
+		return s.wrap("restart", &ExitedError{})
 	}
 	s.tell(KindFault, "restarted")
 	inst, err := s.m.launcher.Launch(ctx, Spec{Name: s.name, Config: cfg})
@@ -100,10 +118,22 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 		return s.wrap("restart", err)
 	}
 	s.begin(inst, &r)
-	if err := s.becomeReady(ctx); err != nil {
+	if s.stopped(stops) {
+		err = &ExitedError{}
+	} else {
+		err = s.becomeReady(ctx)
+	}
+	if err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
 		defer cancel()
 		return errors.Join(s.wrap("restart", err), s.Stop(stopCtx))
 	}
 	return nil
+}
+
+// stopped reports whether Stop was called since it had been called so many times.
+func (s *Server) stopped(since int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stops > since
 }

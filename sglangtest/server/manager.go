@@ -201,8 +201,8 @@ func (m *ServerManager) LaunchAll(ctx context.Context, cfgs []Config, parallel i
 		if r == nil {
 			continue
 		}
+		places <- struct{}{} // in the order of the configs
 		wg.Go(func() {
-			places <- struct{}{}
 			defer func() { <-places }()
 			if ctx.Err() != nil {
 				r.release()

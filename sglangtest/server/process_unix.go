@@ -370,7 +370,10 @@ func (l *local) Resume() error {
 		return nil
 	}
 	l.suspended = false
-	return syscall.Kill(-l.cmd.Process.Pid, syscall.SIGCONT)
+	if err := syscall.Kill(-l.cmd.Process.Pid, syscall.SIGCONT); err != syscall.ESRCH { // it may have been killed meanwhile
+		return err
+	}
+	return nil
 }
 
 // baseURL is where this host reaches a server with the config.

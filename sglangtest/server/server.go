@@ -36,6 +36,9 @@ type Server struct {
 	info  Info
 	raw   map[string]any // the answer to /server_info
 	limit int            // running-request limit in force, 0 if not known
+	stops int            // calls of Stop
+
+	restarting sync.Mutex // held by Restart
 }
 
 // A life is a server's time from a launch to its end; each restart begins a new one.
@@ -250,7 +253,19 @@ const abortTimeout = 2 * time.Second
 // Stop ends the server and returns when it has ended; it forces the end when ctx is done. A server that was
 // only attached to goes on. Stop may be called again, and on a server that has ended by itself.
 func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.stops++
+	s.mu.Unlock()
+	return s.stop(ctx)
+}
+
+func (s *Server) stop(ctx context.Context) error {
 	l := s.present()
+	if process, ok := l.inst.(Process); ok {
+		if err := process.Resume(); err != nil {
+			s.tell(KindWarning, "resume: "+err.Error())
+		}
+	}
 	if s.State() == StateReady && s.m.abortOnStop {
 		abort, cancel := context.WithTimeout(ctx, abortTimeout)
 		if err := s.AbortAll(abort); err != nil {

@@ -41,15 +41,15 @@ for pid in $members; do
 		shared="$shared $file"
 	done
 done
-tries=0
-while :; do
+tries=0 empty=0
+while [ $tries -lt 300 ]; do # 30 s, as a GPU driver can hold a process
+	tries=$((tries + 1))
 	[ -n "$group" ] && kill -KILL -- "-$group" 2>/dev/null
 	for pid in $members; do kill -KILL "$pid" 2>/dev/null; done
-	find_members
-	[ -z "$members" ] && break
-	tries=$((tries + 1))
-	[ $tries -gt 300 ] && break
 	sleep 0.1
+	find_members
+	if [ -n "$members" ]; then empty=0; else empty=$((empty + 1)); fi
+	[ $empty -eq 2 ] && break # twice: the server may have been about to start
 done
 for file in $shared; do rm -f -- "$file"; done
 rm -rf -- "$folder"
