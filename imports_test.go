@@ -14,14 +14,15 @@ const module = "github.com/sglangtest/harness"
 // layers says which packages of this module a package may import directly, apart from sglangtest/internal/….
 // Imports point one way, so that each package can be used alone.
 var layers = map[string][]string{
-	"sglangtest/load":      {},
-	"sglangtest/metrics":   {"sglangtest/load"},
-	"sglangtest/server":    {"sglangtest/metrics"},
-	"sglangtest/gpu":       {"sglangtest/metrics", "sglangtest/server"}, // it is the GPU inventory of a server manager
-	"sglangtest/sim":       {"sglangtest/load", "sglangtest/metrics", "sglangtest/server"},
-	"sglangtest/results":   {"sglangtest/load", "sglangtest/metrics"},
-	"sglangtest/policy":    {"sglangtest/load"},
-	"sglangtest/sim/fleet": {"sglangtest/load", "sglangtest/metrics", "sglangtest/policy", "sglangtest/sim"},
+	"sglangtest/load":        {},
+	"sglangtest/metrics":     {"sglangtest/load"},
+	"sglangtest/server":      {"sglangtest/metrics"},
+	"sglangtest/gpu":         {"sglangtest/metrics", "sglangtest/server"}, // it is the GPU inventory of a server manager
+	"sglangtest/sim":         {"sglangtest/load", "sglangtest/metrics", "sglangtest/server"},
+	"sglangtest/results":     {"sglangtest/load", "sglangtest/metrics"},
+	"sglangtest/policy":      {"sglangtest/load"},
+	"sglangtest/sim/fleet":   {"sglangtest/load", "sglangtest/metrics", "sglangtest/policy", "sglangtest/sim"},
+	"sglangtest/sim/process": {"sglangtest/server", "sglangtest/sim"},
 	"sglangtest": {"sglangtest/load", "sglangtest/metrics", "sglangtest/server", "sglangtest/sim", "sglangtest/results",
 		"sglangtest/policy", "sglangtest/sim/fleet"},
 }

@@ -126,7 +126,7 @@ func TestYAMLFaults(t *testing.T) {
 func TestRoundTrips(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	written := 0
-	for i := range 1500 {
+	for i := range 600 {
 		table := sglargs.Tables()[i%len(sglargs.Versions())]
 		c := randomConfig(rng, table)
 		if c.ValidateFor(table.Version()) != nil { // contradictions of what was drawn
@@ -155,7 +155,7 @@ func TestRoundTrips(t *testing.T) {
 		require.Equal(t, c, back, "%s", text)
 	}
 	t.Logf("%d configs could be written as YAML", written)
-	require.Greater(t, written, 300)
+	require.Greater(t, written, 200)
 }
 
 func randomConfig(rng *rand.Rand, table *sglargs.Table) Config {

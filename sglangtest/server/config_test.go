@@ -53,6 +53,7 @@ func TestConfigFaults(t *testing.T) {
 			"tp_size: 3 with pp_size 1; want a product that is a multiple of args.nnodes, which is 2",
 			"gpus: [1 1 2]; want each once",
 		}},
+		{"keys", Config{APIKey: "secret", Args: Args{"tokenizer_worker_num": 2}}, []string{"api_key: excludes args.tokenizer_worker_num above 1"}},
 		{"GPUs", Config{TPSize: 2, DPSize: 2, GPUs: []int{0, 1}}, []string{"gpus: 2 given; want 4, which is dp_size × tp_size × pp_size"}},
 		{"versions", Config{Args: Args{"attn_dp_size": 2, "elastic_ep_rejoin": true}, TPSize: 2}, []string{
 			"no known version of SGLang takes all of these: args.attn_dp_size (0.5.23), args.elastic_ep_rejoin (0.5.15.post1, 0.5.18)",
@@ -132,4 +133,19 @@ func TestPresets(t *testing.T) {
 			require.NoError(t, c.ValidateFor(version), name)
 		}
 	}
+}
+
+func TestConfigWith(t *testing.T) {
+	base := Config{Port: 31000, Args: Args{"page_size": 16}}
+	c, err := base.With(Args{"attention_backend": "fa3", "tp_size": 2.0, "random_seed": 0, "max_loras_per_batch": 4})
+	require.NoError(t, err)
+	zero := 0
+	require.Equal(t, Config{Port: 31000, AttentionBackend: "fa3", TPSize: 2, RandomSeed: &zero, Args: Args{"page_size": 16, "max_loras_per_batch": 4}}, c)
+	require.Equal(t, Args{"page_size": 16}, base.Args, "the original is left alone")
+
+	_, err = base.With(Args{"port": 1, "page_size": 1, "tp_size": "two", "stream_interval": 0})
+	require.ErrorContains(t, err, "port: set already, to 31000")
+	require.ErrorContains(t, err, "page_size: set already, to 16")
+	require.ErrorContains(t, err, "tp_size: ")
+	require.ErrorContains(t, err, `stream_interval: 0 stands for "not set"`)
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,7 +49,7 @@ func newRealSGLang(t *testing.T, opts ...Option) realSGLang {
 func shm(t *testing.T) []string {
 	names, err := filepath.Glob("/dev/shm/sglang_loads_*")
 	require.NoError(t, err)
-	return names
+	return slices.DeleteFunc(names, func(name string) bool { return strings.Contains(name, "_test") }) // of other tests
 }
 
 func (r realSGLang) fails(cfg Config) *FailureError {

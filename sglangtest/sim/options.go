@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 )
 
@@ -21,6 +22,7 @@ type options struct {
 	adminKey       string
 	serverArgs     map[string]any
 	starting       bool
+	listener       net.Listener // nil: listen on the configured host and port
 	observers      []Observer
 	middleware     []func(http.Handler) http.Handler
 

@@ -167,9 +167,12 @@ func unsupported(cfg server.Config) error {
 // Start listens and serves. It returns when the server has its address; the server is up then, unless [WithStarting]
 // leaves that to [Server.Up]. A port that is in use is an error. Start may be called once.
 func (s *Server) Start(ctx context.Context) error {
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port)))
-	if err != nil {
-		return fmt.Errorf("sim: listen: %w", err)
+	ln := s.opts.listener
+	if ln == nil {
+		var err error
+		if ln, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port))); err != nil {
+			return fmt.Errorf("sim: listen: %w", err)
+		}
 	}
 	if err := s.host.begin(); err != nil {
 		ln.Close()

@@ -3,6 +3,7 @@ package sglargs
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"math/big"
 	"regexp"
@@ -166,7 +167,8 @@ func (t *Table) graphConfig(a *Arg, s string) (any, error) {
 		return wrong(" must be a JSON object, got %s", pyType(v))
 	}
 	backend := t.byFlag["--cuda-graph-backend-decode"]
-	for phase, v := range phases {
+	for _, phase := range slices.Sorted(maps.Keys(phases)) { // SGLang: in the order of the text
+		v := phases[phase]
 		allowed, ok := a.Keys[phase]
 		if !ok {
 			return wrong(": unknown phase '%s', expected one of ('decode', 'prefill')", phase)
@@ -180,7 +182,7 @@ func (t *Table) graphConfig(a *Arg, s string) (any, error) {
 				return nil, err
 			}
 		}
-		for key := range settings {
+		for _, key := range slices.Sorted(maps.Keys(settings)) {
 			if !slices.Contains(allowed, key) {
 				return wrong("['%s']: unknown key '%s', expected one of (%s)", phase, key, pyList(allowed))
 			}

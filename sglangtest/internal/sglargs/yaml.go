@@ -22,7 +22,8 @@ func readYAML(data []byte) (dict, error) {
 	if doc.Kind == 0 { // empty
 		return nil, nil
 	}
-	v, err := yamlValue(doc.Content[0], 0)
+	r := yamlReader{left: maxYAMLValues}
+	v, err := r.value(doc.Content[0])
 	if err != "" {
 		return refuse(err)
 	}
@@ -35,20 +36,23 @@ func readYAML(data []byte) (dict, error) {
 	return nil, &Error{Flag: "--config", Exception: "ValueError", Message: "Config file must contain a dictionary at root level"}
 }
 
-// maxYAMLDepth bounds the nesting, so that an alias to what it is part of is found out.
-const maxYAMLDepth = 50
+// maxYAMLValues bounds the values of a file, since with aliases a short one can stand for any number of them, or for one
+// that is part of itself.
+const maxYAMLValues = 10_000
 
-func yamlValue(n *yaml.Node, depth int) (v any, fault string) {
-	if depth > maxYAMLDepth {
-		return nil, "nested too deeply"
+type yamlReader struct{ left int }
+
+func (r *yamlReader) value(n *yaml.Node) (v any, fault string) {
+	if r.left--; r.left < 0 {
+		return nil, "too many values"
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
-		return yamlValue(n.Alias, depth+1)
+		return r.value(n.Alias)
 	case yaml.SequenceNode:
 		list := make([]any, len(n.Content))
 		for i, c := range n.Content {
-			if list[i], fault = yamlValue(c, depth+1); fault != "" {
+			if list[i], fault = r.value(c); fault != "" {
 				return nil, fault
 			}
 		}
@@ -57,7 +61,7 @@ func yamlValue(n *yaml.Node, depth int) (v any, fault string) {
 		d := dict{}
 		index := map[any]int{}
 		for i := 0; i < len(n.Content); i += 2 {
-			key, fault := yamlValue(n.Content[i], depth+1)
+			key, fault := r.value(n.Content[i])
 			if fault != "" {
 				return nil, fault
 			}
@@ -68,7 +72,7 @@ func yamlValue(n *yaml.Node, depth int) (v any, fault string) {
 			if key == "<<" && n.Content[i].Style == 0 {
 				return nil, "merge keys are not supported"
 			}
-			value, fault := yamlValue(n.Content[i+1], depth+1)
+			value, fault := r.value(n.Content[i+1])
 			if fault != "" {
 				return nil, fault
 			}
