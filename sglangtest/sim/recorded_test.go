@@ -12,11 +12,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -306,7 +307,7 @@ func eventShape(t testing.TB, e string) string {
 }
 
 // tiny is the server of the recordings without a GPU.
-func tiny(t testing.TB, version string) (*Server, client) {
+func tiny(t testing.TB, version string) (*tokensOf, client) {
 	p := quick()
 	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "tiny-llama", 30000, 4096, 64
 	p.Model = Linear{DecodeBase: 4, PrefillBase: 2}
@@ -315,8 +316,10 @@ func tiny(t testing.TB, version string) (*Server, client) {
 	if p.ChunkedSize = 4096; r.patch < 21 {
 		p.ChunkedSize = 2048
 	}
-	return start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64, Port: 0}, WithVersion(version), WithMetrics(),
+	w := newTokensOf()
+	_, c := start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64}, WithVersion(version), WithMetrics(), WithObserver(w),
 		WithServerArgs(map[string]any{"device": "cpu", "dtype": "float32", "attention_backend": "torch_native"}))
+	return w, c
 }
 
 // elsewhere are recordings of what another test compares.
@@ -338,7 +341,7 @@ func TestAnswersAreThoseOfRecordedVersions(t *testing.T) {
 			files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
 			require.NoError(t, err)
 			require.Greater(t, len(files), 50)
-			s, c := tiny(t, version)
+			w, c := tiny(t, version)
 			seen := map[string]bool{}
 			for _, file := range files {
 				name := strings.TrimSuffix(filepath.Base(file), ".txt")
@@ -349,8 +352,9 @@ func TestAnswersAreThoseOfRecordedVersions(t *testing.T) {
 					raw, err := os.ReadFile(file)
 					require.NoError(t, err)
 					want := readAnswer(t, raw)
+					c := c
 					c.t = t
-					got, free := replayCPU(t, s, c, name, want)
+					got, free := replayCPU(t, w, c, name, want)
 					check(t, want, got, free, false)
 				})
 			}
@@ -382,7 +386,7 @@ func like(c client, m meta) string {
 }
 
 // replayCPU sends the request of a recording of sglang-cpu.
-func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (answer, map[string]string) {
+func replayCPU(t *testing.T, w *tokensOf, c client, name string, want answer) (answer, map[string]string) {
 	ctx := t.Context()
 	ask := func(method, path, body string) (answer, map[string]string) {
 		return c.ask(ctx, method, path, body), nil
@@ -535,7 +539,7 @@ func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (ans
 		go func() {
 			done <- c.ask(ctx, "POST", "/generate", fmt.Sprintf(`{"input_ids":%s,"rid":"%s","stream":%t,"sampling_params":{"max_new_tokens":4000,"ignore_eos":true,"stream_interval":4000}}`, ids, name, streaming))
 		}()
-		s.untilTokens(name, 4)
+		w.wait(name, 4)
 		c.post("/abort_request", `{"rid":"`+name+`"}`)
 		return <-done, counts
 	}
@@ -543,25 +547,45 @@ func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (ans
 	return answer{}, nil
 }
 
-// untilTokens waits until a request has that many tokens.
-func (s *Server) untilTokens(rid string, n int) {
-	for {
-		s.host.mu.Lock()
-		st := s.host.streams[rid]
-		s.host.mu.Unlock()
-		if st != nil && st.progress().tokens >= n {
-			return
-		}
-		runtime.Gosched()
+// tokensOf lets a test wait for tokens of a request.
+type tokensOf struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	n       map[string]int
+}
+
+func newTokensOf() *tokensOf {
+	w := &tokensOf{n: map[string]int{}}
+	w.changed.L = &w.mu
+	return w
+}
+
+func (w *tokensOf) Batch(Batch) {}
+
+func (w *tokensOf) Result(r Result) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.n[r.RID] = r.Tokens
+	w.changed.Broadcast()
+}
+
+// wait returns when the request has had that many tokens.
+func (w *tokensOf) wait(rid string, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.n[rid] < n {
+		w.changed.Wait()
 	}
 }
 
 // h100 is the server of the recordings on an H100.
-func h100(t testing.TB) (*Server, client) {
+func h100(t testing.TB) (*Server, *tokensOf, client) {
 	p := quick()
 	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "/tmp/site/model/llama31-8b-dummy", 410620, 131072, 256
 	p.Model = Linear{DecodeBase: 3, PrefillBase: 2}
-	return start(t, p, server.Config{}, WithVersion("0.5.15.post1"), WithMetrics())
+	w := newTokensOf()
+	s, c := start(t, p, server.Config{}, WithVersion("0.5.15.post1"), WithMetrics(), WithObserver(w))
+	return s, w, c
 }
 
 // unlike are recordings of the H100 that are compared with these keys left out, or not at all.
@@ -583,7 +607,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 	require.NoError(t, err)
 	var index []struct{ Name, Method, Path string }
 	require.NoError(t, json.Unmarshal(raw, &index))
-	s, c := h100(t)
+	s, w, c := h100(t)
 	recorded := func(name string) (want answer, body string) {
 		raw, err := os.ReadFile(filepath.Join(dir, name+".http"))
 		require.NoError(t, err)
@@ -614,6 +638,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 			continue
 		}
 		t.Run(e.Name, func(t *testing.T) {
+			c := c
 			c.t = t
 			_, body := recorded(e.Name)
 			if strings.Contains(e.Name, "too_long") { // its ids are cut
@@ -649,7 +674,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 		var done []<-chan answer
 		for _, name := range victims {
 			done = append(done, send(name))
-			s.untilTokens(rid(name), 3)
+			w.wait(rid(name), 3)
 		}
 		for _, name := range []string{"flush_cache_busy", "abort_request", "abort_request_unknown", "abort_all"} {
 			compared(t, name, <-send(name))
@@ -661,13 +686,15 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 	for _, mode := range []string{"in_place", "retract", "abort"} {
 		t.Run("pause "+mode, func(t *testing.T) {
 			name := "pause_" + mode
+			c.post("/slow_down", `{"forward_sleep_time":0.02}`)
 			victim := send(name + "_victim")
-			s.untilTokens(rid(name+"_victim"), 3)
+			w.wait(rid(name+"_victim"), 3)
 			compared(t, name, <-send(name))
+			c.post("/slow_down", `{"forward_sleep_time":null}`)
 			compared(t, name+"_flush", <-send(name+"_flush"))
 			held := send(name + "_new_request")
 			for len(s.InFlight()) < map[bool]int{true: 1, false: 2}[mode == "abort"] {
-				runtime.Gosched()
+				time.Sleep(time.Millisecond)
 			}
 			compared(t, "continue_"+mode, <-send("continue_"+mode))
 			compared(t, name+"_victim", <-victim)
