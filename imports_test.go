@@ -14,13 +14,15 @@ const module = "github.com/sglangtest/harness"
 // layers says which packages of this module a package may import directly, apart from sglangtest/internal/….
 // Imports point one way, so that each package can be used alone.
 var layers = map[string][]string{
-	"sglangtest/load":      {},
-	"sglangtest/metrics":   {"sglangtest/load"},
-	"sglangtest/server":    {"sglangtest/metrics"},
-	"sglangtest/sim":       {"sglangtest/load", "sglangtest/metrics", "sglangtest/server"},
-	"sglangtest/results":   {"sglangtest/load", "sglangtest/metrics"},
-	"sglangtest/policy":    {"sglangtest/load"},
-	"sglangtest/sim/fleet": {"sglangtest/load", "sglangtest/metrics", "sglangtest/policy", "sglangtest/sim"},
+	"sglangtest/load":        {},
+	"sglangtest/metrics":     {"sglangtest/load"},
+	"sglangtest/server":      {"sglangtest/metrics"},
+	"sglangtest/gpu":         {"sglangtest/metrics", "sglangtest/server"}, // it is the GPU inventory of a server manager
+	"sglangtest/sim":         {"sglangtest/load", "sglangtest/metrics", "sglangtest/server"},
+	"sglangtest/results":     {"sglangtest/load", "sglangtest/metrics"},
+	"sglangtest/policy":      {"sglangtest/load"},
+	"sglangtest/sim/fleet":   {"sglangtest/load", "sglangtest/metrics", "sglangtest/policy", "sglangtest/sim"},
+	"sglangtest/sim/process": {"sglangtest/server", "sglangtest/sim"},
 	"sglangtest": {"sglangtest/load", "sglangtest/metrics", "sglangtest/server", "sglangtest/sim", "sglangtest/results",
 		"sglangtest/policy", "sglangtest/sim/fleet"},
 }
@@ -35,6 +37,8 @@ var heavy = []struct {
 	{"github.com/stretchr/testify", nil, "it is for tests only"},
 	{"go.uber.org/goleak", nil, "it is for tests only"},
 	{"github.com/hashicorp/go-retryablehttp", []string{"sglangtest/server"}, "a retry on the measured path would resend generations and hide failures"},
+	{"golang.org/x/text", []string{"sglangtest/internal/bpe"}, "only a tokenizer needs Unicode's normal forms"},
+	{"go.yaml.in/yaml", []string{"sglangtest/internal/sglargs"}, "only SGLang's own configuration files are YAML"},
 	{"gonum.org/v1/gonum", []string{"sglangtest/metrics"}, "who only sends requests needs no statistics"},
 	{"github.com/NVIDIA/go-nvml", []string{"sglangtest/gpu"}, "it needs cgo"},
 	{"github.com/prometheus", []string{"sglangtest/metrics/prom"}, "it is a large dependency"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
@@ -257,9 +258,11 @@ func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {
 }
 
 // updateParams returns a background task that makes the scheduled parameter updates and puts each into the time
-// line: when it was asked for, and from when it held.
+// line: when it was asked for, when it was accepted, and, of a limit, when the running requests first obeyed it.
 func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) func(context.Context, load.Clock) error {
 	return func(ctx context.Context, clock load.Clock) error {
+		var watching sync.WaitGroup
+		defer watching.Wait() // ends with the run, if not before
 		for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
 			if (load.TimerWaiter{}).WaitUntil(ctx, clock.Time(at.Duration())) != nil { // the run has ended
 				col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_not_made", Source: node.Name(),
@@ -277,14 +280,30 @@ func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) fu
 					col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_failed", Source: node.Name(), Data: data})
 					return err
 				}
-				col.Event(metrics.Event{At: clock.Offset(u.Accepted), Kind: metrics.KindParamUpdate, Source: node.Name(), Data: map[string]any{
-					"name": name, "value": value, "previous": u.Previous, "read_back": u.ReadBack, "mechanism": u.Mechanism,
-					"asked_ns": int64(clock.Offset(u.Asked)), "held_ns": int64(clock.Offset(u.Accepted)),
-				}})
+				moments := map[string]any{"name": name, "value": value, "asked_ns": int64(clock.Offset(u.Asked)), "accepted_ns": int64(clock.Offset(u.Accepted))}
+				data := maps.Clone(moments)
+				data["previous"], data["read_back"], data["mechanism"] = u.Previous, u.ReadBack, u.Mechanism
+				col.Event(metrics.Event{At: clock.Offset(u.Accepted), Kind: metrics.KindParamUpdate, Source: node.Name(), Data: data})
+				if name == server.ParamMaxRunningRequests {
+					watching.Go(func() { watchInForce(ctx, clock, node, col, u, moments) })
+				}
 			}
 		}
 		return nil
 	}
+}
+
+// watchInForce puts into the time line when u was in force. The wait ends with the next change of the limit, at the latest
+// with the run.
+func watchInForce(ctx context.Context, clock load.Clock, node *server.Server, col *metrics.Collector, u server.ParamUpdate, data map[string]any) {
+	u, err := node.WaitInForce(ctx, u)
+	if err != nil {
+		data["reason"] = err.Error()
+		col.Event(metrics.Event{At: clock.Now(), Kind: metrics.KindParamNotInForce, Source: node.Name(), Data: data})
+		return
+	}
+	data["not_before_ns"] = int64(clock.Offset(u.NotBefore))
+	col.Event(metrics.Event{At: clock.Offset(u.InForce), Kind: metrics.KindParamInForce, Source: node.Name(), Data: data})
 }
 
 // reportProgress returns a background task that calls f until the run ends, and once then.

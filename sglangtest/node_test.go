@@ -151,8 +151,23 @@ func TestScheduledParameterChange(t *testing.T) {
 		d := updates[i].Data
 		require.Equal(t, want, d["value"])
 		require.Equal(t, want, d["read_back"])
-		require.LessOrEqual(t, d["asked_ns"], d["held_ns"])
-		require.Equal(t, d["held_ns"], int64(updates[i].At))
+		require.LessOrEqual(t, d["asked_ns"], d["accepted_ns"])
+		require.Equal(t, d["accepted_ns"], int64(updates[i].At))
+	}
+	// The raise met a full batch, so that it was in force only when a request had finished; the first was when the
+	// requests beyond it had.
+	var moments []metrics.Event
+	for _, e := range run.Collector.Events() {
+		if e.Kind == metrics.KindParamInForce {
+			moments = append(moments, e)
+		}
+	}
+	require.Len(t, moments, 2)
+	for i, e := range moments {
+		require.Equal(t, updates[i].Data["value"], e.Data["value"])
+		require.Equal(t, updates[i].Data["accepted_ns"], e.Data["accepted_ns"])
+		require.Greater(t, e.At, updates[i].At)
+		require.LessOrEqual(t, e.Data["not_before_ns"], int64(e.At))
 	}
 	// Between the moment when the lower limit held and the raise, at most two run once those admitted before have
 	// ended; afterwards more do.

@@ -52,9 +52,14 @@ func main() {
 	cli.Exit(metrics.WriteWindows(os.Stdout, run.Collector.Windows(2*time.Second)))
 	fmt.Println()
 	for _, e := range run.Collector.Events() {
-		if e.Kind == metrics.KindParamUpdate {
-			fmt.Printf("%s := %v: asked at %.3f s, held from %.3f s (%s, read back %v)\n", e.Data["name"], e.Data["value"],
-				float64(e.Data["asked_ns"].(int64))/1e9, float64(e.Data["held_ns"].(int64))/1e9, e.Data["mechanism"], e.Data["read_back"])
+		switch e.Kind {
+		case metrics.KindParamUpdate:
+			fmt.Printf("%s := %v: asked at %.3f s, accepted at %.3f s (%s, read back %v)\n", e.Data["name"], e.Data["value"],
+				float64(e.Data["asked_ns"].(int64))/1e9, e.At.Seconds(), e.Data["mechanism"], e.Data["read_back"])
+		case metrics.KindParamInForce:
+			fmt.Printf("%s := %v: in force at %.3f s\n", e.Data["name"], e.Data["value"], e.At.Seconds())
+		case metrics.KindParamNotInForce:
+			fmt.Printf("%s := %v: not seen in force: %s\n", e.Data["name"], e.Data["value"], e.Data["reason"])
 		}
 	}
 	fmt.Println("\nEverything measured is in", run.Dir)

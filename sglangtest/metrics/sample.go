@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
@@ -19,7 +20,25 @@ const (
 	// StepLateness is how late a simulated server was with its steps so far, 99th percentile in ms: by so much its
 	// machine, not the simulation, made latencies longer.
 	StepLateness = "step_lateness_p99_ms"
+
+	// SnapshotAge is how old the load was that an engine told, in ms by its own clock; that of its oldest rank.
+	SnapshotAge = "snapshot_age_ms"
 )
+
+// Names of values that a GPU sampler reports for each GPU, under [GPUSeries].
+const (
+	GPUUtilization       = "utilization_pct"        // share of the time in which any kernel ran, 0 to 100
+	GPUMemoryUtilization = "memory_utilization_pct" // share of the time in which memory was read or written, 0 to 100
+	GPUMemoryUsed        = "memory_used_bytes"      // of all processes
+	GPUPower             = "power_w"
+	GPUEnergy            = "energy_j" // since the driver was loaded; differences are more exact than the mean of GPUPower
+	GPUTemperature       = "temperature_c"
+	GPUSMClock           = "sm_clock_mhz"
+	GPUMemoryClock       = "memory_clock_mhz"
+)
+
+// GPUSeries names a value of one GPU, such as "gpu0_power_w". The index is that of the GPU among all of its host.
+func GPUSeries(name string, index int) string { return "gpu" + strconv.Itoa(index) + "_" + name }
 
 // A Sample is a set of values read from one source at one moment.
 type Sample struct {

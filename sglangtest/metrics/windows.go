@@ -18,6 +18,14 @@ import (
 // and "value" (what it is from At on).
 const KindParamUpdate = "param_update"
 
+// Kinds of events that tell what became of a changed limit on running requests. The first is when the engine's running
+// requests first obeyed it, seen after "not_before_ns" and at At at the latest; the second, with a "reason", that this was
+// not seen. Both hold "name", "value", "asked_ns" and "accepted_ns".
+const (
+	KindParamInForce    = "param_in_force"
+	KindParamNotInForce = "param_not_in_force"
+)
+
 // A Window sums up what happened in [From, To) of a run's time line.
 type Window struct {
 	From time.Duration `json:"from_ns"`

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -18,16 +20,38 @@ import (
 
 const (
 	callTimeout = 30 * time.Second // of one call, all its tries together; /server_info waits behind a step, /health 20 s
+	slowTimeout = 10 * time.Minute // of a call that loads, writes or drains
 	maxAnswer   = 16 << 20
 )
+
+// adminRoutes are the routes of the control plane that SGLang guards by the admin key, if it has one (its level
+// ADMIN_OPTIONAL, entrypoints/http_server.py of 0.5.15 to 0.5.23). All others take the API key. Those of a
+// patched server that change a parameter are taken to be of this kind too.
+var adminRoutes = []string{
+	"/set_internal_state", "/flush_cache", "/abort_request", "/pause_generation", "/continue_generation", "/slow_down", "/start_profile",
+	"/stop_profile", "/configure_logging", "/load_lora_adapter", "/unload_lora_adapter",
+}
+
+func isAdminRoute(path string) bool {
+	return slices.Contains(adminRoutes, path) || strings.HasPrefix(path, "/update_")
+}
+
+// keyOption names the option that sets the key which the server wants for a route.
+func keyOption(path string) string {
+	if isAdminRoute(path) {
+		return "WithAPIKey, or with WithAdminAPIKey if it has an admin key"
+	}
+	return "WithAPIKey"
+}
 
 // A client makes control calls. One that may be made twice without harm is made again if its connection broke before an
 // answer, a few times and visibly; an answer, whatever it says, is taken as it is.
 type client struct {
-	base    string
-	apiKey  string
-	plain   *http.Client // no second tries: for polls and samples
-	careful *retryablehttp.Client
+	base     string
+	apiKey   string
+	adminKey string       // for adminRoutes; empty: apiKey there too
+	plain    *http.Client // no second tries: for polls and samples
+	careful  *retryablehttp.Client
 }
 
 func newClient(base, apiKey string, transport http.RoundTripper, onRetry func(message string)) *client {
@@ -69,16 +93,21 @@ func (c *client) request(ctx context.Context, method, path string, body any) (*h
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if c.apiKey != "" {
-		req.Header.Set("Authorization", "Bearer "+c.apiKey)
+	key := c.apiKey
+	if c.adminKey != "" && isAdminRoute(path) { // the API key would not do there, nor this one elsewhere
+		key = c.adminKey
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
 	}
 	return req, nil
 }
 
-// call makes a control call and decodes the answer into the value that into points to, unless that is nil.
+// call makes a control call and decodes the answer into the value that into points to, unless that is nil; a *[]byte
+// gets it as it is.
 // A status other than 200 is a *StatusError, no answer a *noAnswerError.
 func (c *client) call(ctx context.Context, method, path string, body, into any) error {
-	return c.do(ctx, method, path, body, into, func(req *http.Request) (*http.Response, error) {
+	return c.do(ctx, callTimeout, method, path, body, into, func(req *http.Request) (*http.Response, error) {
 		again, err := retryablehttp.FromRequest(req)
 		if err != nil {
 			return nil, err
@@ -89,11 +118,16 @@ func (c *client) call(ctx context.Context, method, path string, body, into any) 
 
 // once is like call, with a single try.
 func (c *client) once(ctx context.Context, method, path string, body, into any) error {
-	return c.do(ctx, method, path, body, into, c.plain.Do)
+	return c.do(ctx, callTimeout, method, path, body, into, c.plain.Do)
 }
 
-func (c *client) do(ctx context.Context, method, path string, body, into any, send func(*http.Request) (*http.Response, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("not within %v: %w", callTimeout, context.DeadlineExceeded))
+// slowly is like once, for a call that takes its time.
+func (c *client) slowly(ctx context.Context, method, path string, body, into any) error {
+	return c.do(ctx, slowTimeout, method, path, body, into, c.plain.Do)
+}
+
+func (c *client) do(ctx context.Context, most time.Duration, method, path string, body, into any, send func(*http.Request) (*http.Response, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("not within %v: %w", most, context.DeadlineExceeded))
 	defer cancel()
 	req, err := c.request(ctx, method, path, body)
 	if err != nil {
@@ -119,7 +153,11 @@ func (c *client) do(ctx context.Context, method, path string, body, into any, se
 		message := wire.ErrorMessage(data)
 		return &StatusError{Method: method, Path: path, Status: resp.StatusCode, Body: message[:min(len(message), 500)]}
 	}
-	if into == nil {
+	switch into := into.(type) {
+	case nil:
+		return nil
+	case *[]byte:
+		*into = data
 		return nil
 	}
 	if err := json.Unmarshal(data, into); err != nil {

@@ -6,95 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
-// ParamMaxRunningRequests names the limit on the running batch, the one parameter of general interest that a
-// stock SGLang server can change while it runs.
-const ParamMaxRunningRequests = "max_running_requests"
-
-// limitKey is the name of that limit on the wire, from 0.5.4 on.
-const limitKey = "pp_max_micro_batch_size"
-
 // flushInterval is the time between two tries to flush the cache of a busy server.
 const flushInterval = 100 * time.Millisecond
-
-// A ParamUpdate says how a parameter was changed.
-type ParamUpdate struct {
-	Name      string
-	Value     int
-	Previous  int    // what the server said last; 0 if not known
-	ReadBack  int    // what the server says after the change; if its data-parallel ranks differ, one that is not Value
-	Mechanism string // such as "set_internal_state pp_max_micro_batch_size"
-	Asked     time.Time
-	// Accepted is when the server had confirmed the change. The scheduler makes it between two iterations, so from
-	// then on at the latest it holds for every admission. A lowered limit does not end running requests: their
-	// number comes down as they finish. A raised one is used at the next admission, which after a full batch
-	// is the next finish.
-	Accepted time.Time
-	Verified time.Time // when ReadBack had been read
-}
-
-// UpdateParam changes a parameter of the running server and reads it back. The one name is
-// [ParamMaxRunningRequests], with values from 1 to Info.MaxRunningRequests, for each data-parallel rank (and, with
-// pipeline parallelism, each micro-batch). What cannot be done, or turns out not to have been, is a [ParamError].
-func (s *Server) UpdateParam(ctx context.Context, name string, value int) (ParamUpdate, error) {
-	u := ParamUpdate{Name: name, Value: value}
-	if name != ParamMaxRunningRequests {
-		return u, &ParamError{name, value, "a stock server cannot change it while it runs; it can change " + ParamMaxRunningRequests}
-	}
-	s.mu.Lock()
-	most := s.info.MaxRunningRequests
-	u.Previous = s.limit
-	s.mu.Unlock()
-	if value < 1 {
-		return u, &ParamError{name, value, "want at least 1"}
-	}
-	if most > 0 && value > most {
-		return u, &ParamError{name, value, fmt.Sprintf("the limit at start-up is %d and cannot be exceeded; start the server with a larger max_running_requests", most)}
-	}
-	s.setLimit(0) // not known until it has been read back
-	u.Asked = time.Now()
-	done, err := s.setInternalState(ctx, limitKey, value)
-	if err != nil {
-		return u, fmt.Errorf("server: %s: set %s: %w", s.name, name, err)
-	}
-	if !done {
-		s.setLimit(u.Previous)
-		return u, &ParamError{name, value, "the server refused it (its log says why)"}
-	}
-	u.Accepted = time.Now()
-	u.Mechanism = "set_internal_state " + limitKey
-	var info serverInfo
-	if err := s.readInfo(ctx, &info); err != nil {
-		return u, fmt.Errorf("server: %s: read back %s: %w", s.name, name, err)
-	}
-	u.Verified = time.Now()
-	for _, u.ReadBack = range info.limits() {
-		if u.ReadBack != value {
-			break
-		}
-	}
-	s.setLimit(u.ReadBack)
-	if u.ReadBack != value {
-		return u, &ParamError{name, value, fmt.Sprintf("the server confirmed it but then says %d", u.ReadBack)}
-	}
-	return u, nil
-}
-
-func (s *Server) setLimit(limit int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.limit = limit
-}
-
-// setInternalState reports whether every data-parallel rank took the value. SGLang answers 200 with a list of
-// booleans also when it refuses.
-func (s *Server) setInternalState(ctx context.Context, key string, value int) (bool, error) {
-	var taken []bool
-	err := s.client.call(ctx, http.MethodPost, "/set_internal_state", map[string]any{"server_args": map[string]int{key: value}}, &taken)
-	return err == nil && len(taken) > 0 && !slices.Contains(taken, false), err
-}
 
 // FlushCache empties the radix cache. A server with requests under way refuses that, so FlushCache tries again
 // until it is idle or ctx is done.
@@ -130,6 +47,111 @@ func (s *Server) Abort(ctx context.Context, rid string) error {
 // AbortAll ends all requests of the server.
 func (s *Server) AbortAll(ctx context.Context) error {
 	return s.wrap("abort all", s.client.once(ctx, http.MethodPost, "/abort_request", map[string]any{"rid": "", "abort_all": true}, nil))
+}
+
+// A PauseMode says what becomes of the requests under way when a server pauses.
+type PauseMode string
+
+// The modes of pausing. In each of them new requests are held back until [Server.Continue].
+const (
+	PauseAbort   PauseMode = "abort"    // they are aborted; the pause returns when none is left
+	PauseRetract PauseMode = "retract"  // they lose their KV entries and are computed again afterwards
+	PauseInPlace PauseMode = "in_place" // they stand still and keep their KV entries
+)
+
+// Pause stops all generation until [Server.Continue]. A paused server is not ready (/ready is 503), and new requests wait
+// in its HTTP process, where its load does not count them.
+func (s *Server) Pause(ctx context.Context, mode PauseMode) error {
+	modes := []PauseMode{PauseAbort, PauseRetract, PauseInPlace}
+	if !slices.Contains(modes, mode) {
+		return fmt.Errorf("server: pause: mode %q; want one of %q", mode, modes)
+	}
+	return s.wrap("pause", s.client.slowly(ctx, http.MethodPost, "/pause_generation", map[string]any{"mode": mode}, nil))
+}
+
+// Continue ends a pause. It does nothing to a server that is not paused.
+func (s *Server) Continue(ctx context.Context) error {
+	return s.wrap("continue", s.client.call(ctx, http.MethodPost, "/continue_generation", map[string]any{}, nil))
+}
+
+// SlowDown makes the scheduler sleep for d before each forward step, to emulate a slower GPU; 0 ends that. SGLang means
+// it for tests.
+func (s *Server) SlowDown(ctx context.Context, d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("server: slow down: %v: want ≥ 0; 0 for full speed", d)
+	}
+	var sleep any // null ends it
+	if d > 0 {
+		sleep = d.Seconds()
+	}
+	return s.wrap("slow down", s.client.call(ctx, http.MethodPost, "/slow_down", map[string]any{"forward_sleep_time": sleep}, nil))
+}
+
+// A Profile says what the profiler of the engine (torch's) records. Zero values mean SGLang's own default.
+type Profile struct {
+	OutputDir  string   `json:"output_dir,omitempty"` // on the server's host; empty: $SGLANG_TORCH_PROFILER_DIR, or /tmp
+	Steps      int      `json:"num_steps,omitempty"`  // forward steps after which it stops by itself; 0: at StopProfile
+	Activities []string `json:"activities,omitempty"` // of "CPU", "GPU", "MEM", "RPD"
+	WithStack  bool     `json:"with_stack,omitempty"` // source lines, which cost time
+}
+
+// StartProfile starts the profiler in all schedulers. Latencies measured meanwhile are not those of the server.
+func (s *Server) StartProfile(ctx context.Context, p Profile) error {
+	if p.Steps < 0 {
+		return fmt.Errorf("server: start profile: %d steps: want ≥ 0", p.Steps)
+	}
+	return s.wrap("start profile", s.client.slowly(ctx, http.MethodPost, "/start_profile", p, nil))
+}
+
+// StopProfile stops the profiler and returns when the traces have been written, which can take minutes.
+func (s *Server) StopProfile(ctx context.Context) error {
+	return s.wrap("stop profile", s.client.slowly(ctx, http.MethodPost, "/stop_profile", nil, nil))
+}
+
+// SetLogLevel sets the level of the server's log: debug, info, warning, error or critical. Above info the server no
+// longer writes of its batches.
+func (s *Server) SetLogLevel(ctx context.Context, level string) error {
+	levels := []string{"debug", "info", "warning", "error", "critical"}
+	if !slices.Contains(levels, level) { // SGLang would answer 500
+		return fmt.Errorf("server: set log level: %q; want one of %s", level, strings.Join(levels, ", "))
+	}
+	return s.wrap("set log level", s.client.call(ctx, http.MethodPost, "/configure_logging", map[string]any{"log_level": level}, nil))
+}
+
+// A LoRA is an adapter of the model.
+type LoRA struct {
+	Name   string `json:"lora_name"` // by which requests ask for it
+	Path   string `json:"lora_path"` // on the server's host, or at the model hub
+	Pinned bool   `json:"pinned"`    // never evicted from the GPU
+}
+
+// LoadLoRA loads an adapter. The server must have been started with --enable-lora and has room for adapters as its
+// arguments say (--max-loras-per-batch, --max-lora-rank, --lora-target-modules).
+func (s *Server) LoadLoRA(ctx context.Context, adapter LoRA) error {
+	if adapter.Name == "" || adapter.Path == "" {
+		return errors.New("server: load LoRA: want a name and a path")
+	}
+	return s.updateLoRA(ctx, "load LoRA "+adapter.Name, "/load_lora_adapter", adapter)
+}
+
+// UnloadLoRA unloads an adapter by its name, once the requests that use it have ended.
+func (s *Server) UnloadLoRA(ctx context.Context, name string) error {
+	if name == "" {
+		return errors.New("server: unload LoRA: want a name")
+	}
+	return s.updateLoRA(ctx, "unload LoRA "+name, "/unload_lora_adapter", map[string]any{"lora_name": name})
+}
+
+func (s *Server) updateLoRA(ctx context.Context, what, path string, body any) error {
+	var verdict struct {
+		Success bool   `json:"success"`
+		Message string `json:"error_message"`
+	}
+	err := s.client.slowly(ctx, http.MethodPost, path, body, &verdict)
+	if err == nil && !verdict.Success {
+		err = fmt.Errorf("the server refused it: %s", verdict.Message)
+	}
+	return s.wrap(what, err)
 }
 
 func (s *Server) wrap(what string, err error) error {

@@ -15,68 +15,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
-func TestUpdateParamRefusedBeforehand(t *testing.T) {
-	w := newPlayback(t).tiny()
-	s := launch(t, newManager(t, launches(newInstance()), w), Config{})
-	for _, c := range []struct {
-		name  string
-		value int
-		want  string
-	}{
-		{"schedule_policy", 1, "server: cannot set schedule_policy to 1: a stock server cannot change it while it runs; it can change max_running_requests"},
-		{ParamMaxRunningRequests, 0, "server: cannot set max_running_requests to 0: want at least 1"},
-		{ParamMaxRunningRequests, -3, "server: cannot set max_running_requests to -3: want at least 1"},
-		{ParamMaxRunningRequests, 65, "server: cannot set max_running_requests to 65: the limit at start-up is 64 and cannot be exceeded; start the server with a larger max_running_requests"},
-	} {
-		_, err := s.UpdateParam(context.Background(), c.name, c.value)
-		require.EqualError(t, err, c.want)
-		require.ErrorAs(t, err, new(*ParamError))
-	}
-	require.Empty(t, w.made("POST /set_internal_state"))
-}
-
-func TestUpdateParamRanks(t *testing.T) {
-	for name, c := range map[string]struct{ taken, info, want string }{
-		"all":          {`[true,true]`, tinyInfo(8, 8), ""},
-		"one refuses":  {`[true,false]`, tinyInfo(8, 64), "server: cannot set max_running_requests to 8: the server refused it (its log says why)"},
-		"no rank":      {`[]`, tinyInfo(8, 8), "server: cannot set max_running_requests to 8: the server refused it (its log says why)"},
-		"one differs":  {`[true,true]`, tinyInfo(8, 64), "server: cannot set max_running_requests to 8: the server confirmed it but then says 64"},
-		"not told":     {`[true,true]`, tinyInfo(), "server: cannot set max_running_requests to 8: the server confirmed it but then says 0"},
-		"other answer": {`{"success":true}`, tinyInfo(8, 8), "server: server-0: set max_running_requests: POST /set_internal_state: the answer is not what SGLang sends: json: cannot unmarshal object into Go value of type []bool"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := newPlayback(t).tiny()
-			w.on("GET /server_info", answer{status: 200, body: tinyInfo(64, 64)})
-			s := launch(t, newManager(t, launches(newInstance()), w), Config{})
-			require.Equal(t, 2, s.Info().DPSize)
-			w.on("POST /set_internal_state", answer{status: 200, body: c.taken}).on("GET /server_info", answer{status: 200, body: c.info})
-			u, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 8)
-			if c.want != "" {
-				require.EqualError(t, err, c.want)
-				return
-			}
-			require.NoError(t, err)
-			require.Equal(t, 8, u.ReadBack)
-		})
-	}
-}
-
-// A change whose answer is lost may have been made: the value before the next one is not known.
-func TestUpdateParamLost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newPlayback(t).tiny()
-		s := launch(t, newManager(t, launches(newInstance()), w), Config{})
-		w.on("POST /set_internal_state", answer{after: time.Hour}, answer{status: 200, body: `[true]`}).on("GET /server_info", answer{status: 200, body: tinyInfo(8)})
-		start := time.Now()
-		_, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 8)
-		require.EqualError(t, err, "server: server-0: set max_running_requests: POST /set_internal_state: not within 30s: context deadline exceeded")
-		require.Equal(t, 30*time.Second, time.Since(start))
-		u, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 8)
-		require.NoError(t, err)
-		require.Zero(t, u.Previous)
-	})
-}
-
 func TestRetries(t *testing.T) {
 	broken := answer{err: errBroken}
 	t.Run("visible", func(t *testing.T) {
@@ -168,23 +106,104 @@ func TestRetryOverSocket(t *testing.T) {
 	require.Equal(t, "server-0 retry POST /flush_cache, attempt 2", seen.all()[2])
 }
 
-func TestAPIKey(t *testing.T) {
-	w := newPlayback(t).tiny().on("GET /v1/loads", answer{status: 200, body: `{"loads":[{}]}`}).
-		on("POST /flush_cache", answer{status: 200}).on("POST /abort_request", answer{status: 200})
-	s := launch(t, newManager(t, launches(newInstance()), w, WithAPIKey("secret")), Config{})
-	_, err := s.Loads(context.Background())
-	require.NoError(t, err)
-	require.NoError(t, s.FlushCache(context.Background()))
-	require.NoError(t, s.AbortAll(context.Background()))
-	require.Len(t, w.made(""), 7)
-	for _, c := range w.made("") {
-		require.Equal(t, "Bearer secret", c.auth, c.what)
+// SGLang's table of keys (utils/auth.py): with an admin key alone the other calls are open, and with both keys each call takes
+// one only.
+func TestKeys(t *testing.T) {
+	for name, c := range map[string]struct {
+		opts          []Option
+		normal, admin string
+	}{
+		"none":  {nil, "", ""},
+		"api":   {[]Option{WithAPIKey("a")}, "Bearer a", "Bearer a"},
+		"admin": {[]Option{WithAdminAPIKey("b")}, "", "Bearer b"},
+		"both":  {[]Option{WithAPIKey("a"), WithAdminAPIKey("b")}, "Bearer a", "Bearer b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ok := answer{status: 200}
+			w := newPlayback(t).tiny().on("GET /v1/loads", answer{status: 200, body: `{"loads":[{}]}`}).on("GET /metrics", answer{status: 200, body: "sglang:num_running_reqs 1"})
+			normal := []string{"GET /ready", "GET /model_info", "GET /server_info", "GET /v1/models", "GET /v1/loads", "GET /metrics"}
+			s := launch(t, newManager(t, launches(newInstance()), w, c.opts...), Config{})
+			ctx := context.Background()
+			for path, call := range map[string]func() error{
+				"/flush_cache": func() error { return s.FlushCache(ctx) }, "/abort_request": func() error { return s.AbortAll(ctx) },
+				"/pause_generation": func() error { return s.Pause(ctx, PauseInPlace) }, "/continue_generation": func() error { return s.Continue(ctx) },
+				"/slow_down": func() error { return s.SlowDown(ctx, time.Second) }, "/start_profile": func() error { return s.StartProfile(ctx, Profile{}) },
+				"/stop_profile": func() error { return s.StopProfile(ctx) }, "/configure_logging": func() error { return s.SetLogLevel(ctx, "info") },
+				"/load_lora_adapter": func() error { return s.LoadLoRA(ctx, LoRA{Name: "a", Path: "p"}) }, "/unload_lora_adapter": func() error { return s.UnloadLoRA(ctx, "a") },
+				"/set_internal_state": func() error { _, err := s.UpdateParam(ctx, ParamMaxRunningRequests, 64); return err },
+				"/update_x":           func() error { _, err := s.UpdateParam(ctx, "x", 1); return err },
+			} {
+				if path != "/set_internal_state" {
+					ok.body = `{"success":true}`
+					w.on("POST "+path, ok)
+				}
+				require.NoError(t, call())
+				require.Equal(t, c.admin, w.made("POST " + path)[0].auth, path)
+			}
+			_, err := s.Loads(ctx)
+			require.NoError(t, err)
+			_, err = s.Metrics(ctx)
+			require.NoError(t, err)
+			for _, what := range normal {
+				require.NotEmpty(t, w.made(what))
+				for _, made := range w.made(what) {
+					require.Equal(t, c.normal, made.auth, what)
+				}
+			}
+		})
 	}
-	open := newPlayback(t).tiny()
-	launch(t, newManager(t, launches(newInstance()), open), Config{})
-	for _, c := range open.made("") {
-		require.Empty(t, c.auth)
+}
+
+func TestControl(t *testing.T) {
+	ctx := context.Background()
+	w := newPlayback(t).tiny()
+	s := launch(t, newManager(t, launches(newInstance()), w), Config{})
+	for _, c := range []struct {
+		path, body string
+		call       func() error
+	}{
+		{"/pause_generation", `{"mode":"retract"}`, func() error { return s.Pause(ctx, PauseRetract) }},
+		{"/continue_generation", `{}`, func() error { return s.Continue(ctx) }},
+		{"/slow_down", `{"forward_sleep_time":0.05}`, func() error { return s.SlowDown(ctx, 50*ms) }},
+		{"/slow_down", `{"forward_sleep_time":null}`, func() error { return s.SlowDown(ctx, 0) }},
+		{"/start_profile", `{"output_dir":"/d","num_steps":5,"activities":["CPU"]}`, func() error {
+			return s.StartProfile(ctx, Profile{OutputDir: "/d", Steps: 5, Activities: []string{"CPU"}})
+		}},
+		{"/configure_logging", `{"log_level":"warning"}`, func() error { return s.SetLogLevel(ctx, "warning") }},
+		{"/load_lora_adapter", `{"lora_name":"a","lora_path":"p","pinned":true}`, func() error { return s.LoadLoRA(ctx, LoRA{"a", "p", true}) }},
+		{"/unload_lora_adapter", `{"lora_name":"a"}`, func() error { return s.UnloadLoRA(ctx, "a") }},
+	} {
+		w.on("POST "+c.path, answer{status: 200, body: `{"success":true}`})
+		require.NoError(t, c.call())
+		calls := w.made("POST " + c.path)
+		require.JSONEq(t, c.body, calls[len(calls)-1].body)
 	}
+	for want, call := range map[string]func() error{
+		`server: pause: mode "drain"; want one of ["abort" "retract" "in_place"]`:                          func() error { return s.Pause(ctx, "drain") },
+		"server: slow down: -1s: want ≥ 0; 0 for full speed":                                               func() error { return s.SlowDown(ctx, -time.Second) },
+		`server: set log level: "INFO"; want one of debug, info, warning, error, critical`:                 func() error { return s.SetLogLevel(ctx, "INFO") },
+		"server: start profile: -1 steps: want ≥ 0":                                                        func() error { return s.StartProfile(ctx, Profile{Steps: -1}) },
+		"server: load LoRA: want a name and a path":                                                        func() error { return s.LoadLoRA(ctx, LoRA{Name: "a"}) },
+		"server: unload LoRA: want a name":                                                                 func() error { return s.UnloadLoRA(ctx, "") },
+		"server: server-0: unload LoRA b: POST /unload_lora_adapter: HTTP status 400: LoRA is not enabled": func() error { return s.UnloadLoRA(ctx, "b") },
+		"server: server-0: load LoRA b: the server refused it: no such path":                               func() error { return s.LoadLoRA(ctx, LoRA{Name: "b", Path: "p"}) },
+	} {
+		w.on("POST /unload_lora_adapter", answer{status: 400, body: `{"success":false,"error_message":"LoRA is not enabled","loaded_adapters":null}`}).
+			on("POST /load_lora_adapter", answer{status: 200, body: `{"success":false,"error_message":"no such path"}`})
+		require.EqualError(t, call(), want)
+	}
+}
+
+func TestRecordedControl(t *testing.T) {
+	forVersions(t, func(t *testing.T, version string, w *playback, s *Server) {
+		ctx := context.Background()
+		w.on("POST /pause_generation", recording(t, version, "pause_in_place")).on("POST /continue_generation", recording(t, version, "continue")).
+			on("POST /slow_down", recording(t, version, "slow_down"), recording(t, version, "slow_down_off"))
+		require.NoError(t, s.Pause(ctx, PauseInPlace))
+		require.NoError(t, s.Continue(ctx))
+		require.NoError(t, s.SlowDown(ctx, time.Second))
+		require.NoError(t, s.SlowDown(ctx, 0))
+	})
 }
 
 func TestSampler(t *testing.T) {

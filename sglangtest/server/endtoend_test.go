@@ -42,7 +42,8 @@ func TestSimulatedServer(t *testing.T) {
 	loads, err := s.Loads(ctx)
 	require.NoError(t, err)
 	require.NotNil(t, loads[0].Simulated)
-	loads[0].Simulated = nil
+	require.Less(t, loads[0].Age, time.Second)
+	loads[0].Simulated, loads[0].Age = nil, 0
 	require.Equal(t, []server.Load{{MaxTotalTokens: 20000}}, loads)
 
 	// A request that runs until it is aborted is seen in the load and makes a flush wait.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim"
@@ -82,4 +83,26 @@ func ExampleServer_UpdateParam() {
 	// Output:
 	// from 64 to 8
 	// true server: cannot set max_running_requests to 100: the limit at start-up is 64 and cannot be exceeded; start the server with a larger max_running_requests
+}
+
+func ExampleConfig_CommandLine() {
+	cfg := server.LowLatency()
+	cfg.ModelPath = "meta-llama/Llama-3.1-8B-Instruct"
+	cfg.TPSize = 2
+	cfg.Args = server.Args{"page_size": 16, "disable_overlap_schedule": true}
+	argv, err := cfg.CommandLine("0.5.23")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(strings.Join(argv, " "))
+
+	cfg.Args = server.Args{"pagesize": 16, "max_queued_requests": 8}
+	cfg.SchedulePolicy = "fifo"
+	fmt.Println(cfg.ValidateFor("0.5.23"))
+	// Output:
+	// --model-path meta-llama/Llama-3.1-8B-Instruct --tp-size 2 --max-running-requests 32 --chunked-prefill-size 2048 --cuda-graph-max-bs-decode 32 --disable-overlap-schedule --page-size 16
+	// args.max_queued_requests: a key of its own: write it beside "args", not inside
+	// args.pagesize: SGLang has no such argument; did you mean "page_size"?
+	// schedule_policy: "fifo" is not one that SGLang 0.5.23 takes; did you mean "fcfs"?
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +41,7 @@ type serverInfo struct {
 	IncrementalStreaming bool   `json:"incremental_streaming_output"`
 	InternalStates       []struct {
 		Limit     int `json:"pp_max_micro_batch_size"`
+		OldLimit  int `json:"max_micro_batch_size"` // its name before 0.5.4
 		Effective int `json:"effective_max_running_requests_per_dp"`
 	} `json:"internal_states"`
 }
@@ -48,7 +50,7 @@ type serverInfo struct {
 func (i serverInfo) limits() []int {
 	limits := make([]int, len(i.InternalStates))
 	for rank, state := range i.InternalStates {
-		limits[rank] = state.Limit
+		limits[rank] = cmp.Or(state.Limit, state.OldLimit)
 	}
 	return limits
 }
@@ -58,6 +60,7 @@ func (s *Server) recognise(ctx context.Context) (modelPath string, err error) {
 	var model struct {
 		ModelPath    *string `json:"model_path"`
 		IsGeneration *bool   `json:"is_generation"`
+		Weights      string  `json:"weight_version"`
 	}
 	err = s.client.call(ctx, http.MethodGet, "/model_info", nil, &model)
 	var status *StatusError
@@ -74,7 +77,7 @@ func (s *Server) recognise(ctx context.Context) (modelPath string, err error) {
 	case !*model.IsGeneration:
 		return "", fmt.Errorf("the model %s does not generate text", *model.ModelPath)
 	}
-	return *model.ModelPath, nil
+	return *model.ModelPath, s.ownName(model.Weights)
 }
 
 // identify checks that this is an SGLang server and reads its facts.
@@ -97,16 +100,17 @@ func (s *Server) identify(ctx context.Context) error {
 	if err := s.client.call(ctx, http.MethodGet, "/v1/models", nil, &models); err != nil {
 		return err
 	}
+	simulation := s.simulation(raw)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.raw = raw
 	s.info = Info{
 		Version: info.Version, ModelPath: modelPath, ServedModelName: info.ServedModelName, MaxInputLen: info.MaxReqInputLen,
-		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: s.simulation(raw),
+		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: simulation,
 	}
 	if len(info.InternalStates) > 0 { // one for each rank, also of those of --attn-dp-size, which dp_size does not count
 		s.info.DPSize = len(info.InternalStates)
-		s.info.MaxRunningRequests, s.limit = info.InternalStates[0].Effective, info.InternalStates[0].Limit
+		s.info.MaxRunningRequests, s.limit = info.InternalStates[0].Effective, info.limits()[0]
 	}
 	if len(models.Data) > 0 {
 		s.info.ContextLength = models.Data[0].MaxModelLen

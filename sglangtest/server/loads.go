@@ -20,6 +20,9 @@ type Load struct {
 	NumUsedTokens  int     `json:"num_used_tokens"`
 	MaxTotalTokens int     `json:"max_total_num_tokens"`
 	TokenUsage     float64 `json:"token_usage"` // 0 to 1
+	// Age is how old the rank's snapshot was when the server answered, by the server's clock; 0 if it does not tell
+	// (0.5.15).
+	Age time.Duration `json:"-"`
 	// Simulated is what a simulated server adds; nil for a real one.
 	Simulated     *SimulatedLoad `json:"simulated"`
 	GenThroughput float64        `json:"gen_throughput"` // output tokens/s; meaningful only with --enable-metrics
@@ -34,7 +37,11 @@ type SimulatedLoad struct {
 // publishes at each prefill, when idle and every few decode steps; no step waits for it.
 func (s *Server) Loads(ctx context.Context) ([]Load, error) {
 	var answer struct {
-		Loads []Load `json:"loads"`
+		At    string `json:"timestamp"`
+		Loads []struct {
+			Load
+			At float64 `json:"timestamp"` // seconds since 1970; from 0.5.18 on
+		} `json:"loads"`
 	}
 	if err := s.client.once(ctx, http.MethodGet, "/v1/loads", nil, &answer); err != nil {
 		return nil, s.wrap("loads", err)
@@ -42,11 +49,26 @@ func (s *Server) Loads(ctx context.Context) ([]Load, error) {
 	if len(answer.Loads) == 0 {
 		return nil, s.wrap("loads", errors.New("GET /v1/loads names no rank"))
 	}
-	return answer.Loads, nil
+	loads := make([]Load, len(answer.Loads))
+	at, err := time.Parse(time.RFC3339, answer.At)
+	for i, l := range answer.Loads {
+		loads[i] = l.Load
+		if l.At > 0 && err == nil {
+			loads[i].Age = max(0, time.Duration((float64(at.UnixMicro())-l.At*1e6)*1e3))
+		}
+	}
+	return loads, nil
+}
+
+// look is Loads within the time of a sample.
+func (s *Server) look(ctx context.Context) ([]Load, error) {
+	ctx, cancel := context.WithTimeout(ctx, sampleTimeout)
+	defer cancel()
+	return s.Loads(ctx)
 }
 
 // Sampler returns a sampler of the server's load, under the server's name. Counts are sums over the data-parallel
-// ranks, the token usage is their mean. The throughput is left out where the server does not measure it. A sample is
+// ranks, the token usage is their mean, the snapshot's age that of the oldest (left out where it is not told). The throughput is left out where the server does not measure it. A sample is
 // tried once: a second try would hide a gap.
 func (s *Server) Sampler() metrics.Sampler { return sampler{s} }
 
@@ -58,9 +80,7 @@ func (p sampler) Name() string { return p.s.name }
 func (p sampler) Simulation() *metrics.Simulation { return p.s.Info().Simulation }
 
 func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, sampleTimeout)
-	defer cancel()
-	loads, err := p.s.Loads(ctx)
+	loads, err := p.s.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +89,9 @@ func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	p.s.mu.Unlock()
 	v := map[string]float64{}
 	for _, l := range loads {
+		if l.Age > 0 {
+			v[metrics.SnapshotAge] = max(v[metrics.SnapshotAge], float64(l.Age)/1e6)
+		}
 		if l.Simulated != nil {
 			v[metrics.StepLateness] = max(v[metrics.StepLateness], l.Simulated.StepLatenessP99)
 		}

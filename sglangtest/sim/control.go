@@ -191,6 +191,7 @@ func (s *Server) pauseGeneration(w http.ResponseWriter, r *http.Request) {
 		s.host.pause(PauseInPlace)
 	default:
 		s.host.pause(0)
+		s.host.meter.aborted()
 		for s.host.abortSubmitted() > 0 {
 			select {
 			case <-s.host.nextEnd():
@@ -385,79 +386,4 @@ func stateLoc(path ...string) string {
 func stateFaults(body json.RawMessage, f ...fault) faults {
 	return append(faults{fault("{'type': 'is_instance_of', 'loc': " + inBody("is-instance[SetInternalStateReq]") +
 		", 'msg': 'Input should be an instance of SetInternalStateReq', 'input': " + pyRepr(body) + ", 'ctx': {'class': 'SetInternalStateReq'}}")}, f...)
-}
-
-func (s *Server) notImplemented(w http.ResponseWriter, _ *http.Request) { crashed(w) }
-
-// loads is /v1/loads. The counts are those of the present moment; SGLang's may be 15 decode steps old.
-func (s *Server) loads(w http.ResponseWriter, _ *http.Request) {
-	s.host.mu.Lock()
-	e := s.host.loop.Engine
-	ec, st, rate, late := e.Config(), e.State(), s.host.rate.perSecond, s.host.late.summary()
-	s.host.mu.Unlock()
-	now := time.Now()
-	usage := float64(st.UsedTokens) / float64(st.MaxTotalTokens)
-	s.writeJSON(w, object{"timestamp": now.UTC().Format("2006-01-02T15:04:05.000000-07:00"), "version": s.opts.release.name, "accelerator": nil,
-		"num_accelerators": 1, "loads": []object{{
-			"timestamp": float64(now.UnixNano()) / 1e9, "dp_rank": 0, "num_running_reqs": st.Running, "num_waiting_reqs": st.Waiting,
-			"num_waiting_uncached_tokens": st.WaitingTokens, "num_used_tokens": st.UsedTokens, "num_total_tokens": st.UsedTokens + st.WaitingTokens,
-			"num_active_tokens": st.UsedTokens, "num_prealloc_ready_tokens": 0, "max_total_num_tokens": st.MaxTotalTokens,
-			"max_running_requests": ec.MaxRunningRequests, "token_usage": usage, "gen_throughput": rate, "cache_hit_rate": 0.0, "utilization": 0.0,
-			"memory":    object{"token_capacity": st.MaxTotalTokens},
-			"simulated": object{"step_lateness_p99_ms": float64(late.P99) / 1e6},
-			"queues":    object{"waiting": st.Waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}}}})
-}
-
-// tokenize counts by [TextTokens]; the ids are stand-ins.
-func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
-	fields, raw, ok := s.readObject(w, r)
-	if !ok {
-		return
-	}
-	var text string
-	var messages []chatMessage
-	n := 0
-	switch prompt, has := fields["prompt"]; {
-	case !isNull(fields["messages"]):
-		if json.Unmarshal(fields["messages"], &messages) != nil {
-			s.refuse(w, r, faults{wrong("list_type", inBody("messages"), "Input should be a valid list", fields["messages"])})
-			return
-		}
-		n = s.chatTokens(messages)
-	case !has:
-		s.refuse(w, r, faults{missing(inBody("prompt"), pyRepr(raw))})
-		return
-	case json.Unmarshal(prompt, &text) != nil:
-		s.refuse(w, r, faults{wrong("string_type", inBody("prompt", "str"), "Input should be a valid string", prompt),
-			wrong("list_type", inBody("prompt", "list[str]"), "Input should be a valid list", prompt)})
-		return
-	default:
-		n = s.count(text)
-	}
-	b := append([]byte(`{"tokens":[`), appendIDs(nil, 0, n)...)
-	b = fmt.Appendf(b, `],"count":%d,"max_model_len":%d}`, n, s.EngineConfig().ContextLength)
-	writeBody(w, http.StatusOK, "application/json", b)
-}
-
-func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) {
-	fields, raw, ok := s.readObject(w, r)
-	if !ok {
-		return
-	}
-	tokens, has := fields["tokens"]
-	var ids []int
-	switch {
-	case !has:
-		s.refuse(w, r, faults{missing(inBody("tokens"), pyRepr(raw))})
-		return
-	case json.Unmarshal(tokens, &ids) != nil:
-		s.refuse(w, r, faults{wrong("list_type", inBody("tokens", "list[int]"), "Input should be a valid list", tokens),
-			wrong("list_type", inBody("tokens", "list[list[int]]"), "Input should be a valid list", tokens)})
-		return
-	}
-	b := []byte(`{"text":"`)
-	for _, id := range ids {
-		b = appendEscaped(b, tokenText(id))
-	}
-	writeBody(w, http.StatusOK, "application/json", append(b, `"}`...))
 }

@@ -144,14 +144,14 @@ func (s *Server) parsePrompts(raw json.RawMessage, kind promptKind) (prompts []l
 	var lists [][]int32
 	switch {
 	case kind&textPrompt != 0 && json.Unmarshal(raw, &text) == nil:
-		add(load.Prompt{Text: text}, s.count(text))
+		add(s.textPrompt(text))
 	case kind&idsPrompt != 0 && json.Unmarshal(raw, &ids) == nil:
 		if len(ids) > 0 {
 			add(load.Prompt{TokenIDs: ids}, len(ids))
 		}
 	case kind&textPrompt != 0 && json.Unmarshal(raw, &texts) == nil:
 		for _, t := range texts {
-			add(load.Prompt{Text: t}, s.count(t))
+			add(s.textPrompt(t))
 		}
 	case kind&idsPrompt != 0 && json.Unmarshal(raw, &lists) == nil:
 		for _, l := range lists {

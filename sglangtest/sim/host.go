@@ -35,7 +35,6 @@ type host struct {
 	last     time.Time     // when the last result had passed the front process
 	stopped  bool
 	late     lateness
-	rate     throughput
 	observed
 }
 
@@ -60,6 +59,7 @@ type stream struct {
 	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time
 	entered      time.Duration // when its first step was planned, loop time; 0 before
+	chunked      time.Duration // when a chunk that is not its prompt's last was known, loop time; 0 before
 	prefilled    time.Duration // when the result of its prefill was known, loop time; 0 before
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
@@ -176,6 +176,7 @@ func (h *host) leave(streams []*stream) {
 			h.held = slices.Delete(h.held, i, i+1)
 			h.forget(s)
 		default:
+			h.meter.aborted()
 			h.abort(s)
 		}
 	}
@@ -189,6 +190,12 @@ func (h *host) abortPrefix(rid string, all bool) {
 	if !all && h.streams[rid] == nil {
 		return
 	}
+	h.meter.aborted()
+	h.abortMatching(rid, all)
+}
+
+// abortMatching aborts all that the scheduler knows and whose rid begins like that. h.mu must be held.
+func (h *host) abortMatching(rid string, all bool) {
 	for id, s := range h.streams {
 		if (all || strings.HasPrefix(id, rid)) && !slices.Contains(h.held, s) {
 			h.abort(s)
@@ -256,7 +263,6 @@ func (h *host) advanceLoop(now time.Duration) time.Duration {
 		outputs := h.advanceObserved(at)
 		if len(outputs) > 0 {
 			h.hold(at, outputs)
-			h.rate.add(at, len(outputs))
 		}
 	}
 }
@@ -323,22 +329,4 @@ func (h *host) stop() {
 	h.mu.Unlock()
 	<-h.done
 	h.waiter.Close()
-}
-
-// throughput counts tokens over the last 40 results, as SGLang's log does.
-type throughput struct {
-	results, tokens int
-	since           time.Duration
-	perSecond       float64
-}
-
-func (t *throughput) add(at time.Duration, tokens int) {
-	t.results++
-	t.tokens += tokens
-	if t.results == 40 {
-		if at > t.since {
-			t.perSecond = float64(t.tokens) / (at - t.since).Seconds()
-		}
-		*t = throughput{since: at, perSecond: t.perSecond}
-	}
 }

@@ -144,7 +144,8 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 		"schedule_policy": ec.SchedulePolicy, "schedule_conservativeness": floatValue(ec.ScheduleConservativeness), "page_size": ec.PageSize,
 		"disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": ec.DisableOverlap, "stream_interval": s.opts.streamInterval,
 		"incremental_streaming_output": s.opts.incremental, "weight_version": *s.weights.Load(), "enable_metrics": s.opts.metrics,
-		"enable_cache_report": s.opts.cacheReport, "radix_eviction_policy": ec.EvictionPolicy, "enable_mixed_chunk": ec.EnableMixedChunk}) {
+		"enable_cache_report": s.opts.cacheReport, "radix_eviction_policy": ec.EvictionPolicy, "enable_mixed_chunk": ec.EnableMixedChunk,
+		"decode_log_interval": s.host.meter.interval, "load_snapshot_publish_interval": s.host.loads.interval}) {
 		args.set(key, v)
 	}
 	if s.opts.release.patch >= 21 {
@@ -160,7 +161,7 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	s.host.mu.Lock()
 	e := s.host.loop.Engine
-	ec, limit, late, rate, maxInput := e.Config(), e.limit, s.host.late.summary(), s.host.rate.perSecond, e.MaxInputLen()
+	ec, limit, late, rate, maxInput := e.Config(), e.limit, s.host.late.summary(), s.host.meter.lastThroughput(), e.MaxInputLen()
 	s.host.mu.Unlock()
 	t := infoTemplates[s.opts.release.recorded()]()
 	out := s.args(t, ec)
@@ -191,7 +192,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	out = append(out, tail...)
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	out.set("simulated", object{"profile": s.profile.Name, "calibrated": s.profile.Calibrated, "known_error": s.profile.KnownError,
-		"gpu": s.profile.GPU, "prefix_cache": "simulated on token ids; a text or chat matches only an equal one, and no prompt matches an answer",
+		"gpu": s.profile.GPU, "prefix_cache": s.prefixCache(),
 		"step_lateness_ms": object{"steps": late.Steps, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
 	s.writeJSON(w, out)
 }

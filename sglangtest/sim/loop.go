@@ -27,6 +27,8 @@ type Loop struct {
 	steps   uint64
 	slow    time.Duration
 	paused  bool
+	// processed, if not nil, is called when a result has been processed, before the next batch is planned.
+	processed func(at time.Duration)
 }
 
 type flight struct {
@@ -110,6 +112,9 @@ func (l *Loop) Advance() []Output {
 	if l.due {
 		l.Engine.Complete(l.pending.step)
 		l.pending, l.ready, l.due = l.ready, flight{}, false
+		if l.processed != nil {
+			l.processed(now)
+		}
 	}
 	s := l.Engine.Plan()
 	if s == nil {

@@ -27,8 +27,17 @@ type Batch struct {
 	Decodes int
 	Context int // KV tokens that the decodes read, summed
 
-	Retracted int   // requests taken back for want of memory when this batch was planned
-	State     State // when the result had been processed: #queue-req is Waiting, #token UsedTokens
+	// Requests taken back for want of memory when this batch was planned, their prompts' and their output tokens.
+	Retracted, RetractedInput, RetractedOutput int
+	// AgainNew and AgainCached are those of NewTokens and CachedTokens that belong to requests taken back before.
+	AgainNew, AgainCached int
+	NewTokenRatio         float64       // when this batch was planned
+	Chunk                 time.Duration // of the request whose prompt is not at its end: since its chunk before or its first step
+
+	State State // when the result had been processed, before the next step is planned: #queue-req is Waiting, #token UsedTokens
+
+	chunk  *stream
+	health bool // all are health checks
 }
 
 // A Result is what one request got.
@@ -37,6 +46,7 @@ type Result struct {
 	Streaming    bool
 	Health       bool // a health check's generation, which metrics leave out
 	Received     time.Time
+	First        time.Time // of the first result
 	Previous     time.Time // of the result before; zero for the first
 	At           time.Time
 	New, Tokens  int // output tokens that came, and all so far
@@ -45,7 +55,9 @@ type Result struct {
 	Retractions  int
 	// Queued is the time in the scheduler's queue before the first step; 0 until it was planned.
 	Queued time.Duration
-	Finish *Finish // nil while it goes on; must not be modified
+	// Prefill is the time from there to the end of the prompt's computation.
+	Prefill time.Duration
+	Finish  *Finish // nil while it goes on; must not be modified
 }
 
 // WithObserver tells o what the server does. It may be given more than once.
@@ -57,13 +69,20 @@ func WithObserver(o Observer) Option {
 type observed struct {
 	observers []Observer
 	planned   []Batch // steps under way, oldest first
+
+	meter   *meter // is among the observers
+	metrics bool   // /metrics is answered
+	loads   published
+	asleep  bool          // the loop has nothing to do
+	since   time.Duration // from here on
 }
 
 // advanceObserved is [Loop.Advance], telling the observers of the batch whose result it processes, and streams when
 // their first step was planned.
 func (h *host) advanceObserved(at time.Duration) []Output {
 	l := h.loop
-	due, steps, free, chunked := l.due, l.steps, l.gpuFree, l.Engine.Chunked()
+	steps, free, chunked := l.steps, l.gpuFree, l.Engine.Chunked()
+	h.beforeAdvance(at)
 	outputs := l.Advance()
 	if l.steps > steps {
 		f := l.pending
@@ -72,10 +91,28 @@ func (h *host) advanceObserved(at time.Duration) []Output {
 		}
 		h.plannedStep(f, at, free, chunked)
 	}
-	if due && len(h.planned) > 0 {
-		h.completed(at)
-	}
+	h.afterAdvance(at)
 	return outputs
+}
+
+// beforeAdvance publishes the load, as SGLang does before it processes a result, and counts the time that the loop slept.
+func (h *host) beforeAdvance(at time.Duration) {
+	if h.asleep {
+		h.meter.asleep(at - h.since)
+		h.asleep = false
+	}
+	if l := h.loop; l.due {
+		h.publish(at, l.pending.step.Kind != DecodeStep)
+	}
+}
+
+// afterAdvance publishes the load of a loop that has nothing left to do.
+func (h *host) afterAdvance(at time.Duration) {
+	if h.loop.idle {
+		h.asleep, h.since = true, at
+		h.loads.counters.contiguous = false
+		h.publish(at, true)
+	}
 }
 
 // plannedStep notes the step that was planned at the given time.
@@ -91,7 +128,11 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	}
 	e := h.loop.Engine
 	b := Batch{Kind: s.Kind, Requests: len(s.Rows), Decodes: len(s.Decode), Context: s.Shape.Context,
-		Took: f.end - max(at, free), Retracted: len(e.Retracted())}
+		Took: f.end - max(at, free), Retracted: len(e.Retracted()), NewTokenRatio: e.ratio}
+	for _, r := range e.Retracted() {
+		b.RetractedInput += r.InputLen
+		b.RetractedOutput += r.Produced()
+	}
 	if s.Kind == DecodeStep {
 		b.Requests = len(s.Decode)
 	} else {
@@ -101,9 +142,29 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 		}
 	}
 	for i := range s.Rows {
-		b.NewTokens += s.Rows[i].Extend
-		if s.Rows[i].Request != chunked {
-			b.CachedTokens += s.Rows[i].Prefix
+		row := &s.Rows[i]
+		cached := 0
+		if row.Request != chunked {
+			cached = row.Prefix
+		}
+		b.NewTokens += row.Extend
+		b.CachedTokens += cached
+		if row.Request.Retractions() > 0 {
+			b.AgainNew += row.Extend
+			b.AgainCached += cached
+		}
+		if !row.Last {
+			b.chunk = row.Request.Owner.(*stream)
+		}
+	}
+	health := func(r *Request) bool { return r.Owner.(*stream).health }
+	b.health = true
+	for i := range s.Rows {
+		b.health = b.health && health(s.Rows[i].Request)
+	}
+	for _, r := range s.Decode {
+		if b.health = b.health && health(r); !b.health {
+			break
 		}
 	}
 	h.planned = append(h.planned, b)
@@ -114,6 +175,13 @@ func (h *host) completed(at time.Duration) {
 	b := h.planned[0]
 	h.planned = append(h.planned[:0], h.planned[1:]...)
 	b.At, b.State = h.start.Add(at), h.loop.Engine.State()
+	if st := b.chunk; st != nil {
+		b.Chunk = at - max(st.chunked, st.entered)
+		st.chunked = at
+	}
+	if !b.health {
+		h.loads.counters.add(h.meter.patch, &b, at)
+	}
 	for _, o := range h.observers {
 		o.Batch(b)
 	}
@@ -124,13 +192,26 @@ func (h *host) tell(s *stream, previous, got progress) {
 	if len(h.observers) == 0 {
 		return
 	}
-	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, Previous: previous.at, At: got.at,
+	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, First: got.first, Previous: previous.at, At: got.at,
 		New: got.tokens - previous.tokens, Tokens: got.tokens, PromptTokens: s.promptTokens, CachedTokens: got.cached,
 		Retractions: got.retractions, Finish: got.finish}
 	if s.entered > 0 {
 		r.Queued = max(0, s.entered-s.arrives)
+		r.Prefill = max(0, s.prefilled-s.entered)
 	}
 	for _, o := range h.observers {
 		o.Result(r)
 	}
+}
+
+// observe makes the meter and names all observers.
+func (h *host) observe(o *options, model string) {
+	h.metrics = o.metrics
+	h.loads.interval = o.loadInterval
+	if h.loads.interval == 0 {
+		h.loads.interval = DefaultLoadSnapshotInterval
+	}
+	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
+	h.observers = append([]Observer{h.meter}, o.observers...)
+	h.loop.processed = h.completed
 }

@@ -38,14 +38,6 @@ func (m chatMessage) text() string {
 	return text
 }
 
-func (s *Server) chatTokens(messages []chatMessage) int {
-	n := 0
-	for _, m := range messages {
-		n += s.count(m.text()) + messageTokens
-	}
-	return n
-}
-
 func (s *Server) completions(w http.ResponseWriter, r *http.Request) { s.openAI(w, r, false) }
 func (s *Server) chat(w http.ResponseWriter, r *http.Request)        { s.openAI(w, r, true) }
 
@@ -213,11 +205,8 @@ func (s *Server) parseChat(body []byte, fields map[string]json.RawMessage, d *de
 	case len(ids) > 0: // the prompt instead of what messages would give
 		d.prompts, d.tokens = []load.Prompt{{TokenIDs: ids}}, []int{len(ids)}
 	case len(messages) > 0:
-		var p load.Prompt
-		for _, m := range messages {
-			p.Messages = append(p.Messages, load.Message{Role: m.Role, Content: m.text()})
-		}
-		d.prompts, d.tokens = []load.Prompt{p}, []int{s.chatTokens(messages)}
+		p, n := s.chatPrompt(messages)
+		d.prompts, d.tokens = []load.Prompt{p}, []int{n}
 	}
 	return f
 }

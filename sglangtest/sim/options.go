@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 )
 
@@ -21,8 +22,13 @@ type options struct {
 	adminKey       string
 	serverArgs     map[string]any
 	starting       bool
+	listener       net.Listener // nil: listen on the configured host and port
 	observers      []Observer
 	middleware     []func(http.Handler) http.Handler
+
+	decodeLogInterval int
+	loadInterval      int
+	tokenizer         *tokenizer
 }
 
 func defaultOptions() options {
@@ -75,7 +81,10 @@ func WithStreamInterval(n int) Option {
 	}
 }
 
-// WithMetrics adds what SGLang's --enable-metrics adds to the answers of /generate: time stamps in meta_info.
+// WithMetrics does what SGLang's --enable-metrics does: it adds time stamps to the meta_info of answers, and makes the
+// server answer /metrics, which is not found without it. The page has the names, labels and buckets of the server's
+// version. It has not the CPU times of SGLang's processes, which are not simulated, and says 0 for memory in GB and
+// start-up times, which a profile does not know.
 func WithMetrics() Option {
 	return func(o *options) error { o.metrics = true; return nil }
 }

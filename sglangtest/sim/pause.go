@@ -42,9 +42,9 @@ func (h *host) resume() {
 
 // abortSubmitted aborts all that the scheduler knows and returns how many these are.
 func (h *host) abortSubmitted() int {
-	h.abortPrefix("", true)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.abortMatching("", true)
 	return len(h.streams) - len(h.held)
 }
 

@@ -26,9 +26,9 @@ const keepAlive = 5 * time.Second
 // Its methods are safe for concurrent use.
 //
 // Prompts given as ids have their length; texts are counted by [TextTokens], chat messages likewise plus four tokens
-// for each. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit, unless
-// a stop string or stop token that the filler has ends it: the simulated model never ends an answer earlier. The
-// answer's text is filler, and so are logprobs.
+// for each, unless [WithTokenizer] counts them exactly. An answer has max_new_tokens tokens whatever ignore_eos says, and
+// 128 if the request sets no limit, unless a stop string or stop token that the filler has ends it: the simulated model
+// never ends an answer earlier. The answer's text is filler, and so are logprobs.
 type Server struct {
 	profile                   Profile
 	cfg                       server.Config // as launched, with the defaults filled in
@@ -121,8 +121,11 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	s.weights.Store(&o.weightVersion)
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
-	h.observers = o.observers
+	h.observe(&o, s.cfg.ServedModelName)
 	var handler http.Handler = s
+	if o.metrics {
+		handler = h.meter.countHTTP(handler)
+	}
 	for _, wrap := range o.middleware {
 		handler = wrap(handler)
 	}
@@ -141,6 +144,11 @@ func unsupported(cfg server.Config) error {
 	refuse(cfg.Quantization != "", "quantization", "step times come from the profile; choose a profile of the quantized model")
 	refuse(cfg.EnableTorchCompile, "enable_torch_compile", "step times come from the profile")
 	refuse(cfg.MemFractionStatic != 0, "mem_fraction_static", "the KV pool comes from the profile; set max_total_tokens instead")
+	honoured := []string{"model_path", "tokenizer_path", "served_model_name", "host", "port", "max_running_requests", "max_total_tokens", "max_queued_requests",
+		"context_length", "chunked_prefill_size", "max_prefill_tokens", "schedule_conservativeness", "quantization", "enable_torch_compile", "mem_fraction_static"}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Settings())) {
+		refuse(!slices.Contains(honoured, name), name, "the simulated engine does not have it")
+	}
 	for _, f := range []struct {
 		name  string
 		value int
@@ -160,9 +168,12 @@ func unsupported(cfg server.Config) error {
 // Start listens and serves. It returns when the server has its address; the server is up then, unless [WithStarting]
 // leaves that to [Server.Up]. A port that is in use is an error. Start may be called once.
 func (s *Server) Start(ctx context.Context) error {
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port)))
-	if err != nil {
-		return fmt.Errorf("sim: listen: %w", err)
+	ln := s.opts.listener
+	if ln == nil {
+		var err error
+		if ln, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port))); err != nil {
+			return fmt.Errorf("sim: listen: %w", err)
+		}
 	}
 	if err := s.host.begin(); err != nil {
 		ln.Close()

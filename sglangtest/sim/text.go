@@ -93,9 +93,6 @@ func stopOfIDs(ids []int) (tokens, matched int) {
 	return tokens, matched
 }
 
-// count returns the length of a text in tokens.
-func (s *Server) count(text string) int { return TextTokens(text) }
-
 // messageTokens is the number of tokens that a chat template adds for each message.
 const messageTokens = 4
 

@@ -188,7 +188,7 @@ func ErrorMessage(body []byte) string {
 		switch string(m.key) {
 		case "error":
 			c.fail(m.value())
-		case "message":
+		case "message", "error_message": // the second of LoRA calls
 			c.Message, _ = str(m.value())
 		case "detail":
 			detail = m.value()

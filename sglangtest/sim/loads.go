@@ -1,0 +1,328 @@
+package sim
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// DefaultLoadSnapshotInterval is SGLang's --load-snapshot-publish-interval.
+const DefaultLoadSnapshotInterval = 15
+
+// WithLoadSnapshotInterval sets after how many decode steps what /v1/loads says is renewed
+// (--load-snapshot-publish-interval). Without it, that is [DefaultLoadSnapshotInterval].
+func WithLoadSnapshotInterval(steps int) Option {
+	return func(o *options) error {
+		if steps < 1 {
+			return fmt.Errorf("sim: load_snapshot_publish_interval is %d: want at least 1", steps)
+		}
+		o.loadInterval = steps
+		return nil
+	}
+}
+
+// A loadSnapshot is what the scheduler last published of its load (managers/load_snapshot.py).
+type loadSnapshot struct {
+	at               time.Time
+	running, waiting int
+	uncached         int // waiting tokens that have to be computed, as far as is known
+	used, total      int // KV tokens in use; and with those of waiting prompts
+	throughput, hit  float64
+	retracted        int
+	prefillTokens    int
+	prefillBusy      time.Duration
+	moments          [6]float64
+}
+
+// published is the state of a host's load snapshots.
+type published struct {
+	interval int // decode steps
+	steps    int // since the last
+	snapshot loadSnapshot
+	counters stepCounters
+}
+
+// stepCounters are cumulative: what prefill computed and how long it took, and the moments of decode steps, from which a
+// router can fit a line (scheduler.py, _record_step_counters).
+type stepCounters struct {
+	tokens     int
+	busy       time.Duration
+	moments    [6]float64 // steps, Σ requests, Σ µs, Σ requests², Σ requests·µs, Σ tokens
+	previous   StepKind
+	at         time.Duration // when the result before was processed
+	contiguous bool          // and nothing was idle since
+}
+
+// add counts a step whose result was processed at the given time. A decode step, and before 0.5.21 a prefill step, counts if
+// one of its kind came directly before; its time is that from one to the other.
+func (c *stepCounters) add(patch int, b *Batch, at time.Duration) {
+	prefill := b.Kind != DecodeStep
+	same := c.contiguous && (c.previous != DecodeStep) == prefill
+	gap := at - c.at
+	c.previous, c.at, c.contiguous = b.Kind, at, true
+	us := math.Floor(float64(gap) / float64(time.Microsecond))
+	switch {
+	case prefill && (patch >= 21 || same):
+		c.tokens += b.NewTokens
+		if patch >= 21 {
+			gap = b.Took
+		}
+		c.busy += gap
+	case !prefill && same && us > 0 && gap < 2*time.Second: // STEP_MAX_US
+		n := float64(b.Requests)
+		for i, v := range [6]float64{1, n, us, n * n, n * us, n} {
+			c.moments[i] += v
+		}
+	}
+}
+
+// publish renews the snapshot: as SGLang before it processes the result of a step, with each prefill, and with every
+// interval-th decode step. h.mu must be held.
+func (h *host) publish(at time.Duration, force bool) {
+	h.loads.steps++
+	if !force && h.loads.steps < h.loads.interval {
+		return
+	}
+	h.loads.steps = 0
+	e := h.loop.Engine
+	s := e.State()
+	throughput, hit, recent, retracted := h.meter.stats()
+	h.loads.snapshot = loadSnapshot{at: h.start.Add(at), running: len(e.Running()), waiting: s.Waiting, uncached: h.uncached(recent),
+		used: s.UsedTokens, total: s.UsedTokens + s.WaitingTokens, throughput: throughput, hit: hit, retracted: retracted,
+		prefillTokens: h.loads.counters.tokens, prefillBusy: h.loads.counters.busy, moments: h.loads.counters.moments}
+}
+
+// uncached is get_num_waiting_uncached_tokens (load_inquirer.py). Unless the policy has matched the queue with the
+// prefix cache, versions from 0.5.21 on estimate by the hit rate of the last seconds, which they know only with metrics.
+func (h *host) uncached(recent float64) int {
+	e := h.loop.Engine
+	if h.meter.patch < 21 || !h.metrics {
+		recent = 0
+	}
+	matched := e.cfg.SchedulePolicy == LPM || e.cfg.SchedulePolicy == DFSWeight
+	n := 0
+	for _, r := range e.Waiting() {
+		length := r.InputLen + r.produced
+		if matched {
+			n += max(0, length-r.matched)
+		} else {
+			n += int(float64(length) * (1 - recent))
+		}
+	}
+	if r := e.Chunked(); r != nil {
+		n += max(0, r.InputLen+r.produced-r.prefix)
+	}
+	return n
+}
+
+// refreshIdle does what an idle scheduler does all the time: it publishes its load, and renews its gauges now and then.
+// h.mu must be held.
+func (h *host) refreshIdle(now time.Time) {
+	if h.loop.idle && !h.loop.paused {
+		h.meter.idle(now, h.loop.Engine.State())
+		h.publish(now.Sub(h.start), true)
+	}
+}
+
+// A loadField is one value of a load: an int, a float64, a string, nil, a list of numbers, or fields of its own.
+type loadField struct {
+	name  string
+	value any
+}
+
+// The sections of a load, by the name in the query.
+var loadSections = []string{"all", "core", "disagg", "lora", "memory", "queues", "spec"}
+
+// fields returns what a server of the given version says of the load, in its order. Sections speculative and lora are
+// there only on servers that have such a thing. Sizes in GB are 0: a profile does not know them.
+func (l loadSnapshot) fields(patch int, cfg EngineConfig, include func(section string) bool) []loadField {
+	var out []loadField
+	put := func(since int, name string, value any) {
+		if patch >= since {
+			out = append(out, loadField{name, value})
+		}
+	}
+	moments := any(nil)
+	if l.moments[0] > 0 {
+		moments = l.moments[:]
+	}
+	put(18, "timestamp", float64(l.at.UnixMicro())/1e6)
+	put(0, "dp_rank", 0)
+	put(0, "num_running_reqs", l.running)
+	put(0, "num_waiting_reqs", l.waiting)
+	put(0, "num_waiting_uncached_tokens", l.uncached)
+	put(0, "num_used_tokens", l.used)
+	put(0, "num_total_tokens", l.total)
+	put(18, "num_active_tokens", l.total)
+	put(21, "num_prealloc_ready_tokens", 0)
+	put(0, "max_total_num_tokens", cfg.MaxTotalTokens)
+	put(0, "max_running_requests", cfg.MaxRunningRequests)
+	put(0, "token_usage", roundTo(float64(l.used)/float64(cfg.MaxTotalTokens), 4))
+	put(0, "gen_throughput", roundTo(l.throughput, 2))
+	put(0, "cache_hit_rate", roundTo(l.hit, 4))
+	put(0, "utilization", 0.0)
+	put(18, "total_prefill_uncached_tokens", l.prefillTokens)
+	put(18, "total_prefill_busy_us", int(l.prefillBusy/time.Microsecond))
+	put(18, "decode_moments", moments)
+	if include("memory") {
+		put(0, "memory", []loadField{{"weight_gb", 0.0}, {"kv_cache_gb", 0.0}, {"graph_gb", 0.0}, {"token_capacity", cfg.MaxTotalTokens}})
+	}
+	if include("disagg") {
+		put(0, "disaggregation", []loadField{{"mode", "null"}, {"prefill_bootstrap_queue_reqs", 0}, {"prefill_inflight_queue_reqs", 0},
+			{"decode_prealloc_queue_reqs", 0}, {"decode_transfer_queue_reqs", 0}, {"decode_retracted_queue_reqs", 0},
+			{"kv_transfer_speed_gb_s", 0.0}, {"kv_transfer_latency_ms", 0.0}})
+	}
+	if include("queues") {
+		queues := []loadField{{"waiting", l.waiting}, {"grammar", 0}, {"paused", 0}, {"retracted", l.retracted}}
+		if patch >= 18 {
+			queues = append(queues, loadField{"prealloc_ready", 0})
+		}
+		put(0, "queues", queues)
+	}
+	return out
+}
+
+func roundTo(v float64, digits int) float64 {
+	r, _ := strconv.ParseFloat(strconv.FormatFloat(v, 'f', digits, 64), 64) // as Python's round, by the decimal value
+	return r
+}
+
+func appendFields(b []byte, fields []loadField) []byte {
+	b = append(b, '{')
+	for i, f := range fields {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendString(b, f.name), ':')
+		b = appendValue(b, f.value)
+	}
+	return append(b, '}')
+}
+
+func appendValue(b []byte, value any) []byte {
+	switch v := value.(type) {
+	case nil:
+		return append(b, "null"...)
+	case int:
+		return strconv.AppendInt(b, int64(v), 10)
+	case float64:
+		return append(b, pyFloat(v)...)
+	case string:
+		return appendString(b, v)
+	case []loadField:
+		return appendFields(b, v)
+	case []float64:
+		b = append(b, '[')
+		for i, x := range v {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, pyFloat(x)...)
+		}
+		return append(b, ']')
+	}
+	panic(fmt.Sprintf("sim: a load has a %T", value))
+}
+
+// appendGauges appends the numbers of a load as gauges (v1_loads.py, _format_loads_prometheus).
+func appendGauges(b []byte, prefix string, fields []loadField) []byte {
+	for _, f := range fields {
+		switch v := f.value.(type) {
+		case []loadField:
+			section := map[string]string{"disaggregation": "disagg"}[f.name]
+			b = appendGauges(b, prefix+cmp.Or(section, f.name)+"_", v)
+		case int, float64:
+			if f.name == "dp_rank" {
+				continue
+			}
+			name := prefix + f.name
+			b = fmt.Appendf(b, "# TYPE %s gauge\n%s{dp_rank=\"0\"} ", name, name)
+			b = append(appendValue(b, v), '\n')
+		}
+	}
+	return b
+}
+
+// load returns the present snapshot and how late the host was.
+func (h *host) load() (loadSnapshot, EngineConfig, Lateness) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.refreshIdle(time.Now())
+	return h.loads.snapshot, h.loop.Engine.Config(), h.late.summary()
+}
+
+// loads is /v1/loads: the last snapshot, in JSON with the member "simulated" besides SGLang's. Unlike SGLang's it
+// has throughput and hit rate also without metrics.
+func (s *Server) loads(w http.ResponseWriter, r *http.Request) {
+	begin := time.Now()
+	q := r.URL.Query()
+	if rank := q.Get("dp_rank"); q.Has("dp_rank") {
+		n, err := strconv.Atoi(strings.TrimSpace(rank))
+		if err != nil {
+			badRequest(w, fmt.Sprintf("[{'type': 'int_parsing', 'loc': ('query', 'dp_rank'), 'msg': 'Input should be a valid integer, unable to parse "+
+				"string as an integer', 'input': '%s'}]", rank))
+			return
+		}
+		if n != 0 {
+			s.writeLoads(w, q.Get("format"), nil, nil)
+			return
+		}
+	}
+	var sections []string
+	if v := q.Get("include"); v != "" {
+		for name := range strings.SplitSeq(v, ",") {
+			sections = append(sections, strings.TrimSpace(name))
+		}
+	}
+	all := len(sections) == 0 || slices.Contains(sections, "all")
+	for _, name := range sections {
+		if !all && !slices.Contains(loadSections, name) { // a ValueError that nothing catches
+			writeBody(w, http.StatusInternalServerError, "text/plain; charset=utf-8", []byte("Internal Server Error"))
+			return
+		}
+	}
+	snapshot, cfg, late := s.host.load()
+	s.host.meter.loadsTook(time.Since(begin))
+	fields := snapshot.fields(s.host.meter.patch, cfg, func(section string) bool { return all || slices.Contains(sections, section) })
+	s.writeLoads(w, q.Get("format"), fields, []loadField{{"step_lateness_p99_ms", float64(late.P99) / 1e6}})
+}
+
+// writeLoads writes one load, or none if there are no fields.
+func (s *Server) writeLoads(w http.ResponseWriter, format string, fields, simulated []loadField) {
+	if format == "prometheus" {
+		b := appendGauges(nil, "sglang_", fields)
+		if len(b) == 0 {
+			b = []byte("\n")
+		}
+		writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", b)
+		return
+	}
+	b := fmt.Appendf(nil, `{"timestamp":"%s","version":"%s"`, time.Now().UTC().Format("2006-01-02T15:04:05.000000-07:00"), s.opts.release.name)
+	if s.host.meter.patch >= 18 {
+		b = append(b, `,"accelerator":`...)
+		if s.profile.GPU == "" {
+			b = append(b, `null`...)
+		} else {
+			b = appendString(b, s.profile.GPU)
+		}
+		b = append(b, `,"num_accelerators":1`...)
+	}
+	b = append(b, `,"loads":[`...)
+	if fields != nil {
+		b = appendFields(b, append(fields, loadField{"simulated", simulated}))
+	}
+	writeBody(w, http.StatusOK, "application/json", append(b, `]}`...))
+}
+
+// getLoad is /get_load, which 0.5.15 to 0.5.18 have for older clients.
+func (s *Server) getLoad(w http.ResponseWriter, _ *http.Request) {
+	l, _, _ := s.host.load()
+	b := appendFields([]byte{'['}, []loadField{{"dp_rank", 0}, {"num_reqs", l.running + l.waiting}, {"num_waiting_reqs", l.waiting},
+		{"num_tokens", l.total}, {"num_pending_tokens", l.total - l.used}, {"ts_tic", time.Since(s.host.start).Seconds()}})
+	writeBody(w, http.StatusOK, "application/json", append(b, ']'))
+}

@@ -1,0 +1,446 @@
+package sim
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A meter keeps the metrics of a server: those that /metrics shows and those that /v1/loads repeats. The engine's host
+// tells it what happens; see [Observer]. Its methods are safe for concurrent use.
+//
+// Counters and histograms are exact. Gauges change as SGLang's do (metrics_reporter.py): with each prefill batch, with
+// every interval-th decode step, and when the scheduler is idle.
+type meter struct {
+	patch    int
+	interval int // --decode-log-interval
+	model    string
+
+	mu     sync.Mutex
+	series map[string][]*series // by family
+
+	decodes      int64
+	generated    int // tokens since the last report of decodes
+	lastDecode   time.Time
+	throughput   float64 // of the last report of decodes
+	lastReport   time.Time
+	running      int // as the gauge has it
+	genGauge     float64
+	hitGauge     float64
+	retracted    int // of the last retraction, until reported
+	retractGauge int
+	recent       hitWindow
+
+	itl *series // the busiest one
+}
+
+// DefaultDecodeLogInterval is SGLang's --decode-log-interval.
+const DefaultDecodeLogInterval = 40
+
+// idleReport is how often an idle scheduler renews its gauges; throughputStale is for how long a throughput is repeated
+// by prefill reports from 0.5.21 on (metrics_reporter.py).
+const (
+	idleReport      = 30 * time.Second
+	throughputStale = 30 * time.Second
+)
+
+// WithDecodeLogInterval sets after how many decode steps the gauges change (--decode-log-interval). Without it,
+// that is [DefaultDecodeLogInterval].
+func WithDecodeLogInterval(steps int) Option {
+	return func(o *options) error {
+		if steps < 1 {
+			return fmt.Errorf("sim: decode_log_interval is %d: want at least 1", steps)
+		}
+		o.decodeLogInterval = steps
+		return nil
+	}
+}
+
+func newMeter(patch, interval int, model string, cfg EngineConfig, now time.Time) *meter {
+	if interval == 0 {
+		interval = DefaultDecodeLogInterval
+	}
+	m := &meter{patch: patch, interval: interval, model: model, series: map[string][]*series{}, lastDecode: now, lastReport: now}
+	for name, f := range families() {
+		if f.group == 'g' && len(bucketBounds[name]) == 0 && name != "graph_memory_usage_gb" &&
+			name != "routing_key_running_req_count" && name != "routing_key_all_req_count" {
+			m.set(name, 0)
+		}
+	}
+	m.set("max_total_num_tokens", float64(cfg.MaxTotalTokens))
+	m.set("page_size", float64(cfg.PageSize))
+	m.set("num_pages", float64(cfg.MaxTotalTokens/cfg.PageSize))
+	m.set("context_len", float64(cfg.ContextLength))
+	m.set("fwd_occupancy", nan)
+	m.set("routing_keys_active", 0)
+	for i := 1; i < len(routingKeyBounds); i++ {
+		for _, name := range []string{"routing_key_running_req_count", "routing_key_all_req_count"} {
+			m.at(name, "gt", routingKeyBounds[i-1], "le", routingKeyBounds[i])
+		}
+	}
+	for _, phase := range []string{"prefill", "decode", "target_verify", "draft_prefill", "draft_decode", "draft_extend"} {
+		m.at("graph_memory_usage_gb", "phase", phase)
+		m.at("startup_cuda_graph_time_seconds", "phase", phase)
+	}
+	for _, phase := range []string{"load_weight", "kv_cache_allocation", "scheduler_e2e", "tokenizer_e2e"} {
+		m.at("startup_time_seconds", "phase", phase)
+	}
+	for _, mode := range []string{"input", "device_hit", "host_hit", "storage_hit"} {
+		m.at("prefill_effective_tokens_total", "mode", mode)
+	}
+	for _, kind := range []string{"scheduled", "imbalance"} {
+		m.at("dp_attention_tokens_total", "kind", kind)
+		m.at("dp_attention_pairs_total", "kind", kind)
+	}
+	for _, state := range []string{"active", "idle"} {
+		m.at("dp_attention_steps_total", "rank_state", state)
+	}
+	m.at("dp_attention_token_imbalance_ratio")
+	m.at("dp_attention_sync_wait_seconds")
+	pid := strconv.Itoa(os.Getpid())
+	m.at("num_retracted_reqs", "pid", pid)
+	m.at("num_paused_reqs", "pid", pid)
+	m.at("scheduler_idle_seconds_total")
+	m.itl = m.newSeries("inter_token_latency_seconds")
+	return m
+}
+
+var nan = func() float64 { v, _ := strconv.ParseFloat("NaN", 64); return v }()
+
+func (m *meter) newSeries(name string, extra ...string) *series {
+	s := &series{extra: extra}
+	if n := len(bucketBounds[name]); n > 0 {
+		s.counts = make([]uint64, n+1)
+	}
+	return s
+}
+
+// at returns the series of a family with the given labels besides the usual ones, made if there is none. Series come in
+// the order in which they were first used.
+func (m *meter) at(name string, extra ...string) *series {
+	for _, s := range m.series[name] {
+		if slices.Equal(s.extra, extra) {
+			return s
+		}
+	}
+	s := m.newSeries(name, extra...)
+	m.series[name] = append(m.series[name], s)
+	return s
+}
+
+func (m *meter) set(name string, v float64) { m.at(name).value = v }
+
+func (m *meter) add(name string, v float64, extra ...string) { m.at(name, extra...).value += v }
+
+func (m *meter) observe(name string, d time.Duration, extra ...string) {
+	m.at(name, extra...).observe(bucketBounds[name], d.Seconds(), 1)
+}
+
+// Batch counts a step and changes the gauges when it is time.
+func (m *meter) Batch(b Batch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b.Retracted > 0 {
+		m.retracted = b.Retracted
+		m.add("num_retracted_requests_total", float64(b.Retracted))
+		m.add("num_retracted_input_tokens_total", float64(b.RetractedInput))
+		m.add("num_retracted_output_tokens_total", float64(b.RetractedOutput))
+	}
+	if b.Kind == DecodeStep {
+		m.decode(b)
+	} else {
+		m.prefill(b)
+	}
+}
+
+// prefill is report_prefill_stats.
+func (m *meter) prefill(b Batch) {
+	m.add("cuda_graph_passes_total", 1, "mode", "prefill_cuda_graph")
+	m.add("realtime_tokens_total", float64(b.NewTokens), "mode", "prefill_compute")
+	if b.CachedTokens > 0 {
+		m.add("realtime_tokens_total", float64(b.CachedTokens), "mode", "prefill_cache")
+	}
+	// Tokens that are computed again after a retraction do not count for the hit rate.
+	input, hit := b.NewTokens-b.AgainNew, b.CachedTokens-b.AgainCached
+	m.add("prefill_effective_tokens_total", float64(input), "mode", "input")
+	m.add("prefill_effective_tokens_total", float64(hit), "mode", "device_hit")
+	m.hitGauge = 0
+	if input+hit > 0 {
+		m.hitGauge = float64(hit) / float64(input+hit)
+	}
+	m.recent.add(b.At, hit, input+hit)
+	if m.patch >= 21 {
+		if b.At.Sub(m.lastDecode) > throughputStale {
+			m.throughput = 0
+		}
+		m.genGauge = m.throughput
+	}
+	if b.Chunk > 0 {
+		m.observe("per_stage_req_latency_seconds", b.Chunk, "stage", "chunked_prefill")
+	}
+	m.set("new_token_ratio", b.NewTokenRatio)
+	m.reportBatch(&b, b.Running)
+}
+
+// decode is report_decode_stats.
+func (m *meter) decode(b Batch) {
+	m.decodes++
+	m.generated += b.Requests
+	m.add("cuda_graph_passes_total", 1, "mode", "decode_cuda_graph")
+	m.add("realtime_tokens_total", float64(b.Requests), "mode", "decode")
+	if m.decodes%int64(m.interval) != 0 {
+		return
+	}
+	if gap := b.At.Sub(m.lastDecode); gap > 0 {
+		m.throughput = float64(m.generated) / gap.Seconds()
+	}
+	m.lastDecode, m.generated = b.At, 0
+	m.genGauge = m.throughput
+	if m.patch < 21 {
+		m.hitGauge = 0
+	}
+	m.set("decode_sum_seq_lens", float64(b.Context))
+	m.reportBatch(&b, b.Requests)
+}
+
+// report sets the gauges that all reports share (pool_stats_observer.py for those of memory).
+func (m *meter) report(at time.Time, running int, s State) {
+	m.lastReport, m.running = at, running
+	usage := float64(s.UsedTokens) / float64(s.MaxTotalTokens)
+	m.set("num_running_reqs", float64(running))
+	m.set("num_queue_reqs", float64(s.Waiting))
+	m.set("gen_throughput", m.genGauge)
+	m.set("cache_hit_rate", m.hitGauge)
+	m.set("token_usage", roundTo(usage, 2))
+	m.set("full_token_usage", usage)
+	m.set("num_used_tokens", float64(s.UsedTokens))
+	m.set("kv_used_tokens", float64(s.UsedTokens))
+	m.set("kv_available_tokens", float64(s.FreeTokens))
+	m.set("kv_evictable_tokens", float64(s.CachedTokens))
+}
+
+// reportBatch is report for one of a batch, which tells of the last retraction, too.
+func (m *meter) reportBatch(b *Batch, running int) {
+	m.report(b.At, running, b.State)
+	m.retractGauge, m.retracted = m.retracted, 0
+	m.series["num_retracted_reqs"][0].value = float64(m.retractGauge)
+}
+
+// idle is _maybe_log_idle_metrics: what an idle scheduler does to the gauges. It is called before they are read, which
+// nobody can tell from a scheduler that does it all the time.
+func (m *meter) idle(now time.Time, s State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now.Sub(m.lastReport) <= idleReport && (m.patch < 21 || m.running == 0) {
+		return
+	}
+	m.genGauge = 0
+	m.report(now, 0, s)
+}
+
+// stats returns the values that a load snapshot takes from the gauges.
+func (m *meter) stats() (throughput, hitRate, recentHitRate float64, retracted int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.genGauge, m.hitGauge, m.recent.rate(), m.retractGauge
+}
+
+// lastThroughput returns the throughput of the last report of decodes, in tokens per second.
+func (m *meter) lastThroughput() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.throughput
+}
+
+// Result counts what a request got (tokenizer_manager.py, collect_metrics).
+func (m *meter) Result(r Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first := r.Previous.IsZero()
+	if first && (r.Finish == nil || !r.Finish.Queued) { // the scheduler's, which count health checks, too
+		m.observe("queue_time_seconds", r.Queued)
+		m.observe("per_stage_req_latency_seconds", 0, "stage", "request_process")
+		m.observe("per_stage_req_latency_seconds", r.Prefill, "stage", "prefill_forward")
+	}
+	if r.Health || r.Finish != nil && r.Finish.Queued { // an abort in the queue does not pass collect_metrics
+		return
+	}
+	var streaming []string
+	if m.patch >= 18 {
+		streaming = []string{"is_streaming", strconv.FormatBool(r.Streaming)}
+	}
+	switch {
+	case first && (r.Finish == nil || r.Finish.Kind != FinishAbort):
+		m.observe("time_to_first_token_seconds", r.At.Sub(r.Received), streaming...)
+	case !first && r.New > 0:
+		if len(m.series["inter_token_latency_seconds"]) == 0 {
+			m.series["inter_token_latency_seconds"] = []*series{m.itl}
+		}
+		m.itl.observe(tokenTimes, r.At.Sub(r.Previous).Seconds()/float64(r.New), r.New)
+	}
+	if r.Finish == nil {
+		return
+	}
+	m.add("prompt_tokens_total", float64(r.PromptTokens), streaming...)
+	m.add("generation_tokens_total", float64(r.Tokens), streaming...)
+	m.add("num_requests_total", 1, streaming...)
+	if r.CachedTokens > 0 {
+		m.add("cached_tokens_total", float64(r.CachedTokens), "cache_source", "device")
+	}
+	m.observe("e2e_request_latency_seconds", r.At.Sub(r.Received), streaming...)
+	if decode := r.At.Sub(r.First); r.Finish.Kind != FinishAbort && r.Tokens > 1 && decode > 0 {
+		m.observe("request_time_per_output_token_seconds", decode/time.Duration(r.Tokens-1), streaming...)
+	}
+	for name, n := range map[string]int{"prompt_tokens_histogram": r.PromptTokens, "uncached_prompt_tokens_histogram": r.PromptTokens - r.CachedTokens,
+		"generation_tokens_histogram": r.Tokens} {
+		m.at(name).observe(tokenCounts, float64(n), 1)
+	}
+}
+
+// aborted counts the calls that abort something: /abort_request, and clients that leave.
+func (m *meter) aborted() {
+	m.mu.Lock()
+	m.add("num_aborted_requests_total", 1)
+	m.mu.Unlock()
+}
+
+// asleep counts time without work.
+func (m *meter) asleep(d time.Duration) {
+	m.mu.Lock()
+	m.add("scheduler_idle_seconds_total", d.Seconds())
+	m.mu.Unlock()
+}
+
+// loadsTook counts the time that /v1/loads took.
+func (m *meter) loadsTook(d time.Duration) {
+	m.mu.Lock()
+	m.observe("get_loads_duration_seconds", d)
+	m.mu.Unlock()
+}
+
+// page returns the whole page.
+func (m *meter) page() []byte {
+	order := familyOrder(m.patch)
+	copies := make([][]series, len(order))
+	m.mu.Lock()
+	for i, name := range order {
+		for _, s := range m.series[name] {
+			copies[i] = append(copies[i], series{s.extra, s.value, slices.Clone(s.counts)})
+		}
+	}
+	m.mu.Unlock()
+	tokenizer := []string{"engine_type", "unified", "model_name", m.model}
+	scheduler := append(slices.Clone(tokenizer), "moe_ep_rank", "0", "pp_rank", "0", "tp_rank", "0")
+	var b []byte
+	for i, name := range order {
+		f := families()[name]
+		base := map[byte][]string{'S': scheduler, 'T': tokenizer}[f.labels]
+		b = appendFamily(b, f, base, copies[i])
+	}
+	return b
+}
+
+// hitWindow is the hit rate of prompts over the last time (metrics_reporter.py, _CacheHitRateWindow, from 0.5.21 on).
+type hitWindow struct {
+	samples    []hitSample
+	hit, total int
+}
+
+type hitSample struct {
+	at         time.Time
+	hit, total int
+}
+
+// hitWindowLength is SGLANG_CACHE_HIT_RATE_WINDOW_SECONDS.
+const hitWindowLength = 15 * time.Second
+
+func (w *hitWindow) add(at time.Time, hit, total int) {
+	if total > 0 {
+		w.samples = append(w.samples, hitSample{at, hit, total})
+		w.hit, w.total = w.hit+hit, w.total+total
+	}
+	n := 0
+	for n < len(w.samples) && at.Sub(w.samples[n].at) >= hitWindowLength {
+		w.hit, w.total = w.hit-w.samples[n].hit, w.total-w.samples[n].total
+		n++
+	}
+	w.samples = slices.Delete(w.samples, 0, n)
+}
+
+func (w *hitWindow) rate() float64 {
+	if w.total == 0 {
+		return 0
+	}
+	return float64(w.hit) / float64(w.total)
+}
+
+// mostEndpoints bounds the endpoints that are told apart, since a client can make up any number. (SGLang's are not bounded.)
+const mostEndpoints = 1000
+
+// endpoint is the label of a path: that of its route. The meter must be locked.
+func (m *meter) endpoint(path string) string {
+	if strings.HasPrefix(path, modelPath) {
+		return modelPath + "{model:path}"
+	}
+	if _, ok := routes[path]; !ok && len(m.series["http_requests_total"]) >= mostEndpoints {
+		return "other"
+	}
+	return path
+}
+
+// countHTTP wraps a handler to count its requests (observability/http_request_metrics.py).
+func (m *meter) countHTTP(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.mu.Lock()
+		labels := []string{"endpoint", m.endpoint(r.URL.Path), "method", r.Method}
+		m.add("http_requests_total", 1, labels...)
+		m.add("http_requests_active", 1, labels...)
+		m.mu.Unlock()
+		sw := &statusWriter{ResponseWriter: w, counted: func(status int) {
+			m.mu.Lock()
+			m.add("http_responses_total", 1, append(slices.Clone(labels), "status_code", strconv.Itoa(status))...)
+			m.mu.Unlock()
+		}}
+		defer func() {
+			m.mu.Lock()
+			m.add("http_requests_active", -1, labels...)
+			m.mu.Unlock()
+		}()
+		next.ServeHTTP(sw, r)
+	})
+}
+
+// A statusWriter tells of the status when it is written.
+type statusWriter struct {
+	http.ResponseWriter
+	counted func(status int)
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if w.counted != nil {
+		w.counted(status)
+		w.counted = nil
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Flush()                      { w.ResponseWriter.(http.Flusher).Flush() }
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// metrics is /metrics.
+func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
+	if !s.opts.metrics {
+		writeBody(w, http.StatusNotFound, "application/json", []byte(`{"detail":"Not Found"}`))
+		return
+	}
+	h := s.host
+	h.mu.Lock()
+	h.refreshIdle(time.Now())
+	h.mu.Unlock()
+	writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", h.meter.page())
+}

@@ -1,0 +1,311 @@
+//go:build unix
+
+package process
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
+	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/sglangtest/harness/sglangtest/sim"
+)
+
+// A command is what the command line and the environment ask for.
+type command struct {
+	version string // SGLang's
+	release int    // place in releases of the newest one that is not newer than version
+	module  bool   // called as python -m sglang.launch_server
+
+	profile sim.Profile
+	startup time.Duration
+	waits   float64
+	files   bool
+	shm     string
+	seed    uint64
+	faults  []planned
+
+	table  *sglargs.Table
+	args   *sglargs.Parsed
+	config server.Config
+	model  string // --model-path
+}
+
+// releases are the versions whose behaviour was recorded. A version between two of them behaves like the older.
+var releases = [...]string{"0.5.15.post1", "0.5.18", "0.5.21", "0.5.23"}
+
+const (
+	v18 = 1 + iota
+	v21
+	v23
+)
+
+// An argument is one of SGLang's that has an effect here.
+type argument struct {
+	field  string
+	effect string                      // beyond what it does in SGLang
+	option func(c *command) sim.Option // of the simulated server, if it is given
+}
+
+// honoured are the arguments that have an effect. All others are accepted, checked, shown in /server_info, and reported once in
+// the log.
+var honoured = []argument{
+	{field: "model_path", effect: "only the profile's model is simulated: a path that does not exist fails as in SGLang, any other name is an alias"},
+	{field: "tokenizer_path", effect: "without it, the model path: a folder with a tokenizer.json makes token counts exact"},
+	{field: "served_model_name"}, {field: "host"}, {field: "port"},
+	{field: "max_running_requests"}, {field: "max_total_tokens"}, {field: "max_queued_requests"}, {field: "context_length"},
+	{field: "chunked_prefill_size"}, {field: "max_prefill_tokens"}, {field: "schedule_conservativeness"},
+	{field: "weight_version", option: func(c *command) sim.Option { return sim.WithWeightVersion(c.str("weight_version")) }},
+	{field: "incremental_streaming_output", option: func(*command) sim.Option { return sim.WithIncrementalStreaming() }},
+	{field: "stream_interval", option: func(c *command) sim.Option { return sim.WithStreamInterval(c.num("stream_interval")) }},
+	{field: "enable_metrics", option: func(*command) sim.Option { return sim.WithMetrics() }},
+	{field: "enable_cache_report", option: func(*command) sim.Option { return sim.WithCacheReport() }},
+	{field: "api_key", option: func(c *command) sim.Option { return sim.WithAPIKey(c.str("api_key")) }},
+	{field: "admin_api_key", option: func(c *command) sim.Option { return sim.WithAdminAPIKey(c.str("admin_api_key")) }},
+	{field: "log_level"}, {field: "log_level_http", effect: "of uvicorn's lines and its access log"},
+	{field: "decode_log_interval", option: func(c *command) sim.Option { return sim.WithDecodeLogInterval(c.num("decode_log_interval")) }},
+	{field: "load_snapshot_publish_interval", option: func(c *command) sim.Option {
+		return sim.WithLoadSnapshotInterval(c.num("load_snapshot_publish_interval"))
+	}},
+	{field: "watchdog_timeout"}, {field: "skip_server_warmup"},
+	{field: "mem_fraction_static", effect: "shown in failures; the KV pool is the profile's or max_total_tokens"},
+	{field: "load_format", effect: "without dummy, progress bars are shown"},
+	{field: "device", effect: "other than cuda: no CUDA graphs in the log"},
+	{field: "dtype", effect: "in the log"},
+	{field: "disable_cuda_graph", effect: "in the log"}, {field: "cuda_graph_backend_decode", effect: "in the log"}, {field: "cuda_graph_backend_prefill", effect: "in the log"},
+	{field: "tp_size", effect: "so many scheduler processes; step times stay the profile's"},
+	{field: "dp_size", effect: "a controller and so many scheduler processes, but one simulated engine"},
+}
+
+// help is what --help prints. SGLang's own help has some 500 arguments.
+func help(w io.Writer) {
+	fmt.Fprint(w, `usage: sglang-sim [serve [MODEL]] [SGLang's arguments] [--sim-...]
+       sglang-sim -m sglang.launch_server [SGLang's arguments] [--sim-...]
+       sglang-sim version
+
+A simulated SGLang server as a process. It takes the arguments of SGLang; these have an effect:
+
+`)
+	for _, h := range honoured {
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  --%-30s %s", strings.ReplaceAll(h.field, "_", "-"), h.effect), " "))
+	}
+	fmt.Fprint(w, "\nIts own arguments; each can be given in the environment, too, as SGLANG_SIM_NAME:\n\n")
+	fs := new(command).flags()
+	fs.SetOutput(w)
+	fs.VisitAll(func(f *flag.Flag) {
+		name, usage := flag.UnquoteUsage(f)
+		fmt.Fprintf(w, "  --%-30s %s\n", f.Name+" "+strings.TrimSpace(name), usage)
+	})
+	fmt.Fprint(w, "\nFaults, for --sim-fault NAME[:VALUE][@AFTER] (AFTER: a duration from readiness such as 30s, or a number of requests), how\nthe main process ends, and what they do:\n\n")
+	for _, f := range faults {
+		name := f.name
+		if f.value != "" {
+			name += ":VALUE"
+		}
+		fmt.Fprintf(w, "  %-20s %-9s %s", name, f.exit, f.doc)
+		if f.value != "" {
+			fmt.Fprintf(w, "; value: %s", f.value)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// flags are the arguments that are not SGLang's.
+func (c *command) flags() *flag.FlagSet {
+	fs := flag.NewFlagSet("sglang-sim", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	c.profile = sim.H100Llama8B()
+	fs.Func("sim-profile", "`NAME` or .json file of the model and GPU to simulate; default "+c.profile.Name, func(s string) (err error) {
+		if strings.HasSuffix(s, ".json") {
+			c.profile, err = sim.LoadProfile(s)
+		} else {
+			c.profile, err = sim.ProfileByName(s)
+		}
+		return err
+	})
+	fs.StringVar(&c.version, "sim-version", sim.Version, "`VERSION` of SGLang to be; default "+sim.Version)
+	fs.DurationVar(&c.startup, "sim-startup", 0, "`DURATION` of the start, split over its phases as recorded on an H100; default 0")
+	fs.Float64Var(&c.waits, "sim-waits", 1, "`FACTOR` by which SGLang's own waiting times are scaled, such as the 5 s between looks at the requests in flight; default 1")
+	fs.BoolVar(&c.files, "sim-files", true, "leave files in /dev/shm and the temporary folder as SGLang does: `true` or false")
+	fs.StringVar(&c.shm, "sim-shm", "/dev/shm", "`FOLDER` of shared memory; default /dev/shm")
+	fs.Uint64Var(&c.seed, "sim-seed", 1, "`SEED` of random faults; default 1")
+	fs.Func("sim-fault", "`FAULT` to have; may be repeated, in the environment separated by commas", func(s string) error {
+		for spec := range strings.SplitSeq(s, ",") {
+			p, err := parseFault(spec)
+			if err != nil {
+				return err
+			}
+			c.faults = append(c.faults, p)
+		}
+		return nil
+	})
+	return fs
+}
+
+// parse reads a command line. It answers for itself what ends there: the status is then ≥ 0.
+func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
+	c = &command{}
+	fs := c.flags()
+	fail := func(err error) (*command, int) {
+		fmt.Fprintln(stderr, "sglang-sim:", strings.TrimPrefix(err.Error(), "sglang-sim: "))
+		return nil, 2
+	}
+	var errs []error
+	fs.VisitAll(func(f *flag.Flag) {
+		key := "SGLANG_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := os.LookupEnv(key); ok && v != "" {
+			if err := fs.Set(f.Name, v); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", key, err))
+			}
+		}
+	})
+	argv, own := split(argv)
+	if err := errors.Join(append(errs, fs.Parse(own))...); err != nil {
+		return fail(err)
+	}
+	if !(c.waits > 0 && c.waits <= 1000) || c.startup < 0 {
+		return fail(errors.New("--sim-waits must be above 0 and at most 1000, --sim-startup not negative"))
+	}
+	var err error
+	if c.table, err = sglargs.For(c.version); err != nil {
+		return fail(err)
+	}
+	for i, v := range releases {
+		if sglargsVersion(v).Compare(sglargsVersion(c.version)) <= 0 {
+			c.release = i
+		}
+	}
+	for i := 0; i+1 < len(argv); i++ { // the interpreter's own flags, and the module
+		if argv[i] == "-m" && strings.HasPrefix(argv[i+1], "sglang.") {
+			c.module = true
+			argv = argv[i+2:]
+			break
+		}
+	}
+	switch {
+	case len(argv) > 0 && argv[0] == "version":
+		fmt.Fprintf(stdout, "sglang version: %s\ngit revision: simulat\n", c.version)
+		return nil, 0
+	case len(argv) > 0 && argv[0] == "serve":
+		argv = c.table.ServeArgs(argv[1:])
+	}
+	if c.module {
+		fmt.Fprintf(stderr, "%s/sglang/launch_server.py:%d: UserWarning: 'python -m sglang.launch_server' is still supported, but 'sglang serve' is the recommended entrypoint.\n"+
+			"  Example: sglang serve --model-path <model> [options]\n  warnings.warn(\n", sitePackages, [...]int{55, 57, 71, 71}[c.release])
+	}
+	c.args, err = c.table.Parse(argv)
+	var refused *sglargs.Error
+	switch {
+	case errors.Is(err, sglargs.ErrHelp):
+		help(stdout)
+		return nil, 0
+	case errors.As(err, &refused):
+		if refused.Exception == "" {
+			fmt.Fprint(stderr, c.table.Usage())
+		} else {
+			fmt.Fprintln(stderr, "Traceback (most recent call last):")
+		}
+		fmt.Fprintln(stderr, refused)
+		return nil, refused.ExitStatus()
+	case err != nil:
+		return fail(err)
+	}
+	c.configure()
+	return c, -1
+}
+
+// split takes the arguments that begin with --sim- out of the command line; each has a value.
+func split(argv []string) (sglang, own []string) {
+	for i := 0; i < len(argv); i++ {
+		a := argv[i]
+		if !strings.HasPrefix(a, "--sim-") {
+			sglang = append(sglang, a)
+			continue
+		}
+		if !strings.Contains(a, "=") && i+1 < len(argv) {
+			i++
+			a += "=" + argv[i]
+		}
+		own = append(own, a)
+	}
+	return sglang, own
+}
+
+func sglargsVersion(s string) sglargs.Version {
+	v, err := sglargs.ParseVersion(s)
+	if err != nil {
+		return sglargs.Version{} // refused by sglargs.For
+	}
+	return v
+}
+
+// configure makes the server's configuration of the arguments.
+func (c *command) configure() {
+	c.model = c.str("model_path")
+	c.config = server.Config{TokenizerPath: c.str("tokenizer_path"), ServedModelName: c.str("served_model_name"), Host: c.str("host"), Port: c.num("port"),
+		MaxRunningRequests: c.num("max_running_requests"), MaxTotalTokens: c.num("max_total_tokens"), MaxQueuedRequests: c.num("max_queued_requests"),
+		ContextLength: c.num("context_length"), ChunkedPrefillSize: c.num("chunked_prefill_size"), MaxPrefillTokens: c.num("max_prefill_tokens"),
+		ScheduleConservativeness: c.float("schedule_conservativeness")}
+	if c.config.TokenizerPath == "" {
+		c.config.TokenizerPath = c.model
+	}
+	if c.config.ServedModelName == "" {
+		c.config.ServedModelName = c.model
+	}
+}
+
+func (c *command) given(field string) bool { _, ok := c.args.Given[field]; return ok }
+
+// unhonoured returns the flags that were given and have no effect.
+func (c *command) unhonoured() []string {
+	var out []string
+	for _, a := range c.table.Args() {
+		known := slices.ContainsFunc(honoured, func(h argument) bool { return h.field == a.Field })
+		if c.given(a.Field) && !known && !slices.Contains(out, a.Flag()) {
+			out = append(out, a.Flag())
+		}
+	}
+	return out
+}
+
+// reported are the arguments that /server_info shows as given.
+func (c *command) reported() map[string]any {
+	out := map[string]any{}
+	for field, v := range c.args.Given {
+		if field != "model_path" && !strings.HasSuffix(field, "api_key") {
+			out[field] = v
+		}
+	}
+	return out
+}
+
+func (c *command) str(field string) string              { s, _ := c.args.Value(field).(string); return s }
+func (c *command) num(field string) int                 { n, _ := c.args.Value(field).(int); return n }
+func (c *command) set(field string) bool                { b, _ := c.args.Value(field).(bool); return b }
+func (c *command) scaled(d time.Duration) time.Duration { return time.Duration(float64(d) * c.waits) }
+
+func (c *command) float(field string) float64 {
+	switch v := c.args.Value(field).(type) {
+	case float64:
+		return v
+	case int:
+		return float64(v)
+	}
+	return 0
+}
+
+// asks returns the first planned fault of that moment.
+func (c *command) asks(m moment) *planned {
+	for i := range c.faults {
+		if c.faults[i].when == m {
+			return &c.faults[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+//go:build unix
+
+package process
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
+	"github.com/sglangtest/harness/sglangtest/sim"
+)
+
+func parsed(args ...string) (c *command, status int, stdout, stderr string) {
+	var out, err bytes.Buffer
+	c, status = parse(args, &out, &err)
+	return c, status, out.String(), err.String()
+}
+
+func TestRefusedAsRecorded(t *testing.T) {
+	module := []string{"-m", "sglang.launch_server", "--sim-version", "0.5.15.post1"}
+	for name, c := range map[string]struct {
+		recording string
+		args      []string
+	}{
+		"unknown flag":         {"sglang-cpu/logs/0.5.23-unknown-flag.stderr.txt", []string{"--model-path", "tiny-llama", "--nope-flag=1"}},
+		"bad choice":           {"sglang-cpu/logs/0.5.23-bad-choice.stderr.txt", []string{"--model-path", "tiny-llama", "--schedule-policy", "nope"}},
+		"unknown flag, 0.5.15": {"sglang-h100/failed_starts/invalid_flag/stderr.log", append(module, "--model-path", "m", "--no-such-flag", "3")},
+		"bad choice, 0.5.15":   {"sglang-h100/failed_starts/invalid_choice/stderr.log", append(module, "--model-path", "m", "--attention-backend", "nonsense")},
+		"bad value":            {"sglang-h100/failed_starts/bad_value/stderr.log", append(module, "--model-path", "m", "--max-running-requests", "abc")},
+		"no model":             {"sglang-h100/failed_starts/no_model_flag/stderr.log", module},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := os.ReadFile(refdata.Path(t, c.recording))
+			require.NoError(t, err)
+			_, status, stdout, stderr := parsed(c.args...)
+			require.Equal(t, 2, status)
+			require.Empty(t, stdout)
+			last := func(s string) string { l := strings.Split(strings.TrimSpace(s), "\n"); return l[len(l)-1] }
+			require.Equal(t, last(string(b)), last(stderr))
+			require.Contains(t, stderr, "usage: sglang serve [-h] --model-path MODEL_PATH\n")
+			require.Equal(t, strings.Contains(string(b), "UserWarning: 'python -m"), strings.Contains(stderr, "UserWarning: 'python -m"))
+		})
+	}
+}
+
+// Every flag of every version is accepted, and either has an effect or is reported as having none.
+func TestEveryFlag(t *testing.T) {
+	for _, version := range releases {
+		table, err := sglargs.For(version)
+		require.NoError(t, err)
+		argv := []string{"--sim-version", version}
+		flags := 0
+		for _, a := range table.Args() {
+			if a.Action == sglargs.Help || a.Fatal != "" || a.Field == "config" || strings.Contains(a.Field, "cuda_graph_config") {
+				continue
+			}
+			value := map[sglargs.Kind]string{sglargs.Int: "8", sglargs.HumanInt: "64", sglargs.Float: "0.5", sglargs.JSON: "{}", sglargs.JSONList: "[]"}[a.Kind]
+			if value == "" {
+				value = "x"
+			}
+			if a.Field == "log_level" {
+				value = "info"
+			}
+			if a.Choices != nil {
+				value = fmt.Sprint(a.Choices[0])
+			}
+			argv = append(argv, a.Flag())
+			if a.Action == sglargs.Store || a.Action == sglargs.LoRAPaths || a.Action == sglargs.StoreConst && !a.NoValue {
+				argv = append(argv, value)
+			}
+			flags++
+		}
+		c, status, _, stderr := parsed(argv...)
+		require.Equal(t, -1, status, "%s: %s", version, stderr)
+		require.Greater(t, flags, 400)
+		require.Greater(t, len(c.unhonoured()), 300)
+	}
+}
+
+func TestForms(t *testing.T) {
+	for _, args := range [][]string{
+		{"serve", "llama", "--tp", "2"}, {"serve", "--model-path", "llama", "--tp", "2"}, {"--model", "llama", "--tp-size=2"},
+		{"-m", "sglang.launch_server", "--model-path", "llama", "--tp", "2"}, {"-u", "-m", "sglang.launch_server", "--model-path", "llama", "--tp", "2"},
+	} {
+		c, status, _, stderr := parsed(args...)
+		require.Equal(t, -1, status, stderr)
+		require.Equal(t, "llama", c.model)
+		require.Equal(t, 2, c.num("tp_size"))
+		require.Equal(t, "127.0.0.1", c.config.Host)
+		require.Equal(t, 30000, c.config.Port)
+		require.Equal(t, args[0] == "-m" || args[0] == "-u", strings.Contains(stderr, "UserWarning"))
+	}
+	_, status, stdout, _ := parsed("version", "--sim-version=0.5.18")
+	require.Equal(t, 0, status)
+	require.Contains(t, stdout, "sglang version: 0.5.18\n")
+	_, status, stdout, _ = parsed("--help")
+	require.Equal(t, 0, status)
+	for _, f := range faults {
+		require.Contains(t, stdout, "  "+f.name)
+	}
+}
+
+func TestOwnFlags(t *testing.T) {
+	t.Setenv("SGLANG_SIM_FAULT", "hang@3s,refuse")
+	t.Setenv("SGLANG_SIM_WAITS", "0.5")
+	t.Setenv("SGLANG_SIM_VERSION", "0.5.18")
+	c, status, _, stderr := parsed("serve", "llama", "--sim-fault", "crash@7", "--sim-waits=0.25", "--sim-profile", sim.H100Llama8B().Name)
+	require.Equal(t, -1, status, stderr)
+	require.Equal(t, 0.25, c.waits)
+	require.Equal(t, "0.5.18", c.version)
+	require.Equal(t, v18, c.release)
+	require.Len(t, c.faults, 3)
+	for args, want := range map[string]string{"--sim-waits 0": "--sim-waits must be above 0", "--sim-nope 1": "flag provided but not defined", "--sim-fault no": "no fault is called",
+		"--sim-version 0.2.0": "too old", "--sim-profile x": "no profile is called", "--sim-startup -1s": "not negative"} {
+		_, status, _, stderr := parsed(append(strings.Fields(args), "--model", "m")...)
+		require.Equal(t, 2, status)
+		require.Contains(t, stderr, want)
+	}
+}
+
+// The command's documentation lists every fault with its end.
+func TestDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../../cmd/sglang-sim/doc.go")
+	require.NoError(t, err)
+	for _, f := range faults {
+		name, exit := f.name, f.exit
+		if f.value != "" {
+			name += ":VALUE"
+		}
+		if exit == "1" || exit == "3" {
+			exit = "exit " + exit
+		}
+		require.Contains(t, string(b), fmt.Sprintf("\t%-19s %-9s", name, exit))
+	}
+	var c command
+	c.flags().VisitAll(func(f *flag.Flag) { require.Contains(t, string(b), "\t--"+f.Name+" ") })
+}

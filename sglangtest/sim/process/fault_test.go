@@ -1,0 +1,253 @@
+//go:build unix
+
+package process
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+)
+
+const generation = `{"text":"hello there","sampling_params":{"max_new_tokens":4}}`
+
+// launchDeath and runningDeath are the lines of a main process whose child has sent SIGQUIT.
+var (
+	launchDeath  = []string{"Received sigquit from a child process. It usually means the child failed.", "kill_process_tree called: parent_PID, include_parent=True, PID"}
+	runningDeath = []string{"SIGQUIT received. signum=None, frame=None. It usually means one child failed.", "Sleeping 5 seconds before crash diagnostics to let GPU activity settle.",
+		"No live scheduler processes found; skipping py-spy and CUDA coredump.", "kill_process_tree called: parent_PID, include_parent=True, PID"}
+)
+
+// Every fault that ends the process ends it as its entry says, with its text, whatever the version.
+func TestDeadlyFaults(t *testing.T) {
+	texts := map[string]string{ // where the last line of the entry is not the whole story
+		"missing-model":      "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files.",
+		"port-in-use":        "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', ",
+		"watchdog":           "Scheduler watchdog timeout (self.watchdog_timeout=300.0, self.soft=False)",
+		"scheduler-killed":   "Triggering SIGQUIT for cleanup...",
+		"detokenizer-killed": "Subprocess detokenizer (pid=",
+	}
+	for i, f := range faults {
+		if f.exit == "" {
+			continue
+		}
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			version := releases[i%len(releases)]
+			c := start(t, "--sim-version", version, "--sim-fault", f.name)
+			if f.when == running && f.name != "killed" {
+				c.ready()
+				go func() { // its connection breaks
+					res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Post(c.url("/generate"), "application/json", strings.NewReader(generation))
+					if err == nil {
+						res.Body.Close()
+					}
+				}()
+			}
+			status := c.wait()
+			want := map[string]int{"1": 1, "3": 3, "signal 9": -9}[f.exit]
+			require.Equal(t, want, status, "stderr:\n%s", c.stderr())
+			text := texts[f.name]
+			if text == "" {
+				text = strings.NewReplacer("{site}", sitePackages, "{model}", "llama", "{mem_fraction}", "0.88", "{free}", "Available tokens: 0 (available_size=0 + evictable_size=0)\n").Replace(f.err)
+			}
+			require.Contains(t, c.stderr(), text)
+			switch {
+			case f.name == "detokenizer-killed", f.name == "killed", f.exit != "signal 9":
+			case f.when == running:
+				require.Equal(t, runningDeath, c.after("SIGQUIT received."))
+			default:
+				require.Equal(t, launchDeath, c.after("Received sigquit"))
+			}
+			c.gone()
+		})
+	}
+}
+
+// The tracebacks of failed starts are those recorded on an H100 and a CPU.
+func TestRecordedTracebacks(t *testing.T) {
+	places := strings.NewReplacer("/tmp/site/", "SITE/", "/opt/torch/.venv/lib/python3.12/site-packages/", "SITE/", "SITE-PACKAGES/", "SITE/", sitePackages+"/", "SITE/")
+	traceback := func(text string) string {
+		i := strings.Index(text, "Traceback (most recent")
+		require.GreaterOrEqual(t, i, 0, text)
+		text, _, _ = strings.Cut(text[i:], "\n\n[2")
+		text = regexp.MustCompile(`Process \d+ has [0-9.]+ GiB memory in use\. `).ReplaceAllString(text, "")
+		return strings.TrimSpace(places.Replace(text))
+	}
+	for name, s := range map[string]struct {
+		recording string
+		args      []string
+	}{
+		"missing path":      {"sglang-h100/failed_starts/missing_model/stderr.log", []string{"--model-path", "/models/does-not-exist", "--sim-version", "0.5.15.post1"}},
+		"missing hub model": {"sglang-h100/failed_starts/missing_hub_model/stderr.log", []string{"--model-path", "no-org/no-such-model", "--sim-version", "0.5.15.post1", "--sim-fault", "missing-model"}},
+		"missing, 0.5.23":   {"sglang-cpu/logs/0.5.23-missing-model.stderr.txt", []string{"--sim-fault", "missing-model"}},
+		"oom at load":       {"sglang-h100/failed_starts/cuda_oom_gpu_in_use/stderr.log", []string{"--sim-version", "0.5.15.post1", "--sim-fault", "oom-at-load"}},
+		"no memory for KV":  {"sglang-h100/failed_starts/too_little_memory/stderr.log", []string{"--sim-version", "0.5.15.post1", "--sim-fault", "no-kv-weights", "--mem-fraction-static", "0.1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := os.ReadFile(refdata.Path(t, s.recording))
+			require.NoError(t, err)
+			c := start(t, s.args...)
+			c.wait()
+			require.Equal(t, traceback(string(b)), traceback(c.stderr()))
+		})
+	}
+}
+
+// A port that is really in use is found only after the load.
+func TestPortInUse(t *testing.T) {
+	t.Parallel()
+	c := start(t).ready()
+	d := start(t, "raw", "-m", "sglang.launch_server", "--model-path", "llama", "--port", fmt.Sprint(c.port), "--sim-waits", "0.05", "--sim-shm", c.shm)
+	require.Equal(t, 3, d.wait())
+	require.Equal(t, []string{
+		fmt.Sprintf("ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', %d): address already in use", c.port),
+		"INFO:     Waiting for application shutdown.", readyLine, "INFO:     Application shutdown complete.",
+		"kill_process_tree called: parent_PID, include_parent=False, PID"}, d.after("[Errno 98]"))
+	require.Contains(t, c.out(), `"GET /model_info HTTP/1.1" 200 OK`)
+	d.gone()
+}
+
+// A scheduler that is really killed is found by the watchdog; during the load it ends the start.
+func TestSchedulerKilled(t *testing.T) {
+	t.Parallel()
+	c := start(t).ready()
+	require.NoError(t, syscall.Kill(c.group()["sglang::scheduler"], syscall.SIGKILL))
+	require.Equal(t, -9, c.wait())
+	lines := c.after("Subprocess scheduler_0")
+	require.Equal(t, "Subprocess scheduler_0 (PID) crashed with exit code -9. Triggering SIGQUIT for cleanup...", lines[0])
+	require.Equal(t, runningDeath, lines[1:])
+	c.gone()
+
+	d := start(t, "--sim-startup", "60s")
+	require.Eventually(t, func() bool { return d.left()["sockets"] == 3 }, limit, 1e7)
+	require.NoError(t, syscall.Kill(d.group()["sglang::scheduler"], syscall.SIGKILL))
+	require.Equal(t, 1, d.wait())
+	require.Contains(t, d.stderr(), "RuntimeError: Rank 0 scheduler died during initialization (exit code: -9).")
+	d.gone()
+}
+
+// A hung scheduler leaves HTTP alive until the watchdog's time is over.
+func TestHang(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--watchdog-timeout", "0.5").ready()
+	status, _ := c.post("/sim/fault", `{"fault":"hang"}`)
+	require.Equal(t, http.StatusOK, status)
+	res, err := http.Get(c.url("/model_info"))
+	require.NoError(t, err)
+	res.Body.Close()
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	_, err = http.Post(c.url("/generate"), "application/json", strings.NewReader(generation))
+	require.Error(t, err)
+	require.Equal(t, -9, c.wait())
+	require.Contains(t, c.stderr(), "Scheduler watchdog timeout (self.watchdog_timeout=0.5, self.soft=False)")
+	c.gone()
+}
+
+// A crash strikes with the n-th request.
+func TestCrashAfterRequests(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--sim-fault", "crash@3").ready()
+	for range 2 {
+		status, _ := c.post("/generate", generation)
+		require.Equal(t, http.StatusOK, status)
+	}
+	_, err := http.Post(c.url("/generate"), "application/json", strings.NewReader(generation))
+	require.Error(t, err)
+	require.Equal(t, -9, c.wait())
+	c.gone()
+}
+
+func TestConditions(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--sim-fault", "error-rate:1/503").ready()
+	listed := func() map[string]string {
+		res, err := http.Get(c.url("/sim/fault"))
+		require.NoError(t, err)
+		defer res.Body.Close()
+		var all []struct{ Name, Doc, Active string }
+		require.NoError(t, json.NewDecoder(res.Body).Decode(&all))
+		require.Len(t, all, len(faults))
+		active := map[string]string{}
+		for _, f := range all {
+			require.NotEmpty(t, f.Doc)
+			if f.Active != "" {
+				active[f.Name] = f.Active
+			}
+		}
+		return active
+	}
+	require.Eventually(t, func() bool { return len(listed()) == 1 }, limit, 1e7)
+	require.Equal(t, map[string]string{"error-rate": "1/503"}, listed())
+	status, body := c.post("/generate", generation)
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.JSONEq(t, `{"object":"error","message":"The request queue is full.","type":"503","param":null,"code":503}`, body)
+	status, _ = c.post("/sim/fault", `{"clear":"error-rate"}`)
+	require.Equal(t, http.StatusOK, status)
+	require.Empty(t, listed())
+	status, _ = c.post("/generate", generation)
+	require.Equal(t, http.StatusOK, status)
+
+	status, _ = c.post("/sim/fault", `{"fault":"broken-stream:3"}`)
+	require.Equal(t, http.StatusOK, status)
+	require.Eventually(t, func() bool { return len(listed()) == 1 }, limit, 1e7)
+	res, err := http.Post(c.url("/generate"), "application/json", strings.NewReader(`{"text":"hello","stream":true,"sampling_params":{"max_new_tokens":50,"ignore_eos":true}}`))
+	require.NoError(t, err)
+	b, err := io.ReadAll(res.Body)
+	res.Body.Close()
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.Equal(t, 3, strings.Count(string(b), "data: "))
+
+	status, _ = c.post("/sim/fault", `{"fault":"refuse:300ms"}`)
+	require.Equal(t, http.StatusOK, status)
+	address := fmt.Sprintf("127.0.0.1:%d", c.port)
+	dial := func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+	require.Eventually(t, func() bool { return !dial() }, limit, 1e6)
+	require.Eventually(t, dial, limit, 1e7)
+
+	for body, want := range map[string]int{`{"fault":"nope"}`: 400, `{"fault":"oom-at-load"}`: 400, `{}`: 400, `{"clear":"hang"}`: 404, `{"fault":"slow-step"}`: 400, `no`: 400} {
+		status, _ := c.post("/sim/fault", body)
+		require.Equal(t, want, status, body)
+	}
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+	http.DefaultClient.CloseIdleConnections()
+	c.gone()
+}
+
+func TestParseFault(t *testing.T) {
+	for spec, want := range map[string]string{
+		"nope":               `sglang-sim: no fault is called "nope": see --help`,
+		"crash:1":            `sglang-sim: fault "crash:1": :1: want no value`,
+		"oom-at-load@3":      `sglang-sim: fault "oom-at-load@3": it strikes during the start: want no @`,
+		"crash@soon":         `sglang-sim: fault "crash@soon": @soon: want a duration such as 30s, or a number of requests ≥ 1`,
+		"slow-step:-1":       `sglang-sim: fault "slow-step:-1": value "-1": want factor such as 2, or duration such as 5ms`,
+		"error-rate:2/503":   `sglang-sim: fault "error-rate:2/503": value "2/503": want fraction and status such as 0.1/503`,
+		"error-rate:0.5/200": `sglang-sim: fault "error-rate:0.5/200": value "0.5/200": want fraction and status such as 0.1/503`,
+		"broken-stream":      `sglang-sim: fault "broken-stream": value "": want number of events`,
+		"crash@3":            "", "crash@3s": "", "refuse": "", "refuse:2s@1m": "", "slow-step:1.5": "", "slow-step:2ms": "", "error-rate:0.25/500@10": "",
+	} {
+		_, err := parseFault(spec)
+		if want == "" {
+			require.NoError(t, err, spec)
+		} else {
+			require.EqualError(t, err, want)
+		}
+	}
+}

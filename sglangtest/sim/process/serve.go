@@ -1,0 +1,488 @@
+//go:build unix
+
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/sim"
+)
+
+// A mainProc is the main process of a simulated server.
+type mainProc struct {
+	*command
+	log    logger // SGLang's lines, on stderr
+	rank   logger // those of the first scheduler
+	web    logger // uvicorn's, on stderr
+	access logger // uvicorn's access log, on stdout
+
+	kids    children
+	files   files
+	sim     *sim.Server
+	steps   *batches
+	engine  *faultyModel
+	http    httpFaults
+	socket  *listener
+	fill    *strings.Replacer // of texts
+	quit    chan os.Signal    // SIGQUIT
+	strikes chan planned      // faults whose time has come
+
+	handling atomic.Bool             // the handlers of SIGTERM and SIGQUIT are in place: a generation was asked for
+	armed    atomic.Pointer[planned] // fault that strikes with the next step of its kind
+}
+
+// An ending is a status of the process that was reached on the way.
+type ending int
+
+func (e ending) Error() string { return "ends with " + strconv.Itoa(int(e)) }
+
+func newServer(c *command) *mainProc {
+	ms := os.Getenv("SGLANG_LOG_MS")
+	millis := ms == "1" || strings.EqualFold(ms, "true")
+	least := levelOf[c.str("log_level")]
+	web := least
+	if s := c.str("log_level_http"); s != "" {
+		web = levelOf[s]
+	}
+	stderr := newSink(os.Stderr)
+	p := &mainProc{command: c, log: logger{stderr, least, millis, ""}, web: logger{stderr, web, false, ""}, access: logger{newSink(os.Stdout), web, false, ""}, quit: make(chan os.Signal, 1), strikes: make(chan planned, 64)}
+	p.rank = p.log
+	if p.num("dp_size") > 1 {
+		p.rank.prefix += " DP0"
+	}
+	if p.num("tp_size") > 1 {
+		p.rank.prefix += " TP0"
+	}
+	p.kids.exits = make(chan *proc, 16)
+	p.files.tmp, p.files.shmDir = os.TempDir(), c.shm
+	fraction := "0.88"
+	if f := c.float("mem_fraction_static"); f > 0 {
+		fraction = repr(f)
+	}
+	p.fill = strings.NewReplacer("{site}", sitePackages, "{lib}", "/usr/lib/python3.12", "{model}", c.model, "{mem_fraction}", fraction,
+		"{free}", "Available tokens: 0 (available_size=0 + evictable_size=0)\n")
+	return p
+}
+
+// run is the life of the server. It returns the exit status, unless the process kills itself.
+func (p *mainProc) run() int {
+	err := p.start()
+	if err == nil {
+		err = p.serve()
+	}
+	var e ending
+	if !errors.As(err, &e) {
+		e = 1
+		p.log.raw("sglang-sim: " + err.Error() + "\n")
+	}
+	p.leave()
+	return int(e)
+}
+
+// leave is what a process that ends by returning does. Real files of SGLang stay, but for one folder.
+func (p *mainProc) leave() {
+	p.kids.kill()
+	end := p.files.end
+	if !p.command.files {
+		end = p.files.removeAll
+	}
+	if err := end(); err != nil {
+		p.log.raw("sglang-sim: " + err.Error() + "\n")
+	}
+	p.log.close()
+	p.access.close()
+}
+
+// killTree is kill_process_tree(os.getpid()): everything dies of SIGKILL, this process last.
+func (p *mainProc) killTree() {
+	p.log.logf(info, "kill_process_tree called: parent_pid=%d, include_parent=True, pid=%[1]d", os.Getpid())
+	p.kids.kill()
+	if !p.command.files {
+		_ = p.files.removeAll() // there is nobody to tell
+	}
+	p.log.flush()
+	p.access.flush()
+	killSelf()
+}
+
+// killChildren is kill_process_tree(os.getpid(), include_parent=False), with which the launcher's finally ends.
+func (p *mainProc) killChildren() {
+	p.log.logf(info, "kill_process_tree called: parent_pid=%d, include_parent=False, pid=%[1]d", os.Getpid())
+	p.kids.kill()
+}
+
+// start goes through everything up to the open socket.
+func (p *mainProc) start() error {
+	signal.Notify(p.quit, syscall.SIGQUIT)
+	if err := p.wait(p.took(resolve)); err != nil {
+		return err
+	}
+	if f := p.missing(); f != nil {
+		return p.raise(f)
+	}
+	if err := p.build(); err != nil {
+		return err
+	}
+	p.log.logf(info, "%s", p.serverArgs(p.sim.EngineConfig()))
+	p.log.logf(info, "sglang-sim: simulated by profile %s, %s; known error: %s; memory sizes in these lines are those of a recorded start on an H100",
+		p.profile.Name, p.profile.Calibrated, p.profile.KnownError)
+	if ignored := p.unhonoured(); ignored != nil {
+		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(ignored, " "))
+	}
+	for _, w := range p.args.Warnings {
+		p.log.logf(warning, "%s", w)
+	}
+	if err := p.spawn(); err != nil {
+		return err
+	}
+	if err := p.wait(p.took(spawn)); err != nil {
+		return err
+	}
+	if err := p.until(p.kids.ready, nil); err != nil {
+		return err
+	}
+	return p.load()
+}
+
+// missing returns the fault of the model's configuration, if it cannot be read.
+func (p *mainProc) missing() *fault {
+	if f := p.asks(resolving); f != nil {
+		return f.fault
+	}
+	path := p.model
+	if strings.HasPrefix(path, "/") || strings.HasPrefix(path, "./") || strings.HasPrefix(path, "../") {
+		if _, err := os.Stat(path); err != nil {
+			return &faults[0]
+		}
+	}
+	return nil
+}
+
+// raise prints a traceback of the main process. It ends with status 1.
+func (p *mainProc) raise(f *fault) error {
+	frames, err := f.frames, ""
+	if frames == "missing" {
+		switch {
+		case strings.HasPrefix(p.model, "/"):
+			frames = "missing-path"
+		case p.release >= v23:
+			frames = "missing-hub-0.5.23"
+		default:
+			frames = "missing-hub-0.5.15"
+		}
+	}
+	text := f.text(frames, p.fill)
+	if f.err != "" && f.frames == "missing" { // the recorded last line gives way
+		i := strings.LastIndex(text[:len(text)-len(p.fill.Replace(f.err))], "\nOSError: ")
+		text = text[:i+1] + p.fill.Replace(f.err)
+	}
+	// From 0.5.21 on the configuration is read within the try whose finally kills the children.
+	if p.release >= v21 || f.frames == "frames-main" {
+		p.killChildren()
+	}
+	p.log.raw(strings.TrimRight(text, "\n") + "\n" + err)
+	return ending(1)
+}
+
+// build makes the simulated server. It does not listen yet.
+func (p *mainProc) build() error {
+	p.engine = &faultyModel{StepModel: p.profile.Model}
+	p.profile.Model = p.engine
+	graph := "cuda"
+	if p.device() != "cuda" {
+		graph = p.device()
+	}
+	p.steps = &batches{log: p.rank, graphs: fmt.Sprintf("%s graph: %s", graph, repr(p.graphsOf("decode"))), interval: max(1, p.num("decode_log_interval")), strike: p.step}
+	p.steps.prefill, p.steps.decode = time.Now(), time.Now()
+	p.http.start(p)
+	opts := []sim.Option{sim.WithVersion(p.version), sim.WithStarting(), sim.WithObserver(p.steps), sim.WithMiddleware(p.http.wrap)}
+	for _, o := range honoured {
+		if o.option != nil && p.given(o.field) {
+			opts = append(opts, o.option(p.command))
+		}
+	}
+	opts = append(opts, sim.WithServerArgs(p.reported()))
+	p.socket = newListener(net.JoinHostPort(p.config.Host, strconv.Itoa(p.config.Port)))
+	opts = append(opts, sim.WithListener(p.socket))
+	folder := p.config.TokenizerPath
+	if _, err := os.Stat(filepath.Join(folder, "tokenizer.json")); err == nil {
+		if p.sim, err = sim.NewServer(p.profile, p.config, append(opts, sim.WithTokenizer(folder))...); err == nil {
+			return nil
+		}
+		p.log.logf(warning, "sglang-sim: texts are counted by a rule, not by the tokenizer in %s: %v", folder, err)
+	}
+	var err error
+	p.sim, err = sim.NewServer(p.profile, p.config, opts...)
+	return err
+}
+
+// spawn starts the processes of the tree and makes the files.
+func (p *mainProc) spawn() error {
+	errs := []error{p.files.ipcFiles()}
+	if p.set("enable_metrics") {
+		errs = append(errs, p.files.metricsDir())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	tp, dp := max(1, p.num("tp_size")), max(1, p.num("dp_size"))
+	var ranks []job
+	for d := range dp {
+		for t := range tp {
+			prefix := ""
+			if dp > 1 {
+				prefix += fmt.Sprintf(" DP%d", d)
+			}
+			if tp > 1 {
+				prefix += fmt.Sprintf(" TP%d", t)
+			}
+			ranks = append(ranks, job{Title: "sglang::scheduler" + strings.ReplaceAll(prefix, " ", "_"), Name: fmt.Sprintf("scheduler_%d", t),
+				Prefix: prefix, Millis: p.log.millis})
+		}
+	}
+	if dp > 1 {
+		ranks = []job{{Title: "sglang::data_parallel_controller", Name: "scheduler_0", Ranks: ranks}}
+	}
+	orphan := false
+	if f := p.asks(setting); f != nil {
+		orphan = f.name == "orphan-detokenizer"
+	}
+	ranks = append(ranks, job{Title: "sglang::detokenizer", Name: "detokenizer", Socket: p.files.ipc[2], Orphan: orphan})
+	return p.kids.spawn(ranks)
+}
+
+// load is what the schedulers do before they are ready.
+func (p *mainProc) load() error {
+	ec := p.sim.EngineConfig()
+	kv := float64(ec.MaxTotalTokens) * bytesPerToken / 2 / (1 << 30)
+	after := availBefore - weightGB
+	rest := after - 2*kv - 0.15
+	say := func(format string, args ...any) { p.rank.logf(info, format, args...) }
+	if p.release < v21 {
+		say("Init torch distributed begin.")
+		say("Init torch distributed ends. elapsed=0.19 s, mem usage=0.09 GB")
+	} else {
+		say("Init parallel begin.")
+		say("Init parallel ends. elapsed=0.19 s")
+		say("Memory baseline taken. mem usage=0.09 GB")
+	}
+	if f := p.asks(dying); f != nil {
+		p.kids.signal("scheduler_0", syscall.SIGKILL)
+		return p.wait(time.Hour) // its death ends this
+	}
+	say("Load weight begin. avail mem=%.2f GB", availBefore)
+	if err := p.fail(weights); err != nil {
+		return err
+	}
+	if p.str("load_format") != "dummy" {
+		if err := p.progress(p.took(load), 4, true, func(int) string { return "Loading safetensors checkpoint shards" }); err != nil {
+			return err
+		}
+	} else if err := p.wait(p.took(load)); err != nil {
+		return err
+	}
+	say("Load weight end. elapsed=%.2f s, type=LlamaForCausalLM, avail mem=%.2f GB, mem usage=%.2f GB.", p.took(load).Seconds(), after, weightGB)
+	if err := errors.Join(p.fail(pool), p.wait(p.took(allocate))); err != nil {
+		return err
+	}
+	dtype := p.str("dtype")
+	if dtype == "auto" {
+		dtype = "bfloat16"
+	}
+	say("KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB", dtype, ec.MaxTotalTokens, kv, kv)
+	say("Memory pool end. avail mem=%.2f GB", rest)
+	for _, kind := range []string{"prefill", "decode"} {
+		if err := p.capture(kind, &rest); err != nil {
+			return err
+		}
+	}
+	unit := "gpu"
+	if p.device() != "cuda" {
+		unit = p.device()
+	}
+	say("max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d, available_%s_mem=%.2f GB",
+		ec.MaxTotalTokens, ec.ChunkedPrefillSize, ec.MaxPrefillTokens, ec.MaxRunningRequests, ec.ContextLength, unit, rest)
+	if p.release >= v21 {
+		say("Init Unified Radix Cache. Components: (<ComponentType.FULL: 0>,). Tree Core: RustUnifiedTreeCore")
+	}
+	say("Tree cache initialized: source=default %s", [...]string{
+		"impl=RadixCache hybrid_swa=False hybrid_ssm=False hierarchical=False streaming_wrapped=False",
+		"impl=RadixCache hybrid_swa=False hybrid_ssm=False hicache_attached=False streaming_wrapped=False",
+		"impl=UnifiedRadixCache hybrid_swa=False hybrid_ssm=False hicache_attached=False streaming_wrapped=False",
+		"impl=UnifiedRadixCache hybrid_swa=False hybrid_ssm=False hicache_attached=False"}[p.release])
+	if err := p.files.loadSnapshot(max(1, p.num("dp_size"))); err != nil {
+		return err
+	}
+	if p.release >= v18 {
+		p.log.logf(info, "Engine startup timings (s): load_weight=%.2f, kv_cache_allocation=%.2f, scheduler_e2e=%.2f, cuda_graph={prefill=%.2f, decode=%.2f, "+
+			"target_verify=0.00, draft_prefill=0.00, draft_decode=0.00, draft_extend=0.00}, tokenizer_e2e=%.2f", p.took(load).Seconds(), p.took(allocate).Seconds(),
+			(p.took(load) + p.took(allocate) + p.took(prefills) + p.took(decodes)).Seconds(), p.took(prefills).Seconds(), p.took(decodes).Seconds(), p.startup.Seconds())
+	}
+	p.web.uvicorn(info, "Started server process [%d]", os.Getpid())
+	p.web.uvicorn(info, "Waiting for application startup.")
+	p.web.uvicorn(info, "Application startup complete.")
+	return nil
+}
+
+// capture captures the CUDA graphs of one kind.
+func (p *mainProc) capture(kind string, rest *float64) error {
+	if !p.graphsOf(kind) {
+		if kind == "prefill" {
+			p.rank.logf(info, "Disable prefill CUDA graph because cuda_graph_config resolved prefill.backend='disabled' (e.g. via --cuda-graph-backend-prefill=disabled or auto-disable rules).")
+		}
+		return nil
+	}
+	sizes, used, head, label, took := graphSizes(false), 1.59, "backend=breakable, num_tokens=", "Capturing num tokens (num_tokens=%d avail_mem=%.2f GB)", p.took(prefills)
+	if kind == "decode" {
+		sizes, used, head, label, took = graphSizes(true), 0.41, "backend=full, num_tokens_per_bs=1, bs=", "Capturing batches (bs=%d avail_mem=%.2f GB)", p.took(decodes)
+	}
+	list := make([]any, len(sizes))
+	for i, n := range sizes {
+		list[i] = n
+	}
+	p.rank.logf(info, "Capture target %s CUDA graph begin. %s%s, avail mem=%.2f GB", kind, head, repr(list), *rest)
+	if kind == "decode" {
+		if err := p.fail(graphs); err != nil {
+			return err
+		}
+	}
+	free := *rest
+	if err := p.progress(took, len(sizes), false, func(n int) string {
+		return fmt.Sprintf(label, sizes[len(sizes)-1-n], free-used*float64(n)/float64(len(sizes)))
+	}); err != nil {
+		return err
+	}
+	*rest -= used
+	p.rank.logf(info, "Capture target %s CUDA graph end. elapsed=%.2f s, mem usage=%.2f GB, avail mem=%.2f GB.", kind, took.Seconds(), used, *rest)
+	return nil
+}
+
+// progress shows a bar of total steps that takes the given time. The bars of graphs show each label before and after its
+// step.
+func (p *mainProc) progress(took time.Duration, total int, own bool, label func(n int) string) error {
+	begin := time.Now()
+	if own {
+		p.log.raw(bar(label(0), 0, total, 0, own))
+	} else {
+		p.log.raw(bar("", 0, total, 0, own))
+	}
+	for n := range total {
+		if !own {
+			p.log.raw(bar(label(n), n, total, time.Since(begin), own))
+		}
+		if err := p.wait(took / time.Duration(total)); err != nil {
+			return err
+		}
+		p.log.raw(bar(label(n), n+1, total, time.Since(begin), own))
+	}
+	p.log.raw("\n")
+	return nil
+}
+
+// fail makes the scheduler fail if a fault of that moment was asked for, and waits for the end.
+func (p *mainProc) fail(m moment) error {
+	f := p.asks(m)
+	if f == nil {
+		return nil
+	}
+	p.log.flush()
+	if err := p.kids.fail(order{Text: f.text(f.frames, p.fill)}); err != nil {
+		return err
+	}
+	return p.wait(time.Hour)
+}
+
+// wait lets a part of the start pass.
+func (p *mainProc) wait(d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	return p.until(nil, t.C)
+}
+
+// until waits for either. SIGQUIT and the death of a scheduler end it.
+func (p *mainProc) until(done <-chan struct{}, passed <-chan time.Time) error {
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-passed:
+			return nil
+		case <-p.quit:
+			p.log.logf(failure, "Received sigquit from a child process. It usually means the child failed.")
+			p.killTree()
+		case k := <-p.kids.exits:
+			if k.Name == "detokenizer" {
+				continue // SGLang looks at the schedulers only
+			}
+			select { // the child that died may have sent SIGQUIT before
+			case s := <-p.quit:
+				p.quit <- s
+				continue
+			case <-time.After(p.scaled(100 * time.Millisecond)):
+			}
+			f := *faultNamed("killed-at-load")
+			f.err = strings.Replace(f.err, "(exit code: -9)", fmt.Sprintf("(exit code: %d)", k.status), 1)
+			f.err = strings.Replace(f.err, "Rank 0", "Rank "+strings.TrimPrefix(k.Name, "scheduler_"), 1)
+			return p.raise(&f)
+		}
+	}
+}
+
+func faultNamed(name string) *fault {
+	for i := range faults {
+		if faults[i].name == name {
+			return &faults[i]
+		}
+	}
+	panic("sglang-sim: no fault " + name)
+}
+
+// listen opens the socket and warms the server up, as uvicorn and its lifespan do.
+func (p *mainProc) listen(ctx context.Context, warm chan error) error {
+	if p.asks(binding) != nil {
+		other, err := sim.NewServer(sim.H100Llama8B(), p.config)
+		if err == nil {
+			err = other.Start(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		done, cancel := context.WithCancel(ctx)
+		cancel()
+		defer other.Close(done)
+	}
+	err := p.socket.open()
+	if err != nil {
+		go p.warmUp(ctx, warm)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			p.web.uvicorn(failure, "%v", err)
+		} else {
+			p.web.uvicorn(failure, "[Errno 98] error while attempting to bind on address ('%s', %d): address already in use", p.config.Host, p.config.Port)
+		}
+		p.web.uvicorn(info, "Waiting for application shutdown.")
+		if err := <-warm; err != nil { // the lifespan joins the warm-up thread, which talks to the other server
+			p.killTree()
+		}
+		p.web.uvicorn(info, "Application shutdown complete.")
+		p.web.flush()
+		p.killChildren()
+		return ending(3)
+	}
+	if err := p.sim.Start(ctx); err != nil {
+		return err
+	}
+	p.web.uvicorn(info, "Uvicorn running on %s (Press CTRL+C to quit)", "http://"+net.JoinHostPort(p.config.Host, strconv.Itoa(p.socket.port())))
+	go p.warmUp(ctx, warm)
+	return nil
+}

@@ -1,0 +1,176 @@
+//go:build unix
+
+package process
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+)
+
+// unlike are the recorded lines of a start that the simulation does not print: what a Python package says of the machine.
+var unlike = regexp.MustCompile(`UserWarning|FutureWarning|warnings\.warn|Example: sglang|Ignore import|init_threads_binding|init_cpu_threads_env|Cannot detect CUDA|` +
+	`Using fallback token IDs|Cuda graph is disabled|Fail to set RLIMIT|chat template|Freezing GC|torch\.jit|tilelang|Registered linear attn|Using the Python TreeCore|^W\d{4} |^@|` +
+	`Compiled-kernel caches|server_args=|sglang-sim: `)
+
+// numbers differ: sizes, times, ports and process ids. The tree core is that of the machine's torch.
+var numbers = regexp.MustCompile(`\d+(\.\d+)?|Rust`)
+
+// shape is the sequence of lines up to the readiness line, without numbers.
+func shape(text string) []string {
+	var out []string
+	for l := range strings.Lines(text) {
+		l = strings.TrimRight(stamps.ReplaceAllString(l, ""), "\n")
+		if !unlike.MatchString(l) && strings.TrimSpace(l) != "" && !strings.HasPrefix(l, " ") {
+			out = append(out, numbers.ReplaceAllString(l, "N"))
+		}
+		if strings.Contains(l, readyLine) {
+			break
+		}
+	}
+	for i := range out {
+		out[i] = strings.ReplaceAll(out[i], "Core: NUnified", "Core: Unified")
+	}
+	return out
+}
+
+// A start logs what the recorded servers logged, in the same order; and its end as well.
+func TestStartAsRecorded(t *testing.T) {
+	for version, recording := range map[string]string{"0.5.15.post1": "0.5.15.post1-start-run-sigterm", "0.5.18": "0.5.18-start-run-sigterm",
+		"0.5.21": "0.5.21-start-run-sigterm", "0.5.23": "0.5.23-start-run-sigterm-drain"} {
+		t.Run(version, func(t *testing.T) {
+			b, err := os.ReadFile(refdata.Path(t, "sglang-cpu/logs/"+recording+".stderr.txt"))
+			require.NoError(t, err)
+			text := regexp.MustCompile(`\x1b\[[0-9;]*m`).ReplaceAllString(string(b), "")
+			c := start(t, "--sim-version", version, "--load-format", "dummy", "--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native",
+				"--sampling-backend", "pytorch", "--max-total-tokens", "20000", "--mem-fraction-static", "0.1", "--max-running-requests", "64", "--enable-metrics").ready()
+			require.Equal(t, shape(text), shape(c.stderr()))
+
+			// The arguments, in their order; those that no flag sets are not shown.
+			want, got := argNames(text), argNames(c.stderr())
+			both := func(names, others []string) (out []string) {
+				for _, n := range names {
+					if slices.Contains(others, n) {
+						out = append(out, n)
+					}
+				}
+				return out
+			}
+			require.Greater(t, len(got), 400)
+			require.GreaterOrEqual(t, len(both(want, got)), len(want)-20)
+			require.ElementsMatch(t, both(want, got), both(got, want))
+
+			c.signal(syscall.SIGTERM)
+			c.wait()
+			_, end, _ := strings.Cut(text[strings.Index(text, "SIGTERM received"):], "\n")
+			var ended []string
+			for l := range strings.Lines(end) {
+				l = stamps.ReplaceAllString(strings.TrimRight(l, "\n"), "")
+				if !strings.Contains(l, "Remaining number of requests 1.") && !strings.HasPrefix(l, "Health check") {
+					ended = append(ended, regexp.MustCompile(`pid=\d+|process \[\d+\]`).ReplaceAllString(l, "PID"))
+				}
+			}
+			require.Equal(t, ended, c.after("SIGTERM received")[1:])
+		})
+	}
+}
+
+// argNames are the names of the fields in the line server_args=.
+func argNames(text string) []string {
+	_, line, _ := strings.Cut(text, "server_args=")
+	line, _, _ = strings.Cut(strings.TrimPrefix(line, "ServerArgs"), "\n")
+	line = regexp.MustCompile(`'[^']*'(:)|'[^']*'`).ReplaceAllStringFunc(line, func(s string) string {
+		if name, ok := strings.CutSuffix(s, ":"); ok {
+			return strings.Trim(name, "'") + "="
+		}
+		return "text"
+	})
+	for nested := regexp.MustCompile(`(.)[\[({][^\[\](){}]*[\])}]`); nested.MatchString(line); {
+		line = nested.ReplaceAllString(line, "$1")
+	}
+	var out []string
+	for _, m := range regexp.MustCompile(`([a-z][a-z0-9_]*)=`).FindAllStringSubmatch(line, -1) {
+		out = append(out, m[1])
+	}
+	return out
+}
+
+// The access log goes to stdout, the warm-up first.
+func TestAccessLog(t *testing.T) {
+	b, err := os.ReadFile(refdata.Path(t, "sglang-cpu/logs/0.5.23-start.stdout.txt"))
+	require.NoError(t, err)
+	t.Parallel()
+	c := start(t).ready()
+	c.post("/v1/loads?include=core", "")
+	c.post("/nope", "{}")
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+	var got, want []string
+	for l := range strings.Lines(c.out()) {
+		got = append(got, numbers.ReplaceAllString(stamps.ReplaceAllString(l, ""), "N"))
+	}
+	for l := range strings.Lines(string(b)) {
+		want = append(want, numbers.ReplaceAllString(stamps.ReplaceAllString(l, ""), "N"))
+	}
+	require.Equal(t, want[:3], got[:3])
+	require.Equal(t, []string{"INFO:     N.N:N - \"POST /vN/loads?include=core HTTP/N\" N Method Not Allowed\n", "INFO:     N.N:N - \"POST /nope HTTP/N\" N Not Found\n"}, got[3:])
+}
+
+// The batch lines have the recorded form.
+func TestBatchLines(t *testing.T) {
+	b, err := os.ReadFile(refdata.Path(t, "sglang-cpu/logs/0.5.23-start-run-sigterm-drain.stderr.txt"))
+	require.NoError(t, err)
+	form := func(text, kind string) string {
+		for l := range strings.Lines(text) {
+			if strings.Contains(l, kind) {
+				return numbers.ReplaceAllString(stamps.ReplaceAllString(l, ""), "N")
+			}
+		}
+		return ""
+	}
+	t.Parallel()
+	c := start(t, "--device", "cpu", "--decode-log-interval", "5").ready()
+	c.post("/generate", `{"text":"hello","sampling_params":{"max_new_tokens":40,"ignore_eos":true}}`)
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+	for _, kind := range []string{"Prefill batch", "Decode batch"} {
+		require.Equal(t, form(string(b), kind), form(c.stderr(), kind))
+	}
+	require.GreaterOrEqual(t, strings.Count(c.stderr(), "Decode batch"), 7)
+}
+
+// The start takes the time that was asked for, in phases with progress.
+func TestStartupTime(t *testing.T) {
+	t.Parallel()
+	begin := time.Now()
+	c := start(t, "--sim-startup", "700ms", "--tp-size", "2").ready()
+	require.GreaterOrEqual(t, time.Since(begin), 700*time.Millisecond)
+	text := c.stderr()
+	for _, want := range []string{"TP0] Load weight begin. avail mem=", "Loading safetensors checkpoint shards:   0% Completed | 0/4 [00:00<?, ?it/s]",
+		"Loading safetensors checkpoint shards: 100% Completed | 4/4 [", "\r  0%|          | 0/36 [00:00<?, ?it/s]\rCapturing batches (bs=256 avail_mem=",
+		"GB): 100%|██████████| 36/36 [", "TP0] Capture target decode CUDA graph end. elapsed="} {
+		require.True(t, strings.Contains(text, want), "no %q", want)
+	}
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+}
+
+// A string as a limit kills 0.5.15's scheduler, and with it the server.
+func TestCrashByRequest(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--sim-version", "0.5.15.post1").ready()
+	req := `{"server_args":{"pp_max_micro_batch_size":"8"}}`
+	_, _ = c.try("/set_internal_state", req)
+	require.Equal(t, -9, c.wait())
+	require.Contains(t, c.stderr(), "Scheduler hit an exception: Traceback (most recent call last):")
+	require.Contains(t, c.stderr(), "TypeError: '>' not supported between instances of 'str' and 'int'")
+	c.gone()
+}
