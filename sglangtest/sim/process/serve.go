@@ -422,14 +422,8 @@ func (p *mainProc) until(done <-chan struct{}, passed <-chan time.Time) error {
 			p.log.logf(failure, "Received sigquit from a child process. It usually means the child failed.")
 			p.killTree()
 		case k := <-p.kids.exits:
-			if k.Name == "detokenizer" {
-				continue // SGLang looks at the schedulers only
-			}
-			select { // the child that died may have sent SIGQUIT before
-			case s := <-p.quit:
-				p.quit <- s
-				continue
-			case <-time.After(p.scaled(100 * time.Millisecond)):
+			if k.Name == "detokenizer" || p.kids.doomed {
+				continue // SGLang looks at the schedulers only; one that was ordered to fail has sent SIGQUIT before it ended
 			}
 			f := *faultNamed("killed-at-load")
 			f.err = strings.Replace(f.err, "(exit code: -9)", fmt.Sprintf("(exit code: %d)", k.status), 1)
