@@ -56,7 +56,8 @@ func newServer(c *command) *mainProc {
 		web = levelOf[s]
 	}
 	stderr := newSink(os.Stderr)
-	p := &mainProc{command: c, log: logger{stderr, least, millis, ""}, web: logger{stderr, web, false, ""}, access: logger{newSink(os.Stdout), web, false, ""}, quit: make(chan os.Signal, 1), strikes: make(chan planned, 64)}
+	p := &mainProc{command: c, quit: make(chan os.Signal, 1), strikes: make(chan planned, 64),
+		log: logger{stderr, least, millis, ""}, web: logger{stderr, web, false, ""}, access: logger{newSink(os.Stdout), web, false, ""}}
 	p.rank = p.log
 	if p.num("dp_size") > 1 {
 		p.rank.prefix += " DP0"
@@ -171,7 +172,7 @@ func (p *mainProc) missing() *fault {
 
 // raise prints a traceback of the main process. It ends with status 1.
 func (p *mainProc) raise(f *fault) error {
-	frames, err := f.frames, ""
+	frames := f.frames
 	if frames == "missing" {
 		switch {
 		case strings.HasPrefix(p.model, "/"):
@@ -191,7 +192,7 @@ func (p *mainProc) raise(f *fault) error {
 	if p.release >= v21 || f.frames == "frames-main" {
 		p.killChildren()
 	}
-	p.log.raw(strings.TrimRight(text, "\n") + "\n" + err)
+	p.log.raw(strings.TrimRight(text, "\n") + "\n")
 	return ending(1)
 }
 
