@@ -5,6 +5,8 @@ package bpe
 
 import (
 	"hash/maphash"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unicode/utf8"
@@ -95,25 +97,6 @@ func (t *Tokenizer) Append(ids []int32, text string) []int32 {
 // Count returns the number of ids that [Tokenizer.Encode] returns.
 func (t *Tokenizer) Count(text string) int { return len(t.Encode(text)) }
 
-// Size returns the largest id of the vocabulary, added tokens included, plus one.
-func (t *Tokenizer) Size() int { return len(t.tokens) }
-
-// IsSpecial reports whether an id is a special token, one that answers leave out.
-func (t *Tokenizer) IsSpecial(id int32) bool {
-	return id >= 0 && int(id) < len(t.tokens) && t.tokens[id].special
-}
-
-// ID returns the id of a token by its text, of the vocabulary or added; false if there is none.
-func (t *Tokenizer) ID(text string) (int32, bool) {
-	for _, a := range []*addedTable{t.raw, t.cooked} {
-		if id, ok := a.ids[text]; ok {
-			return id, true
-		}
-	}
-	id, ok := t.ids[text]
-	return id, ok
-}
-
 // Decode returns the text of ids without special tokens (skip_special_tokens, SGLang's default). Ids that do not exist
 // are left out, and what is not UTF-8 becomes U+FFFD, one for each part of a character that is broken off.
 func (t *Tokenizer) Decode(ids []int32) string { return t.decode(ids, false) }
@@ -170,8 +153,6 @@ func (t *Tokenizer) appendWord(ids []int32, word string, m *merger) []int32 {
 	}
 	begin := len(ids)
 	ids = t.merge(ids, word, m)
-	both := make([]byte, len(word)) // not a part of the text, which it would keep alive
-	copy(both, word)
-	slot.Store(&cachedWord{string(both), append([]int32(nil), ids[begin:]...)})
+	slot.Store(&cachedWord{strings.Clone(word), slices.Clone(ids[begin:])}) // a part of the text would keep it alive
 	return ids
 }
