@@ -1,6 +1,9 @@
 package server
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
@@ -67,7 +70,7 @@ func words(key string) string {
 	return strings.Join(parts, "_")
 }
 
-// Sample makes a sample of the batch for the server of the given name: "server-0/log" is its source, with the rank after
+// Sample makes a sample of the batch, which cost the server nothing, for the server of the given name: "server-0/log" is its source, with the rank after
 // it if there is one, and its values are named like "decode_running_req". read is when the line was read, at is the same
 // moment as offset from the run's start. Where the line has milliseconds, the sample tells its age.
 func (b Batch) Sample(server string, read time.Time, at time.Duration) metrics.Sample {
@@ -86,4 +89,37 @@ func (b Batch) Sample(server string, read time.Time, at time.Duration) metrics.S
 		s.Values[metrics.SnapshotAge] = max(0, float64(read.Sub(b.Logged))/1e6)
 	}
 	return s
+}
+
+// FollowBatches hands emit a sample for each batch that the server tells of in its log, until ctx is done or the log ends. offset
+// gives a moment on the run's clock; lines from before the run are passed over. Lines that were missed because emit was slow are a
+// failed sample. As a background task of a run:
+//
+//	load.WithBackground(func(ctx context.Context, clock load.Clock) error {
+//		return node.FollowBatches(ctx, clock.Offset, collector.AddSample)
+//	})
+func (s *Server) FollowBatches(ctx context.Context, offset func(time.Time) time.Duration, emit func(metrics.Sample)) error {
+	log := s.Log()
+	if log == nil {
+		return s.wrap("follow batches", errors.New("its log cannot be read: it is not a process that was launched from here"))
+	}
+	next := -1 // number of the line that comes next
+	for line := range log.Follow(ctx) {
+		missed := line.N - next
+		if next < 0 {
+			missed = 0
+		}
+		next = line.N + 1
+		at := offset(line.Time)
+		if at < 0 {
+			continue
+		}
+		if missed > 0 {
+			emit(metrics.Sample{At: at, Source: s.name + "/log", Err: fmt.Sprintf("%d lines of the log were missed", missed)})
+		}
+		if b, ok := ParseBatch(line.Text); ok {
+			emit(b.Sample(s.name, line.Time, at))
+		}
+	}
+	return nil
 }

@@ -361,6 +361,8 @@ func (c Config) contradictions() []error {
 		"schedule_policy: %q excludes args.enable_priority_scheduling; want \"fcfs\" or \"lof\"", c.SchedulePolicy)
 	refuse(c.EnableTorchCompile && c.Args["disable_cuda_graph_padding"] == true,
 		"enable_torch_compile: excludes args.disable_cuda_graph_padding: every batch size would be compiled")
+	workers, _ := c.Args.number("tokenizer_worker_num")
+	refuse(workers > 1 && c.APIKey != "", "api_key: excludes args.tokenizer_worker_num above 1")
 	if page, ok := c.Args.number("page_size"); ok && page > 0 && c.ChunkedPrefillSize > 0 && c.Args["disaggregation_mode"] != "decode" {
 		refuse(math.Mod(float64(c.ChunkedPrefillSize), page) != 0, "chunked_prefill_size: %d; want a multiple of args.page_size, which is %v", c.ChunkedPrefillSize, page)
 	}

@@ -53,6 +53,7 @@ func TestConfigFaults(t *testing.T) {
 			"tp_size: 3 with pp_size 1; want a product that is a multiple of args.nnodes, which is 2",
 			"gpus: [1 1 2]; want each once",
 		}},
+		{"keys", Config{APIKey: "secret", Args: Args{"tokenizer_worker_num": 2}}, []string{"api_key: excludes args.tokenizer_worker_num above 1"}},
 		{"GPUs", Config{TPSize: 2, DPSize: 2, GPUs: []int{0, 1}}, []string{"gpus: 2 given; want 4, which is dp_size × tp_size × pp_size"}},
 		{"versions", Config{Args: Args{"attn_dp_size": 2, "elastic_ep_rejoin": true}, TPSize: 2}, []string{
 			"no known version of SGLang takes all of these: args.attn_dp_size (0.5.23), args.elastic_ep_rejoin (0.5.15.post1, 0.5.18)",

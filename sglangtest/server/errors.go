@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 )
@@ -21,15 +22,37 @@ func (e *PortInUseError) Error() string {
 
 func (e *PortInUseError) Unwrap() error { return e.Err }
 
+// A GPUError says that a GPU cannot be given to a server.
+type GPUError struct {
+	Index  int
+	By     string // the server of the same manager that has it; empty if that is not the reason
+	Reason string
+}
+
+func (e *GPUError) Error() string {
+	if e.By != "" {
+		return fmt.Sprintf("server: GPU %d is taken by %s: choose others", e.Index, e.By)
+	}
+	return fmt.Sprintf("server: GPU %d %s", e.Index, e.Reason)
+}
+
+// ErrKilled is why a server ended that [Server.Kill] killed.
+var ErrKilled = errors.New("killed as the experiment asked")
+
 // A NotReadyError says that a server did not become ready in time.
 type NotReadyError struct {
 	Waiting string // what was being waited for
+	Phase   string // of the start-up that the log shows; empty if there is no log
 	Last    string // the last answer or failure
 	Err     error  // why waiting ended
 }
 
 func (e *NotReadyError) Error() string {
-	return fmt.Sprintf("not ready: waited for %s; last: %s; ended by %v", e.Waiting, e.Last, e.Err)
+	waiting := e.Waiting
+	if e.Phase != "" {
+		waiting += "; its log shows: " + e.Phase
+	}
+	return fmt.Sprintf("not ready: waited for %s; last: %s; ended by %v", waiting, e.Last, e.Err)
 }
 
 func (e *NotReadyError) Unwrap() error { return e.Err }

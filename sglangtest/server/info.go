@@ -60,6 +60,7 @@ func (s *Server) recognise(ctx context.Context) (modelPath string, err error) {
 	var model struct {
 		ModelPath    *string `json:"model_path"`
 		IsGeneration *bool   `json:"is_generation"`
+		Weights      string  `json:"weight_version"`
 	}
 	err = s.client.call(ctx, http.MethodGet, "/model_info", nil, &model)
 	var status *StatusError
@@ -76,7 +77,7 @@ func (s *Server) recognise(ctx context.Context) (modelPath string, err error) {
 	case !*model.IsGeneration:
 		return "", fmt.Errorf("the model %s does not generate text", *model.ModelPath)
 	}
-	return *model.ModelPath, nil
+	return *model.ModelPath, s.ownName(model.Weights)
 }
 
 // identify checks that this is an SGLang server and reads its facts.
@@ -99,12 +100,13 @@ func (s *Server) identify(ctx context.Context) error {
 	if err := s.client.call(ctx, http.MethodGet, "/v1/models", nil, &models); err != nil {
 		return err
 	}
+	simulation := s.simulation(raw)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.raw = raw
 	s.info = Info{
 		Version: info.Version, ModelPath: modelPath, ServedModelName: info.ServedModelName, MaxInputLen: info.MaxReqInputLen,
-		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: s.simulation(raw),
+		MaxTotalTokens: info.MaxTotalTokens, DPSize: info.DPSize, IncrementalStreaming: info.IncrementalStreaming, Simulation: simulation,
 	}
 	if len(info.InternalStates) > 0 { // one for each rank, also of those of --attn-dp-size, which dp_size does not count
 		s.info.DPSize = len(info.InternalStates)

@@ -121,3 +121,47 @@ func TestRealSGLangTelemetry(t *testing.T) {
 	_, err = s.UpdateParam(t.Context(), "chunked_prefill_size", 512)
 	require.ErrorAs(t, err, new(*server.NotChangeableError))
 }
+
+// What no run-time mechanism changes, a restart does, where it is allowed: on the same port.
+func TestSimulatedUpdateByRestart(t *testing.T) {
+	ctx := t.Context()
+	m, err := server.NewServerManager(sim.Launcher(sim.H100Llama8B()))
+	require.NoError(t, err)
+	defer m.StopAll(context.Background())
+	s, err := m.Launch(ctx, server.Config{MaxRunningRequests: 64})
+	require.NoError(t, err)
+	url := s.URL()
+	_, err = s.UpdateParam(ctx, "chunked_prefill_size", 512)
+	require.ErrorAs(t, err, new(*server.NotChangeableError))
+	for name, value := range map[string]int{"chunked_prefill_size": 512, server.ParamMaxRunningRequests: 96} {
+		u, err := s.UpdateParam(ctx, name, value, server.WithRestart())
+		require.NoError(t, err)
+		require.Equal(t, "restart", u.Mechanism)
+		require.Equal(t, value, u.ReadBack)
+		require.True(t, u.Asked.Before(u.Accepted) && !u.Verified.Before(u.Accepted))
+	}
+	require.Equal(t, url, s.URL())
+	require.Equal(t, 96, s.Info().MaxRunningRequests)
+	u, err := s.UpdateParam(ctx, server.ParamMaxRunningRequests, 8, server.WithRestart())
+	require.NoError(t, err)
+	require.Equal(t, "set_internal_state pp_max_micro_batch_size", u.Mechanism, "no restart where less will do")
+	_, err = s.UpdateParam(ctx, "no_such_argument", 8, server.WithRestart())
+	require.ErrorContains(t, err, "no_such_argument")
+	require.Equal(t, server.StateReady, s.State(), "a faulty change must not stop the server")
+}
+
+func TestSimulatedPause(t *testing.T) {
+	ctx := t.Context()
+	m, err := server.NewServerManager(sim.Launcher(sim.H100Llama8B()))
+	require.NoError(t, err)
+	defer m.StopAll(context.Background())
+	s, err := m.Launch(ctx, server.Config{})
+	require.NoError(t, err)
+	for _, mode := range []server.PauseMode{server.PauseInPlace, server.PauseRetract, server.PauseAbort} {
+		require.NoError(t, s.Pause(ctx, mode))
+		require.NoError(t, s.Continue(ctx))
+	}
+	require.NoError(t, s.SlowDown(ctx, time.Millisecond))
+	require.NoError(t, s.SlowDown(ctx, 0))
+	require.NoError(t, s.FlushCache(ctx))
+}

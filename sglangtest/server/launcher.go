@@ -19,6 +19,15 @@ type Spec struct {
 	Config Config
 }
 
+// weightVersion returns the version of its weights that the server gives to each answer: its name, by which it is known
+// also behind a router, if the config does not fix another.
+func weightVersion(spec Spec) string {
+	if v, ok := spec.Config.Args["weight_version"].(string); ok {
+		return v
+	}
+	return spec.Name
+}
+
 // An Instance is a server that a Launcher has started.
 type Instance interface {
 	// URL is the server's base URL, such as "http://127.0.0.1:30000", without a trailing slash.
@@ -30,6 +39,18 @@ type Instance interface {
 	// Stop ends the server and returns when it has ended and its port is free. When ctx is done it stops
 	// waiting politely and uses force. Stop may be called again, and after the server has ended by itself.
 	Stop(ctx context.Context) error
+}
+
+// A Process is an instance that is a process, which can be killed and suspended.
+type Process interface {
+	Instance
+	// Exit says how the main process ended, once the server has.
+	Exit() (Exit, bool)
+	// Kill ends the server at once, without giving it a chance to do anything. It does not wait for the end.
+	Kill()
+	// Suspend stops all processes of the server until Resume: it takes connections, and answers nothing.
+	Suspend() error
+	Resume() error
 }
 
 // A Simulated instance is one whose engine is a simulation. Every result that comes from it says so.

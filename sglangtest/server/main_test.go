@@ -1,9 +1,15 @@
 package server
 
 import (
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(fakeVariable); mode != "" { // this test binary as another program
+		os.Exit(fakeProgram(mode))
+	}
+	goleak.VerifyTestMain(m)
+}

@@ -1,13 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -22,14 +21,6 @@ const DefaultAttachTimeout = 15 * time.Second
 // stopUnready bounds the stop of a server whose launch failed.
 const stopUnready = 30 * time.Second
 
-// An Event tells of a change in a server's life or of something noticed about it.
-type Event struct {
-	Time    time.Time
-	Server  string
-	Kind    string // "state", or "retry": a control call is made again
-	Message string
-}
-
 // A ServerManager owns servers: it launches them, gives out their names and ports, and stops them.
 // It is safe for concurrent use.
 type ServerManager struct {
@@ -37,14 +28,17 @@ type ServerManager struct {
 	readyTimeout time.Duration
 	apiKey       string
 	adminKey     string
-	events       func(Event)
+	abortOnStop  bool
+	gpus         GPUInventory // nil: GPUs are given out unchecked
+	events       *stream
 	transport    http.RoundTripper // of tests; nil: a new one for each server
 
 	mu      sync.Mutex
 	servers []*Server
 	named   int
 	stops   int            // calls of StopAll
-	ports   map[int]string // port given out → server
+	portOf  map[int]string // port given out → server
+	gpuOf   map[int]string // GPU given out → server
 }
 
 // An Option configures a [ServerManager].
@@ -73,20 +67,40 @@ func WithAdminAPIKey(key string) Option {
 	return func(m *ServerManager) error { m.adminKey = key; return nil }
 }
 
-// WithEvents makes f be called for each event, from various goroutines, also concurrently.
+// WithGPUs makes the manager check, before it launches a process on this host, that its GPUs exist and have memory, choose
+// GPUs for a config that names none, and wait after its end until their memory is back.
+func WithGPUs(inventory GPUInventory) Option {
+	return func(m *ServerManager) error {
+		if inventory == nil {
+			return errors.New("GPUs: the inventory is nil")
+		}
+		m.gpus = inventory
+		return nil
+	}
+}
+
+// WithAbortOnStop makes Stop end all requests of the server first. Without it SGLang finishes them before it ends, as
+// long as the deadline allows.
+func WithAbortOnStop() Option {
+	return func(m *ServerManager) error { m.abortOnStop = true; return nil }
+}
+
+// WithEvents makes f be called for each event, one at a time and in order, from various goroutines. It may look at
+// servers, but must not wait for one to start or stop.
 func WithEvents(f func(Event)) Option {
 	return func(m *ServerManager) error {
 		if f == nil {
 			return errors.New("events: the function is nil")
 		}
-		m.events = f
+		m.events = newStream(f)
 		return nil
 	}
 }
 
 // NewServerManager returns a manager that brings servers up through l. All faults of the options are reported together.
 func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
-	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, ports: map[int]string{}, events: func(Event) {}}
+	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, portOf: map[int]string{}, gpuOf: map[int]string{},
+		events: newStream(func(Event) {})}
 	faults := make([]error, 0, len(opts)+1)
 	if _, running := l.(*attached); running {
 		m.readyTimeout = DefaultAttachTimeout
@@ -103,79 +117,115 @@ func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
 	return m, nil
 }
 
-// Launch starts a server and returns when it is ready to serve and has turned out to be SGLang. A fixed port that
-// is in use is refused at once ([PortInUseError]). If Launch fails, nothing of the server is left, or the error says so
-// too and StopAll tries again. The error says what was being waited for ([NotReadyError]), why the server ended, or what it is instead ([NotSGLangError]).
-func (m *ServerManager) Launch(ctx context.Context, cfg Config) (_ *Server, err error) {
+// Launch starts a server and returns when it is ready to serve and has turned out to be SGLang. A port or a GPU that it
+// cannot have is refused at once ([PortInUseError], [GPUError]). If Launch fails, nothing of the server is left, or the
+// error says so too and StopAll tries again. The error says what was being waited for ([NotReadyError]), why the server
+// ended ([ExitedError], with its [FailureError]), or what it is instead ([NotSGLangError], [VersionError]).
+func (m *ServerManager) Launch(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("server: config:\n%w", err)
 	}
-	name, stops, release, err := m.reserve(cfg)
+	r, err := m.reserve(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	inst, err := m.launcher.Launch(ctx, Spec{Name: name, Config: cfg})
+	return m.launch(ctx, r)
+}
+
+// launch brings up a server that has its name, its port and its GPUs.
+func (m *ServerManager) launch(ctx context.Context, r *reservation) (*Server, error) {
+	inst, err := m.launcher.Launch(ctx, Spec{Name: r.name, Config: r.config})
 	if err != nil {
-		release()
-		return nil, fmt.Errorf("server: launch %s: %w", name, err)
+		r.release()
+		return nil, fmt.Errorf("server: launch %s: %w", r.name, err)
 	}
-	s := newServer(m, name, inst, release)
+	s := newServer(m, r, inst)
 	m.mu.Lock()
 	m.servers = append(m.servers, s)
-	stopped := m.stops > stops
+	stopped := m.stops > r.stops
 	m.mu.Unlock()
-	readyCtx, cancel := context.WithTimeoutCause(ctx, m.readyTimeout, fmt.Errorf("the time-out of %v: %w", m.readyTimeout, context.DeadlineExceeded))
-	defer cancel()
 	if stopped {
 		err = &ExitedError{}
 	} else {
-		err = s.becomeReady(readyCtx)
+		err = s.becomeReady(ctx)
 	}
 	if _, running := inst.(*attached); err == nil && running {
-		err = s.checkConfig(cfg)
+		err = s.checkConfig(r.config)
 	}
-	if err != nil {
-		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
-		defer cancel()
-		err = fmt.Errorf("server: launch %s: %w", name, err)
-		if failed := s.Stop(stopCtx); failed != nil {
-			return nil, errors.Join(err, failed)
-		}
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.servers = slices.DeleteFunc(m.servers, func(other *Server) bool { return other == s })
-		return nil, err
+	if err == nil {
+		return s, nil
 	}
-	return s, nil
-}
-
-// reserve names a server and gives it its port, if the config fixes one. A port is given once, whatever the host:
-// "localhost", "127.0.0.1" and "0.0.0.0" may be one. The returned function gives it back.
-func (m *ServerManager) reserve(cfg Config) (name string, stops int, release func(), err error) {
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
+	defer cancel()
+	err = fmt.Errorf("server: launch %s: %w", r.name, err)
+	if failed := s.Stop(stopCtx); failed != nil {
+		return nil, errors.Join(err, failed)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	name = "server-" + strconv.Itoa(m.named)
-	release = func() {}
-	if _, running := m.launcher.(*attached); cfg.Port != 0 && !running {
-		addr := cfg.address()
-		if other, taken := m.ports[cfg.Port]; taken {
-			return "", 0, nil, &PortInUseError{Address: addr, By: other}
+	m.servers = slices.DeleteFunc(m.servers, func(other *Server) bool { return other == s })
+	return nil, err
+}
+
+// LaunchAll launches a server for each config, at most parallel at a time, or all at once if that is 0. Configs, ports
+// and GPUs are checked for all of them before the first one is launched. If a launch fails, the others are stopped, or
+// kept if keep is set. What it returns is in the order of the configs, nil where a server failed; the error joins what
+// went wrong.
+func (m *ServerManager) LaunchAll(ctx context.Context, cfgs []Config, parallel int, keep bool) ([]*Server, error) {
+	if parallel < 0 {
+		return nil, fmt.Errorf("server: launch %d at a time: want at least 1, or 0 for all", parallel)
+	}
+	errs := make([]error, len(cfgs))
+	reservations := make([]*reservation, len(cfgs))
+	for i, cfg := range cfgs {
+		if err := cfg.Validate(); err != nil {
+			errs[i] = fmt.Errorf("server: config %d:\n%w", i, err)
+		} else {
+			reservations[i], errs[i] = m.reserve(ctx, cfg)
 		}
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			return "", 0, nil, &PortInUseError{Address: addr, Err: err}
+	}
+	if err := errors.Join(errs...); err != nil && !keep {
+		for _, r := range reservations {
+			if r != nil {
+				r.release()
+			}
 		}
-		l.Close()
-		m.ports[cfg.Port] = name
-		release = sync.OnceFunc(func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			delete(m.ports, cfg.Port)
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	servers := make([]*Server, len(cfgs))
+	places := make(chan struct{}, max(1, cmp.Or(parallel, len(cfgs))))
+	var wg sync.WaitGroup
+	for i, r := range reservations {
+		if r == nil {
+			continue
+		}
+		places <- struct{}{} // in the order of the configs
+		wg.Go(func() {
+			defer func() { <-places }()
+			if ctx.Err() != nil {
+				r.release()
+				errs[i] = fmt.Errorf("server: launch %s: %w", r.name, context.Cause(ctx))
+				return
+			}
+			if servers[i], errs[i] = m.launch(ctx, r); errs[i] != nil && !keep {
+				cancel(errOtherFailed)
+			}
 		})
 	}
-	m.named++
-	return name, m.stops, release, nil
+	wg.Wait()
+	err := errors.Join(errs...)
+	if err != nil && !keep {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
+		defer cancel()
+		err = errors.Join(err, stopServers(stopCtx, servers))
+		servers = nil
+	}
+	return servers, err
 }
+
+var errOtherFailed = errors.New("another server of the same LaunchAll failed")
 
 // Servers returns the servers in order of launch, those that are starting or have ended included.
 func (m *ServerManager) Servers() []*Server {
@@ -190,11 +240,16 @@ func (m *ServerManager) StopAll(ctx context.Context) error {
 	m.mu.Lock()
 	m.stops++
 	m.mu.Unlock()
-	servers := m.Servers()
+	return stopServers(ctx, m.Servers())
+}
+
+func stopServers(ctx context.Context, servers []*Server) error {
 	errs := make([]error, len(servers))
 	var wg sync.WaitGroup
 	for i, s := range servers {
-		wg.Go(func() { errs[i] = s.Stop(ctx) })
+		if s != nil {
+			wg.Go(func() { errs[i] = s.Stop(ctx) })
+		}
 	}
 	wg.Wait()
 	return errors.Join(errs...)

@@ -52,11 +52,16 @@ type NotChangeableError struct {
 	Value int      // that was asked for
 	Why   string   // what is known of the parameter
 	Tried []string // the mechanisms, each with what became of it
+	// AtStart: it is an argument of the server, so that a restart changes it ([WithRestart]).
+	AtStart bool
 }
 
 func (e *NotChangeableError) Error() string {
-	return fmt.Sprintf("server: cannot set %s to %d while the server runs: %s; tried: %s; a restart with the new value would do: see WithRestart",
-		e.Name, e.Value, e.Why, strings.Join(e.Tried, ", "))
+	text := fmt.Sprintf("server: cannot set %s to %d while the server runs: %s; tried: %s", e.Name, e.Value, e.Why, strings.Join(e.Tried, ", "))
+	if e.AtStart {
+		text += "; a restart with the new value would do: see WithRestart"
+	}
+	return text
 }
 
 type updateOptions struct{ restart bool }
@@ -217,7 +222,8 @@ func (s *Server) updateByRoute(ctx context.Context, u *ParamUpdate) (restartHelp
 		return false, &ParamError{u.Name, u.Value, "this is not the name of a parameter, such as max_running_requests"}
 	}
 	path := "/update_" + u.Name
-	no := &NotChangeableError{Name: u.Name, Value: u.Value, Why: whyNot(u.Name), Tried: []string{"set_internal_state (it takes " + ParamMaxRunningRequests + " only)"}}
+	no := &NotChangeableError{Name: u.Name, Value: u.Value, Why: whyNot(u.Name), AtStart: slices.Contains(readAtStart, u.Name),
+		Tried: []string{"set_internal_state (it takes " + ParamMaxRunningRequests + " only)"}}
 	if strings.HasPrefix(u.Name, "weight") {
 		return false, no
 	}
@@ -277,7 +283,7 @@ func (s *Server) updateByRestart(ctx context.Context, u *ParamUpdate) error {
 	}
 	u.Asked = time.Now()
 	if err := r.Restart(ctx, func(cfg *Config) error { return setArgument(cfg, u.Name, u.Value) }); err != nil {
-		return fmt.Errorf("server: %s: set %s by a restart: %w", s.name, u.Name, err)
+		return err
 	}
 	u.Accepted, u.Mechanism, u.Running = time.Now(), "restart", nil
 	if u.Name != ParamMaxRunningRequests {

@@ -107,7 +107,8 @@ func TestUpdateParamNotChangeable(t *testing.T) {
 		_, err = s.UpdateParam(context.Background(), "stream_interval", 4)
 		require.ErrorContains(t, err, "a request can choose its own")
 		_, err = s.UpdateParam(context.Background(), "gpu_clock", 4)
-		require.ErrorContains(t, err, "it is not a parameter that SGLang is known to change while it runs")
+		require.EqualError(t, err, "server: cannot set gpu_clock to 4 while the server runs: it is not a parameter that SGLang is known to change while it runs; "+
+			"tried: set_internal_state (it takes max_running_requests only), POST /update_gpu_clock (the server has no such route)")
 
 		// SGLang has routes of this form for weights; a number must not reach them.
 		_, err = s.UpdateParam(context.Background(), "weight_version", 4, WithRestart())

@@ -1,19 +1,16 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
-
-// pollInterval is the time between two looks at a server that is not ready.
-const pollInterval = 100 * time.Millisecond
 
 // A State is a phase in a server's life.
 type State string
@@ -29,43 +26,135 @@ const (
 
 // A Server is a server that a [ServerManager] launched. It is safe for concurrent use.
 type Server struct {
-	name    string
-	inst    Instance
-	client  *client
-	events  func(Event)
-	release func() // gives the port back
-
-	ended context.Context // over when the end has been noted
-	end   context.CancelFunc
+	m      *ServerManager
+	name   string
+	client *client
 
 	mu    sync.Mutex
+	life  *life
 	state State
 	info  Info
 	raw   map[string]any // the answer to /server_info
 	limit int            // running-request limit in force, 0 if not known
+	stops int            // calls of Stop
+
+	restarting sync.Mutex // held by Restart
 }
 
-func newServer(m *ServerManager, name string, inst Instance, release func()) *Server {
-	s := &Server{name: name, inst: inst, events: m.events, release: release}
-	s.ended, s.end = context.WithCancel(context.Background())
-	s.client = newClient(inst.URL(), m.apiKey, m.transport, func(message string) {
-		s.events(Event{Time: time.Now(), Server: name, Kind: "retry", Message: message})
-	})
+// A life is a server's time from a launch to its end; each restart begins a new one.
+type life struct {
+	inst        Instance
+	reservation *reservation
+	startup     *startup // guarded by the server's lock
+	follower    sync.WaitGroup
+	unfollow    context.CancelFunc // ends the reading of the log, which the start-up needs
+
+	keep   bool // port and GPUs are kept when it ends: a restart follows
+	killed bool // by Kill
+	err    error
+
+	ended context.Context // over when the end has been noted
+	end   context.CancelFunc
+}
+
+func newServer(m *ServerManager, r *reservation, inst Instance) *Server {
+	s := &Server{m: m, name: r.name}
+	s.client = newClient(inst.URL(), cmp.Or(m.apiKey, r.config.APIKey), m.transport, func(message string) { s.tell(KindRetry, message) })
 	s.client.adminKey = m.adminKey
-	s.enter(StateStarting, "")
-	go s.watch()
+	s.begin(inst, r)
 	return s
 }
 
-// watch notes the end of the server. It ends with the instance, which Stop ends at the latest.
-func (s *Server) watch() {
-	defer s.end()
-	<-s.inst.Exited()
-	s.release()
-	s.client.close()
-	if s.inst.Err() != nil || !s.enter(StateStopped, StateStopping) {
-		s.enter(StateFailed, StateStarting, StateReady, StateStopping)
+// begin begins a life.
+func (s *Server) begin(inst Instance, r *reservation) {
+	l := &life{inst: inst, reservation: r, startup: newStartup(time.Now())}
+	l.ended, l.end = context.WithCancel(context.Background())
+	s.mu.Lock()
+	s.life = l
+	s.mu.Unlock()
+	s.enter(StateStarting, "", StateStopped, StateFailed)
+	var following context.Context
+	following, l.unfollow = context.WithCancel(context.Background())
+	if logged, ok := inst.(Logged); ok {
+		l.follower.Go(func() { s.followStartup(following, l, logged.Log()) })
 	}
+	go s.watch(l)
+}
+
+// watch notes the end of a life. It ends with the instance, which Stop ends at the latest.
+func (s *Server) watch(l *life) {
+	defer l.end()
+	<-l.inst.Exited()
+	l.follower.Wait()
+	l.unfollow()
+	s.client.close()
+	s.mu.Lock()
+	wanted := s.state == StateStopping
+	l.err = s.diagnosis(l)
+	keep, err := l.keep, l.err
+	s.mu.Unlock()
+	s.tellExit(l)
+	if held, failed := l.reservation.memoryBack(l.ended); failed != nil {
+		s.tell(KindWarning, "it is not known whether the memory of the GPUs is free again: "+failed.Error())
+	} else if held != "" {
+		s.tell(KindWarning, "memory is not free again: "+held)
+	}
+	if !keep {
+		l.reservation.release()
+	}
+	if err != nil || !wanted {
+		s.enter(StateFailed, StateStarting, StateReady, StateStopping)
+	} else {
+		s.enter(StateStopped, StateStopping)
+	}
+	var failure *FailureError
+	if errors.As(err, &failure) {
+		s.tell(KindFailure, failure.Error())
+	}
+}
+
+// diagnosis says why a life has ended by itself; nil if it was wanted.
+func (s *Server) diagnosis(l *life) error {
+	err := l.inst.Err()
+	process, ok := l.inst.(Process)
+	if !ok {
+		return err
+	}
+	exit, _ := process.Exit()
+	if l.killed && exit.Forced {
+		return ErrKilled
+	}
+	if logged, ok := l.inst.(Logged); ok && err != nil {
+		lines := logged.Log().Tail(logCapacity)
+		texts := make([]string, len(lines))
+		for i, line := range lines {
+			texts[i] = line.Text
+		}
+		failure := diagnose(texts, exit, l.reservation.config, l.startup)
+		if filed, ok := l.inst.(interface{ LogFiles() []string }); ok {
+			failure.LogFile = filed.LogFiles()[1] // stderr
+		}
+		return failure
+	}
+	return err
+}
+
+// tellExit tells how the process of a life ended, and whether that is how its version ends when asked.
+func (s *Server) tellExit(l *life) {
+	process, ok := l.inst.(Process)
+	if !ok {
+		return
+	}
+	exit, _ := process.Exit()
+	text := exit.String()
+	if exit.Asked {
+		text += fmt.Sprintf(" after %v", exit.Took.Round(time.Millisecond))
+	}
+	version := s.Info().Version
+	if exit.Asked && !exit.Forced && !exit.Clean(version) {
+		s.tell(KindWarning, fmt.Sprintf("%s: SGLang %s does not end like this when it is asked to: its log may say why", text, version))
+	}
+	s.tell(KindExit, text)
 }
 
 // enter changes the state, if it is one of from, and reports whether it did.
@@ -76,17 +165,31 @@ func (s *Server) enter(to State, from ...State) bool {
 		return false
 	}
 	s.state = to
-	at := time.Now()
+	s.m.events.add(Event{Time: time.Now(), Server: s.name, Kind: KindState, Message: string(to)}) // in the order of the states
 	s.mu.Unlock()
-	s.events(Event{Time: at, Server: s.name, Kind: "state", Message: string(to)})
+	s.m.events.flush()
 	return true
+}
+
+func (s *Server) tell(kind, message string) {
+	s.m.events.emit(Event{Time: time.Now(), Server: s.name, Kind: kind, Message: message})
+}
+
+// present returns the present life.
+func (s *Server) present() *life {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life
 }
 
 // Name returns the server's name, unique within its manager.
 func (s *Server) Name() string { return s.name }
 
-// URL returns the base URL, without a trailing slash.
-func (s *Server) URL() string { return s.inst.URL() }
+// URL returns the base URL, without a trailing slash. A restart keeps it.
+func (s *Server) URL() string { return s.present().inst.URL() }
+
+// Config returns the config that the server was launched with, its port and its GPUs filled in.
+func (s *Server) Config() Config { return s.present().reservation.config }
 
 // State returns the present state.
 func (s *Server) State() State {
@@ -102,79 +205,85 @@ func (s *Server) Info() Info {
 	return s.info
 }
 
-// Exited is closed when the server has ended, and Err then says why if that was not asked for.
-func (s *Server) Exited() <-chan struct{} { return s.ended.Done() }
+// Startup returns the phases of the start-up so far; none if the server has no log that could be read.
+func (s *Server) Startup() []Phase {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.life.inst.(Logged); !ok {
+		return nil
+	}
+	return slices.Clone(s.life.startup.phases)
+}
 
-// Err says why the server ended by itself; nil if it has not, or was stopped.
-func (s *Server) Err() error { return s.inst.Err() }
+// Log returns what the server writes; nil if that cannot be read. A restart begins another log.
+func (s *Server) Log() *Log {
+	if logged, ok := s.present().inst.(Logged); ok {
+		return logged.Log()
+	}
+	return nil
+}
+
+// Exit says how the server's process ended; false if it has not, or is no process of this host.
+func (s *Server) Exit() (Exit, bool) {
+	if process, ok := s.present().inst.(Process); ok {
+		return process.Exit()
+	}
+	return Exit{}, false
+}
+
+// Exited is closed when the server has ended, and Err then says why if that was not asked for. A restart begins
+// another one.
+func (s *Server) Exited() <-chan struct{} { return s.present().ended.Done() }
+
+// Err says why the server ended by itself, a [FailureError] where its log tells, or [ErrKilled]; nil if it has not
+// ended, or was stopped.
+func (s *Server) Err() error { return s.present().failure() }
+
+// failure is why the life ended by itself; nil before its end.
+func (l *life) failure() error {
+	if l.ended.Err() == nil {
+		return nil
+	}
+	return l.err
+}
+
+// abortTimeout bounds the call that ends all requests before a stop.
+const abortTimeout = 2 * time.Second
 
 // Stop ends the server and returns when it has ended; it forces the end when ctx is done. A server that was
 // only attached to goes on. Stop may be called again, and on a server that has ended by itself.
 func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.stops++
+	s.mu.Unlock()
+	return s.stop(ctx)
+}
+
+func (s *Server) stop(ctx context.Context) error {
+	l := s.present()
+	if process, ok := l.inst.(Process); ok {
+		if err := process.Resume(); err != nil {
+			s.tell(KindWarning, "resume: "+err.Error())
+		}
+	}
+	if s.State() == StateReady && s.m.abortOnStop {
+		abort, cancel := context.WithTimeout(ctx, abortTimeout)
+		if err := s.AbortAll(abort); err != nil {
+			s.tell(KindWarning, err.Error())
+		}
+		cancel()
+	}
 	s.enter(StateStopping, StateStarting, StateReady)
-	if err := s.inst.Stop(ctx); err != nil {
+	if err := l.inst.Stop(ctx); err != nil {
 		return fmt.Errorf("server: stop %s: %w", s.name, err)
 	}
-	<-s.ended.Done()
+	<-l.ended.Done()
 	return nil
-}
-
-// becomeReady waits until the server serves, finds out what it is and reads its facts.
-//
-// From 0.5.21 on /ready tells; it needs no generation. Before, the socket opens when the model has been loaded,
-// /model_info answers from then on, and /health, which generates a token and takes a second, is 503 until the
-// warm-up is over (SGLang entrypoints/http_server.py).
-func (s *Server) becomeReady(ctx context.Context) error {
-	look, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.ended, cancel)() // a server that has ended does not answer
-	path, waiting, last := "/ready", "/ready (503 while the server starts, ends or is paused)", "no answer yet"
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	for {
-		err := s.client.once(look, http.MethodGet, path, nil, nil)
-		var status *StatusError
-		if err == nil {
-			if err = s.identify(look); err == nil {
-				break
-			}
-		} else if path == "/ready" && errors.As(err, &status) && status.Status == http.StatusNotFound {
-			if _, err = s.recognise(look); err == nil { // whatever it is, it has opened its socket
-				path, waiting = "/health", "/health (503 while the server starts or ends; this SGLang has no /ready)"
-				continue
-			}
-		}
-		if look.Err() == nil { // else err is the end of the wait
-			if !passing(err) {
-				return err
-			}
-			last = err.Error()
-		}
-		select {
-		case <-tick.C:
-		case <-s.ended.Done():
-			return &ExitedError{Err: s.inst.Err()}
-		case <-ctx.Done():
-			return &NotReadyError{Waiting: waiting, Last: last, Err: context.Cause(ctx)}
-		}
-	}
-	if !s.enter(StateReady, StateStarting) {
-		return &ExitedError{Err: s.inst.Err()}
-	}
-	return nil
-}
-
-// passing reports whether err is of a kind that ends when a server has started: it does not answer, or it answers
-// that it cannot.
-func passing(err error) bool {
-	var none *noAnswerError
-	var status *StatusError
-	return errors.As(err, &none) || errors.As(err, &status) && status.Status >= 500
 }
 
 // simulation returns what simulates the server's engine; nil if it is real as far as is known.
 func (s *Server) simulation(raw map[string]any) *metrics.Simulation {
-	if sim, ok := s.inst.(Simulated); ok {
+	if sim, ok := s.present().inst.(Simulated); ok {
 		v := sim.Simulation()
 		return &v
 	}

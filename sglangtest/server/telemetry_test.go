@@ -215,6 +215,55 @@ func TestBatchSample(t *testing.T) {
 	require.Equal(t, metrics.Sample{Source: "server-0/log", Values: map[string]float64{"prefill_new_seq": 3}}, b.Sample("server-0", read, 0))
 }
 
+// A logged is an instance with a log.
+type logged struct {
+	*instance
+	log *Log
+}
+
+func (l logged) Log() *Log { return l.log }
+
+func TestFollowBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLog()
+		s := launch(t, newManager(t, launches(logged{newInstance(), log}), newPlayback(t).tiny()), Config{})
+		log.add(true, "Decode batch, #running-req: 9") // before the run
+		time.Sleep(time.Second)
+		start := time.Now()
+		got := make(chan metrics.Sample)
+		ended := make(chan error, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			ended <- s.FollowBatches(ctx, func(at time.Time) time.Duration { return at.Sub(start) }, func(x metrics.Sample) { got <- x })
+		}()
+		log.add(true, "Decode batch, #running-req: 1")
+		log.add(false, "INFO: 127.0.0.1 GET /v1/loads")
+		time.Sleep(ms)
+		log.add(true, "Prefill batch, #new-seq: 2")
+		require.Equal(t, metrics.Sample{Source: "server-0/log", Values: map[string]float64{"decode_running_req": 1}}, <-got)
+		require.Equal(t, metrics.Sample{At: ms, Source: "server-0/log", Values: map[string]float64{"prefill_new_seq": 2}}, <-got)
+		for range logCapacity + 7 {
+			log.add(true, "Decode batch, #running-req: 3")
+		}
+		x := <-got // the follower had taken the first line before the others pushed lines out
+		for x.Err == "" {
+			x = <-got
+		}
+		require.Regexp(t, `^[67] lines of the log were missed$`, x.Err)
+		require.Nil(t, x.Values)
+		<-got
+		cancel()
+		go func() {
+			for range got {
+			}
+		}()
+		require.NoError(t, <-ended)
+		close(got)
+	})
+	s := launch(t, newManager(t, launches(newInstance()), newPlayback(t).tiny()), Config{})
+	require.ErrorContains(t, s.FollowBatches(t.Context(), nil, nil), "server: server-0: follow batches: its log cannot be read")
+}
+
 // The cost of one sample of /metrics: the page is that of a real server, some 80 KB.
 func BenchmarkMetrics(b *testing.B) {
 	page, err := os.ReadFile(refdata.Path(b, "sglang-cpu/0.5.23/metrics.txt"))

@@ -120,7 +120,7 @@ type State struct {
 
 // State returns the present counts. It costs time in proportion to the number of waiting requests.
 func (e *Engine) State() State {
-	s := State{Running: len(e.running), Waiting: e.waiting.len(), FreeTokens: e.free, UsedTokens: e.cfg.MaxTotalTokens - e.room(),
+	s := State{Running: len(e.running), Waiting: e.waiting.len(), WaitingTokens: e.waiting.tokens, FreeTokens: e.free, UsedTokens: e.cfg.MaxTotalTokens - e.room(),
 		MaxTotalTokens: e.cfg.MaxTotalTokens, Limit: e.limit, NewTokenRatio: e.ratio, BatchIsFull: e.full}
 	if e.tree != nil {
 		s.CachedTokens, s.ProtectedTokens = e.tree.evictable, e.tree.protected
@@ -144,9 +144,6 @@ func (e *Engine) State() State {
 	}
 	if e.chunked != nil {
 		s.Running++
-	}
-	for _, r := range e.waiting.all() {
-		s.WaitingTokens += r.InputLen + r.produced
 	}
 	return s
 }

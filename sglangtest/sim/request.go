@@ -63,6 +63,7 @@ type Request struct {
 	admitted  bool
 	cached    int
 
+	queued      int // its tokens in the waiting queue's sum
 	unique      uint64
 	entry       uint64 // order of entry into the queue
 	seen        int64  // processed tokens at entry, for hrrn

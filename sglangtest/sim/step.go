@@ -57,8 +57,9 @@ func (e *Engine) newStep(kind StepKind) *Step {
 
 // queue is the waiting queue: a list that mostly grows at the end and shrinks at the front.
 type queue struct {
-	items []*Request
-	head  int
+	items  []*Request
+	head   int
+	tokens int // that a prefill of all would compute, were nothing cached
 }
 
 func (q *queue) len() int        { return len(q.items) - q.head }
@@ -71,9 +72,14 @@ func (q *queue) push(r *Request) {
 		q.items, q.head = q.items[:n], 0
 	}
 	q.items = append(q.items, r)
+	r.queued = r.InputLen + r.produced
+	q.tokens += r.queued
 }
 
 func (q *queue) drop(n int) {
+	for _, r := range q.items[q.head : q.head+n] {
+		q.tokens -= r.queued
+	}
 	clear(q.items[q.head : q.head+n])
 	q.head += n
 	if q.head == len(q.items) {
@@ -84,6 +90,7 @@ func (q *queue) drop(n int) {
 func (q *queue) remove(r *Request) {
 	for i := q.head; i < len(q.items); i++ {
 		if q.items[i] == r {
+			q.tokens -= r.queued
 			n := len(q.items) - 1
 			copy(q.items[i:], q.items[i+1:])
 			q.items[n] = nil

@@ -28,7 +28,7 @@ func TestRenderAndParse(t *testing.T) {
 			if err != nil || field != a || a.Field == "config" || a.Field == "log_level" {
 				continue
 			}
-			for range 20 {
+			for range 5 {
 				want, err := table.Normal(a, sample(rng, a))
 				require.NoError(t, err, "%s: %v", a.Field, a)
 				argv, err := table.Render(a, want)

@@ -121,8 +121,12 @@ func (c *command) flags() *flag.FlagSet {
 	fs := flag.NewFlagSet("sglang-sim", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	c.profile = sim.H100Llama8B()
-	fs.Func("sim-profile", "`NAME` of the model and GPU to simulate; default "+c.profile.Name, func(s string) (err error) {
-		c.profile, err = sim.ProfileByName(s)
+	fs.Func("sim-profile", "`NAME` or .json file of the model and GPU to simulate; default "+c.profile.Name, func(s string) (err error) {
+		if strings.HasSuffix(s, ".json") {
+			c.profile, err = sim.LoadProfile(s)
+		} else {
+			c.profile, err = sim.ProfileByName(s)
+		}
 		return err
 	})
 	fs.StringVar(&c.version, "sim-version", sim.Version, "`VERSION` of SGLang to be; default "+sim.Version)

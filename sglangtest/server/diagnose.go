@@ -1,0 +1,152 @@
+package server
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Cause says why a server failed.
+type Cause string
+
+// A FailureError is the diagnosis of a server that ended by itself.
+type FailureError struct {
+	Cause   Cause
+	Lines   []string // the lines of its log that show it; with [CauseUnknown] the last ones
+	Advice  []string // what to change, the first thing first
+	Exit    Exit
+	LogFile string // where the rest of the log is; "" if there is none
+}
+
+func (e *FailureError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s (%v)", e.Cause, e.Exit)
+	for i, advice := range e.Advice {
+		if i == 0 {
+			b.WriteString("; what to do: ")
+		} else {
+			b.WriteString("; or ")
+		}
+		b.WriteString(advice)
+	}
+	if len(e.Lines) > 0 {
+		b.WriteString("; its log says:")
+	}
+	for _, line := range e.Lines {
+		b.WriteString("\n\t" + line)
+	}
+	if e.LogFile != "" {
+		b.WriteString("\n\t(all of it: " + e.LogFile + ")")
+	}
+	return b.String()
+}
+
+// shownLines is the number of lines that a diagnosis shows, shownLength the length of each.
+const (
+	shownLines  = 3
+	lastLines   = 15 // with an unknown cause
+	shownLength = 500
+)
+
+// Diagnose says why a server ended by itself, from what it wrote and how its process ended. The config, and what
+// the log says of the values in force, decide what the advice says.
+func Diagnose(log []string, exit Exit, cfg Config) *FailureError {
+	s := newStartup(time.Time{})
+	for _, line := range log {
+		s.read(time.Time{}, line)
+	}
+	return diagnose(log, exit, cfg, s)
+}
+
+// diagnose is Diagnose with a start-up that may have begun before the lines that are still there.
+func diagnose(log []string, exit Exit, cfg Config, s *startup) *FailureError {
+	c := evidence{log: log, exit: exit, startup: s, settings: s.settings}
+	c.settings.fill(cfg)
+	for _, k := range causes {
+		if lines, is := k.recognise(c); is {
+			return &FailureError{Cause: k.Cause, Lines: lines, Advice: k.advice(c, lines), Exit: exit}
+		}
+	}
+	var last []string
+	for i := len(log) - 1; i >= 0 && len(last) < lastLines; i-- {
+		if strings.TrimSpace(log[i]) != "" {
+			last = append([]string{shorten(log[i])}, last...)
+		}
+	}
+	return &FailureError{Cause: CauseUnknown, Lines: last, Advice: []string{"read the last lines, and the whole log"}, Exit: exit}
+}
+
+// evidence is what a diagnosis is made from.
+type evidence struct {
+	log      []string
+	exit     Exit
+	startup  *startup
+	settings settings
+}
+
+// skipped is in the lines with which SGLang passes over models whose packages are missing: they look like failures.
+const skipped = "Ignore import error when loading"
+
+// find returns the last lines that contain one of the texts, without repetitions.
+func (e evidence) find(texts ...string) []string {
+	var lines []string
+	seen := map[string]bool{}
+	for i := len(e.log) - 1; i >= 0 && len(lines) < shownLines; i-- {
+		if strings.Contains(e.log[i], skipped) {
+			continue
+		}
+		for _, text := range texts {
+			if line := shorten(e.log[i]); strings.Contains(e.log[i], text) && !seen[unstamped(line)] {
+				seen[unstamped(line)] = true
+				lines = append([]string{line}, lines...)
+				break
+			}
+		}
+	}
+	return lines
+}
+
+var stamp = regexp.MustCompile(`^\[[^\]]*\] `)
+
+func unstamped(line string) string { return stamp.ReplaceAllString(line, "") }
+
+func shorten(line string) string {
+	line = strings.TrimRight(line, " \r\n")
+	if runes := []rune(line); len(runes) > shownLength {
+		return string(runes[:shownLength]) + "…"
+	}
+	return line
+}
+
+// killed reports whether SIGKILL from outside ended the main process: SGLang says so beforehand when it kills itself
+// (utils/common.py, kill_process_tree).
+func (e evidence) killed() bool {
+	return (e.exit.Signal == syscall.SIGKILL || e.exit.Code == 128+int(syscall.SIGKILL)) && len(e.find("include_parent=True")) == 0
+}
+
+// memory returns what to lower if memory runs out: the running limit, the memory fraction and the chunk size, in
+// this order, with values.
+func (e evidence) memory() []string {
+	s := e.settings
+	advice := []string{"lower max_running_requests: its default grows with the memory"}
+	if s.maxRunning > 1 {
+		advice[0] = fmt.Sprintf("lower max_running_requests from %.0f to %.0f", s.maxRunning, math.Floor(s.maxRunning/2))
+	}
+	if s.fraction > 0.1 {
+		advice = append(advice, fmt.Sprintf("lower mem_fraction_static from %.3g to %.3g", s.fraction, math.Floor((s.fraction-0.05)*100+1e-9)/100))
+	} else {
+		advice = append(advice, "lower mem_fraction_static by 0.05")
+	}
+	switch {
+	case s.chunk > 1024:
+		advice = append(advice, fmt.Sprintf("lower chunked_prefill_size from %.0f to %.0f", s.chunk, math.Floor(s.chunk/2)))
+	case s.chunk < 0:
+		advice = append(advice, "set chunked_prefill_size to 4096: it is off, so a prompt is one step")
+	case s.chunk == 0:
+		advice = append(advice, "lower chunked_prefill_size, say to 2048")
+	}
+	return advice
+}

@@ -1,0 +1,152 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+)
+
+// recordedFailures are the failures of real servers: the trimmed log, the whole one, and how the process ended.
+var recordedFailures = []struct {
+	name, whole string
+	exit        int
+	cause       Cause
+	line        string // in the lines that show it
+	advice      []string
+}{
+	{"h100-bad-value", "sglang-h100/failed_starts/bad_value/stderr.log", 2, CauseValue, "invalid int value: 'abc'", nil},
+	{"h100-invalid-choice", "sglang-h100/failed_starts/invalid_choice/stderr.log", 2, CauseValue, "invalid choice: 'nonsense'", nil},
+	{"cpu-bad-choice", "sglang-cpu/logs/0.5.23-bad-choice.stderr.txt", 2, CauseValue, "invalid choice: 'nope'", nil},
+	{"h100-invalid-flag", "sglang-h100/failed_starts/invalid_flag/stderr.log", 2, CauseArgument, "unrecognized arguments: --no-such-flag 3", nil},
+	{"cpu-unknown-flag", "sglang-cpu/logs/0.5.23-unknown-flag.stderr.txt", 2, CauseArgument, "unrecognized arguments: --nope-flag=1", nil},
+	{"h100-no-model-flag", "sglang-h100/failed_starts/no_model_flag/stderr.log", 2, CauseArgument, "--model-path/--model", nil},
+	{"h100-missing-model", "sglang-h100/failed_starts/missing_model/stderr.log", 1, CauseModel, "'/models/does-not-exist'", nil},
+	{"h100-missing-hub-model", "sglang-h100/failed_starts/missing_hub_model/stderr.log", 1, CauseModel, "couldn't find them in the cached files", nil},
+	{"cpu-missing-model", "sglang-cpu/logs/0.5.23-missing-model.stderr.txt", 1, CauseModel, "couldn't find them in the cached files", nil},
+	{"h100-port-in-use", "sglang-h100/failed_starts/port_in_use/stderr.log", 3, CausePortInUse, "('127.0.0.1', 31007): address already in use", nil},
+	{"cpu-port-in-use", "sglang-cpu/logs/0.5.23-port-in-use.stderr.txt", 3, CausePortInUse, "('127.0.0.1', 38720): address already in use", nil},
+	{"cpu-scheduler-killed", "sglang-cpu/logs/0.5.23-scheduler-killed.stderr.txt", 137, CauseKilled, "Subprocess scheduler_0 (pid=13253) crashed with exit code -9", nil},
+	{"h100-cuda-oom-gpu-in-use", "sglang-h100/failed_starts/cuda_oom_gpu_in_use/stderr.log", 137, CauseOOMLoad, "Tried to allocate 112.00 MiB", []string{
+		"use another GPU or end process 1707, which holds 68.14 GiB of this one", "lower max_running_requests: its default grows with the memory",
+		"lower mem_fraction_static from 0.999 to 0.94", "lower chunked_prefill_size from 8192 to 4096",
+		"if the weights alone do not fit: a quantized model, or more GPUs (tp_size)"}},
+	{"h100-too-little-memory", "sglang-h100/failed_starts/too_little_memory/stderr.log", 137, CauseNoKV, "Raise --mem-fraction-static above 0.383", []string{
+		"raise mem_fraction_static from 0.1 to more than 0.383, better 0.48: at the least value the cache has no room",
+		"use a smaller or quantized model, or more GPUs (tp_size)", "end what else uses the GPU"}},
+	{"h100-too-little-memory-030", "sglang-h100/failed_starts/too_little_memory_030/stderr.log", 137, CauseNoKV, "Raise --mem-fraction-static above 0.594", []string{
+		"raise mem_fraction_static from 0.3 to more than 0.594, better 0.69: at the least value the cache has no room",
+		"use a smaller or quantized model, or more GPUs (tp_size)", "end what else uses the GPU"}},
+}
+
+func TestDiagnoseRecordedFailures(t *testing.T) {
+	for _, c := range recordedFailures {
+		check := func(t *testing.T, path string) {
+			data, err := os.ReadFile(path)
+			require.NoError(t, err)
+			f := Diagnose(strings.Split(string(data), "\n"), Exit{Code: c.exit}, Config{})
+			require.Equal(t, c.cause, f.Cause, f)
+			require.Contains(t, strings.Join(f.Lines, "\n"), c.line)
+			require.LessOrEqual(t, len(f.Lines), shownLines)
+			require.NotEmpty(t, f.Advice)
+			if c.advice != nil {
+				require.Equal(t, c.advice, f.Advice)
+			}
+		}
+		t.Run(c.name, func(t *testing.T) { check(t, filepath.Join("testdata", "failures", c.name+".txt")) })
+		t.Run(c.name+" whole", func(t *testing.T) { check(t, refdata.Path(t, c.whole)) })
+	}
+}
+
+// A log of a good run has no failure in it: what SGLang warns of is not taken for one.
+func TestDiagnoseGoodRuns(t *testing.T) {
+	for _, name := range []string{"0.5.15.post1-start-run-sigterm", "0.5.18-start-run-sigterm", "0.5.21-start-run-sigterm", "0.5.23-start-run-sigterm-drain", "0.5.23-sigint"} {
+		t.Run(name, func(t *testing.T) {
+			data, err := os.ReadFile(refdata.Path(t, "sglang-cpu/logs/"+name+".stderr.txt"))
+			require.NoError(t, err)
+			require.Equal(t, CauseUnknown, Diagnose(strings.Split(string(data), "\n"), Exit{}, Config{}).Cause)
+		})
+	}
+}
+
+// The texts of SGLang that are not in a recording, from its source (0.5.15.post1 to 0.5.23), and of its libraries.
+func TestDiagnoseTexts(t *testing.T) {
+	serving := "INFO:     Uvicorn running on http://127.0.0.1:30000 (Press CTRL+C to quit)\n"
+	capture := "[2026-11-24 17:14:53] Capture target decode CUDA graph begin. backend=full, num_tokens_per_bs=1, bs=[1, 2]\n"
+	exception := "[2026-11-24 17:14:53 TP0] Scheduler hit an exception: Traceback (most recent call last):\n"
+	for text, want := range map[string]Cause{
+		exception + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB":                               CauseOOMLoad,
+		serving + exception + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB":                     CauseOOMRun,
+		capture + exception + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB":                     CauseOOMGraphs,
+		capture + exception + "Exception: Capture cuda graph failed: CUDA out of memory. Tried\nPossible solutions:":    CauseOOMGraphs,
+		capture + exception + "Exception: Capture cuda graph failed: no such op\nPossible solutions:":                   CauseGraphs,
+		exception + "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.":                    CauseNoKV,
+		exception + "AssertionError: Memory pool size is too small":                                                     CauseNoKV,
+		exception + "RuntimeError: The memory capacity is unbalanced. Some GPUs may be occupied by other processes. ":   CauseUnbalanced,
+		serving + exception + "RuntimeError: Prefill out of memory. Try to lower your batch size.":                      CauseKVRun,
+		serving + exception + "RuntimeError: Decode out of memory. Try to lower your batch size.":                       CauseKVRun,
+		serving + exception + "RuntimeError: alloc_req_slots runs out of memory. Please set a smaller number for":       CauseKVRun,
+		"OSError: m/m is not a local folder and is not a valid model identifier listed on 'https://huggingface.co'":     CauseModel,
+		"huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error. Repository Not Found for url":                CauseModel,
+		"OSError: You are trying to access a gated repo.\n401 Client Error.":                                            CauseGated,
+		"OSError: Can't load tokenizer for 'm'. If you were trying to load it from":                                     CauseTokenizer,
+		exception + "ValueError: Unknown schedule_policy: policy='x'":                                                   CauseValue,
+		"sglang serve: error: ambiguous option: --cuda-graph-bs could match --cuda-graph-bs-decode":                     CauseArgument,
+		"RuntimeError: SGLang only supports sm75 and above.":                                                            CauseGPU,
+		exception + "RuntimeError: CUDA error: no kernel image is available for execution on the device":                CauseGPU,
+		"ModuleNotFoundError: No module named 'sgl_kernel'":                                                             CausePackage,
+		"/usr/bin/python3: No module named sglang.launch_server":                                                        CausePackage,
+		"Exception: sglang-kernel is installed with version 0.3.1, which is less than the minimum required version 0.4": CauseVersion,
+		"ImportError: /x/sgl_kernel/common_ops.abi3.so: undefined symbol: _ZN3c104cuda":                                 CauseVersion,
+		serving + "[2026-11-24 17:14:53] Scheduler watchdog timeout (self.watchdog_timeout=300, self.soft=False)":       CauseWatchdog,
+		"RuntimeError: Rank 0 scheduler died during initialization (exit code: -9). If exit code is -9 (SIGKILL)":       CauseKilled,
+		"RuntimeError: Rank 0 scheduler died during initialization (exit code: 1).":                                     CauseSchedulerDied,
+		serving + exception + "TypeError: '>=' not supported between instances of 'str' and 'int'":                      CauseSchedulerDied,
+		serving + "[2026-11-24 17:14:53] Subprocess scheduler_0 (pid=7) crashed with exit code -11. Triggering SIGQUIT": CauseSchedulerDied,
+		"Ignore import error when loading sglang.srt.models.x: ImportError: cannot import name 'y'\nsomething else":     CauseUnknown,
+	} {
+		require.Equal(t, want, Diagnose(strings.Split(text, "\n"), Exit{Code: 1}, Config{}).Cause, text)
+	}
+	require.Equal(t, CauseKilled, Diagnose([]string{"Load weight begin"}, Exit{Code: -1, Signal: syscall.SIGKILL}, Config{}).Cause)
+	require.Equal(t, CauseUnknown, Diagnose([]string{"kill_process_tree called: parent_pid=1, include_parent=True, pid=1"}, Exit{Code: -1, Signal: syscall.SIGKILL}, Config{}).Cause,
+		"SGLang said that it kills itself")
+}
+
+func TestDiagnoseMessage(t *testing.T) {
+	f := Diagnose([]string{"a", "", "RuntimeError: CUDA out of memory. " + strings.Repeat("x", 1000)}, Exit{Code: -1, Signal: syscall.SIGKILL},
+		Config{MaxRunningRequests: 64, MemFractionStatic: 0.9, ChunkedPrefillSize: -1})
+	f.LogFile = "/run/server-0.stderr.log"
+	require.Equal(t, "CUDA out of memory while loading (signal 9 (killed)); what to do: lower max_running_requests from 64 to 32; or lower mem_fraction_static from 0.9 to 0.85"+
+		"; or set chunked_prefill_size to 4096: it is off, so a prompt is one step; or if the weights alone do not fit: a quantized model, or more GPUs (tp_size); its log says:\n"+
+		"\tRuntimeError: CUDA out of memory. "+strings.Repeat("x", 466)+"…\n\t(all of it: /run/server-0.stderr.log)", f.Error())
+	f = Diagnose([]string{"one", "two"}, Exit{Code: 1}, Config{})
+	require.Equal(t, []string{"one", "two"}, f.Lines)
+	require.Equal(t, CauseUnknown, f.Cause)
+}
+
+// The guide lists every cause once, under its name, with a text that shows it.
+func TestTroubleshootingGuide(t *testing.T) {
+	data, err := os.ReadFile("../../docs/troubleshooting.md")
+	require.NoError(t, err)
+	guide := string(data)
+	known := map[string]bool{string(CauseUnknown): true}
+	for _, k := range causes {
+		known[string(k.Cause)] = true
+		_, section, ok := strings.Cut(guide, "\n### "+string(k.Cause)+"\n")
+		require.True(t, ok, "docs/troubleshooting.md has no section %q", k.Cause)
+		section, _, _ = strings.Cut(section, "\n### ")
+		for _, text := range k.texts {
+			require.Contains(t, section, "`"+text+"`", "section %q", k.Cause)
+		}
+	}
+	for line := range strings.Lines(guide) {
+		if name, ok := strings.CutPrefix(line, "### "); ok {
+			require.True(t, known[strings.TrimSpace(name)], "docs/troubleshooting.md has a section %q, which is no cause", name)
+		}
+	}
+}

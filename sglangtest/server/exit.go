@@ -1,0 +1,48 @@
+package server
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// An Exit says how a server's process ended.
+type Exit struct {
+	Code   int            // exit status; -1 if a signal ended it
+	Signal syscall.Signal // the signal that ended it, 0 if none; SGLang up to 0.5.18 kills itself (9) after a clean stop
+	Asked  bool           // Stop or Kill had been called
+	Forced bool           // this package killed it: it was to be killed, or did not end in time
+	Took   time.Duration  // from Stop to the end of the main process; 0 if not asked
+}
+
+// String says it in words, such as "exit status 3" or "signal 9 (killed)".
+func (e Exit) String() string {
+	text := fmt.Sprintf("exit status %d", e.Code)
+	if e.Signal != 0 {
+		text = fmt.Sprintf("signal %d (%v)", int(e.Signal), e.Signal)
+	}
+	if e.Forced {
+		text += ", forced"
+	}
+	return text
+}
+
+// Clean reports whether this is how a server of the given version ends on SIGTERM, by itself and in order: with
+// status 0 from 0.5.21 on, by killing itself before (tokenizer_manager.py, sigterm_watchdog), by SIGTERM itself while
+// it still loads. A wrapper script may turn the signal n into status 128+n. If the version is not known, all are clean.
+func (e Exit) Clean(version string) bool {
+	signal := e.Signal
+	if e.Code > 128 {
+		signal = syscall.Signal(e.Code - 128)
+	}
+	old, known := olderThan(version, "0.5.21")
+	switch {
+	case !e.Asked || e.Forced:
+		return false
+	case signal == syscall.SIGTERM:
+		return true
+	case signal == syscall.SIGKILL:
+		return old || !known
+	}
+	return e.Code == 0 && (!old || !known)
+}

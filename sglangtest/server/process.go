@@ -1,0 +1,190 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// DefaultStopTimeout is how long a server has to end by itself after SIGTERM. SGLang looks at the flag every 5 s, waits
+// without limit for requests in flight, and then gives its schedulers 15 s (tokenizer_manager.py, sigterm_watchdog).
+const DefaultStopTimeout = 20 * time.Second
+
+// markerVariable names the server in the environment of its processes, so that those which leave its process group
+// are found.
+const markerVariable = "SGLANGTEST_SERVER"
+
+// A ProcessOption configures [LocalProcess].
+type ProcessOption func(*process) error
+
+// process is the launcher of local processes.
+type process struct {
+	command     []string
+	environment map[string]string
+	logs        string
+	stopTimeout time.Duration
+	fault       error
+}
+
+// LocalProcess returns a launcher whose servers are processes of this host, each in a process group of its own, with
+// the arguments of the config appended to a command, by default "python -m sglang.launch_server". Nothing survives
+// the program that launched them, however it ends: a small /bin/sh process beside each server waits for that, kills
+// what is left and removes its files.
+//
+// Config.GPUs becomes CUDA_VISIBLE_DEVICES, and TMPDIR a folder that goes with the server. A fault in the options is
+// reported by Launch. Linux is needed to find processes that left their group; other Unix systems do without that.
+func LocalProcess(opts ...ProcessOption) Launcher {
+	p := &process{command: []string{"python", "-m", "sglang.launch_server"}, environment: map[string]string{}, stopTimeout: DefaultStopTimeout}
+	faults := make([]error, 0, len(opts))
+	for _, opt := range opts {
+		faults = append(faults, opt(p))
+	}
+	p.fault = errors.Join(faults...)
+	return p
+}
+
+// WithCommand sets the command, to which the arguments of the config are appended: an interpreter with
+// "-m", "sglang.launch_server", or "sglang", "serve", or a wrapper script. The signals of a stop go to this process, so a
+// script should end with exec. A container's command must keep the container in the foreground, share the host's
+// network and end with its client; what runs under a daemon, as with docker, is out of reach if it must be killed.
+func WithCommand(command string, args ...string) ProcessOption {
+	return func(p *process) error {
+		if command == "" {
+			return errors.New("command: empty")
+		}
+		p.command = append([]string{command}, args...)
+		return nil
+	}
+}
+
+// WithEnvironment sets variables of the servers' environment, over those of this program: SGLANG_…, HF_TOKEN, a
+// TMPDIR of the caller's own (which is then left alone).
+func WithEnvironment(variables map[string]string) ProcessOption {
+	return func(p *process) error {
+		for name := range variables {
+			if name == "" || strings.ContainsAny(name, "=\x00") {
+				return fmt.Errorf("environment: %q is no name of a variable", name)
+			}
+		}
+		maps.Copy(p.environment, variables)
+		return nil
+	}
+}
+
+// WithLogFolder sets the folder for NAME.stdout.log and NAME.stderr.log, which must exist; what is there is appended
+// to. Default: a temporary folder, which stays only if the server fails.
+func WithLogFolder(folder string) ProcessOption {
+	return func(p *process) error {
+		info, err := os.Stat(folder)
+		if err != nil {
+			return fmt.Errorf("log folder: %w", err)
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("log folder: %s is no folder", folder)
+		}
+		p.logs, err = filepath.Abs(folder)
+		return err
+	}
+}
+
+// WithStopTimeout sets how long a server has to end by itself when it is stopped; then it is killed. Default:
+// [DefaultStopTimeout]. The context of Stop can end this time early.
+func WithStopTimeout(d time.Duration) ProcessOption {
+	return func(p *process) error {
+		if d <= 0 {
+			return fmt.Errorf("stop time-out %v: want > 0", d)
+		}
+		p.stopTimeout = d
+		return nil
+	}
+}
+
+// onThisHost makes the manager give each server a port and its GPUs.
+func (p *process) onThisHost() {}
+
+// environ returns the environment of a server.
+func (p *process) environ(cfg Config, marker, temp string) []string {
+	set := map[string]string{"TMPDIR": temp, "PYTHONUNBUFFERED": "1"}
+	if len(cfg.GPUs) > 0 {
+		ids := make([]string, len(cfg.GPUs))
+		for i, id := range cfg.GPUs {
+			ids[i] = fmt.Sprint(id)
+		}
+		set["CUDA_VISIBLE_DEVICES"] = strings.Join(ids, ",")
+		set["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID" // the numbering of nvidia-smi and NVML
+	}
+	maps.Copy(set, p.environment)
+	set[markerVariable] = marker
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		_, replaced := set[name]
+		return replaced
+	})
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		env = append(env, name+"="+set[name])
+	}
+	return env
+}
+
+// A folder holds the files of one server: its TMPDIR, and its logs if they have no other place.
+type folder struct{ root, temp, logs string }
+
+// makeFolder makes it. The path is short, since SGLang makes Unix sockets in TMPDIR, whose paths have at most 107
+// bytes.
+func makeFolder(logs string, cfg Config) (folder, error) {
+	base := os.TempDir()
+	if len(base) > 60 {
+		base = "/tmp"
+	}
+	root, err := os.MkdirTemp(base, "sglangtest-")
+	if err != nil {
+		return folder{}, err
+	}
+	f := folder{root: root, temp: filepath.Join(root, "tmp"), logs: logs}
+	if logs == "" {
+		f.logs = root
+	}
+	if err := os.Mkdir(f.temp, 0o700); err != nil {
+		os.RemoveAll(root)
+		return folder{}, err
+	}
+	if err := linkCaches(os.TempDir(), f.temp, cfg); err != nil {
+		os.RemoveAll(root)
+		return folder{}, err
+	}
+	return f, nil
+}
+
+// linkCaches keeps the caches that libraries have in the common TMPDIR: those of torch.compile, tiktoken and CuTe.
+// Without them each start would compile and download anew.
+func linkCaches(common, temp string, cfg Config) error {
+	user := os.Getenv("USER")
+	if user == "" && os.Getuid() == 0 {
+		user = "root"
+	}
+	caches := []string{"data-gym-cache"}
+	if user != "" {
+		caches = append(caches, user)
+		inductor := "torchinductor_" + user
+		caches = append(caches, inductor)
+		if cfg.EnableTorchCompile {
+			if err := os.MkdirAll(filepath.Join(common, inductor), 0o700); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range caches {
+		if _, err := os.Stat(filepath.Join(common, name)); err != nil {
+			continue // there is no such cache
+		}
+		if err := os.Symlink(filepath.Join(common, name), filepath.Join(temp, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,390 @@
+//go:build unix
+
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	tailInterval = 50 * time.Millisecond // between two looks at what the server wrote
+	goneInterval = 20 * time.Millisecond // between two looks at what is left of a server
+	goneTimeout  = 30 * time.Second      // for a killed process to be gone: a GPU driver can hold it for long
+	portTimeout  = 5 * time.Second       // for the port to be free after that
+	shmInterval  = 2 * time.Second       // between two looks at the shared memory of a server that starts
+)
+
+// local is a server that is a process of this host.
+type local struct {
+	url      string
+	address  string // to listen on
+	stopTime time.Duration
+	cmd      *exec.Cmd
+	marker   string
+	folder   folder
+	ownLogs  bool // the logs are in the server's folder
+	outputs  [2]*os.File
+	begins   [2]int64 // where in the outputs this life of the server begins
+	log      *Log
+	watchdog *watchdog
+	serves   chan struct{} // closed by Serving
+
+	mainEnded chan struct{} // the main process has ended; exit is set
+	exited    chan struct{} // all of the server has gone, and its log has been read
+
+	servesOnce sync.Once
+
+	mu        sync.Mutex
+	asked     time.Time // when Stop or Kill was first called
+	suspended bool
+	exit      Exit
+	err       error // what is left, once exited is closed
+}
+
+var _ interface {
+	Logged
+	Process
+} = (*local)(nil)
+
+func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
+	if p.fault != nil {
+		return nil, p.fault
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, marker: rand.Text(),
+		log: newLog(), mainEnded: make(chan struct{}), exited: make(chan struct{}),
+		serves: make(chan struct{}), ownLogs: p.logs == ""}
+	var err error
+	if l.folder, err = makeFolder(p.logs, spec.Config); err != nil {
+		return nil, err
+	}
+	if err := l.start(p, spec); err != nil {
+		l.closeOutputs()
+		return nil, errors.Join(err, os.RemoveAll(l.folder.root))
+	}
+	ends := make(chan struct{})
+	var readers sync.WaitGroup
+	for i, f := range l.outputs {
+		readers.Go(func() { l.tail(f, l.begins[i], i == 1, ends) })
+	}
+	readers.Go(func() { l.findShared(ends) })
+	go func() {
+		defer close(l.exited)
+		l.wait()
+		close(ends)
+		readers.Wait()
+		l.log.end()
+		l.remove()
+	}()
+	return l, nil
+}
+
+// start starts the watchdog and then the server, so that there is no moment in which nothing watches.
+func (l *local) start(p *process, spec Spec) error {
+	args, err := spec.Config.CommandLine("")
+	if err != nil {
+		return err
+	}
+	if weightVersion(spec) == spec.Name { // else the config has one
+		args = append(args, "--weight-version", spec.Name)
+	}
+	args = append(slices.Clone(p.command[1:]), args...)
+	for i, stream := range []string{"stdout", "stderr"} {
+		path := filepath.Join(l.folder.logs, spec.Name+"."+stream+".log")
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
+		if err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		l.outputs[i] = f
+		if l.begins[i], err = f.Seek(0, io.SeekEnd); err != nil { // an earlier life of the server wrote what is there
+			return fmt.Errorf("log: %w", err)
+		}
+	}
+	if l.watchdog, err = startWatchdog(l.marker, l.folder, l.outputs[0].Name(), l.outputs[1].Name()); err != nil {
+		return fmt.Errorf("watchdog: %w", err)
+	}
+	l.cmd = exec.Command(p.command[0], args...)
+	l.cmd.Env = p.environ(spec.Config, l.marker, l.folder.temp)
+	l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := l.cmd.Start(); err != nil {
+		l.watchdog.dismiss()
+		return fmt.Errorf("start %s: %w: set the command that starts SGLang with WithCommand", p.command[0], err)
+	}
+	l.watchdog.tell("group", l.cmd.Process.Pid)
+	return nil
+}
+
+// wait returns when the main process has ended and everything else of the server has gone.
+func (l *local) wait() {
+	err := l.cmd.Wait()
+	at := time.Now()
+	l.mu.Lock()
+	state := l.cmd.ProcessState
+	l.exit.Code = state.ExitCode()
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		l.exit.Signal = status.Signal()
+	}
+	if !l.asked.IsZero() {
+		l.exit.Asked, l.exit.Took = true, at.Sub(l.asked)
+	}
+	l.mu.Unlock()
+	var status *exec.ExitError
+	if err != nil && !errors.As(err, &status) {
+		l.fail(err)
+	}
+	close(l.mainEnded)
+	tick := time.NewTicker(goneInterval)
+	defer tick.Stop()
+	for deadline := at.Add(goneTimeout); ; <-tick.C {
+		pids := l.members()
+		l.watchdog.shared(sharedFiles(pids))
+		if l.killGroup(); len(pids) == 0 {
+			break
+		}
+		for _, pid := range pids {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if time.Now().After(deadline) {
+			l.fail(fmt.Errorf("processes %v are still there %v after SIGKILL", pids, goneTimeout))
+			return
+		}
+	}
+	// A port that is still taken is another server's, or a container's that takes a moment to go.
+	for deadline := time.Now().Add(portTimeout); l.exit.Asked; <-tick.C { // the end has been noted: exit no longer changes
+		listener, err := net.Listen("tcp", l.address)
+		if err == nil {
+			listener.Close()
+		}
+		if err == nil || time.Now().After(deadline) {
+			return
+		}
+	}
+}
+
+func (l *local) members() []int {
+	return members(l.cmd.Process.Pid, l.marker, l.outputs[0].Name(), l.outputs[1].Name())
+}
+
+// killGroup kills the process group, which may have gone.
+func (l *local) killGroup() { syscall.Kill(-l.cmd.Process.Pid, syscall.SIGKILL) }
+
+func (l *local) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = errors.Join(l.err, err)
+}
+
+// remove removes what the server leaves, apart from the log of one that failed.
+func (l *local) remove() {
+	for _, path := range l.watchdog.files() {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.fail(err)
+		}
+	}
+	l.closeOutputs()
+	root := l.folder.root
+	if l.ownLogs && !l.exit.Asked { // the end has been noted: exit no longer changes
+		root = l.folder.temp
+	}
+	if err := os.RemoveAll(root); err != nil {
+		l.fail(err)
+	}
+	l.watchdog.dismiss()
+}
+
+func (l *local) closeOutputs() {
+	for _, f := range l.outputs {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// tail reads what the server appends to f from offset on, until it has gone.
+func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}) {
+	tick := time.NewTicker(tailInterval)
+	defer tick.Stop()
+	buf := make([]byte, 64<<10)
+	var rest []byte
+	for over := false; ; {
+		n, err := f.ReadAt(buf, offset)
+		offset += int64(n)
+		rest = append(rest, buf[:n]...)
+		for {
+			end := slices.IndexFunc(rest, func(b byte) bool { return b == '\n' || b == '\r' })
+			if end < 0 {
+				break
+			}
+			if end > 0 || rest[end] == '\n' {
+				l.log.add(stderr, string(rest[:end]))
+			}
+			rest = rest[end+1:]
+		}
+		if err != nil && err != io.EOF {
+			l.fail(err)
+			return
+		}
+		if n == len(buf) {
+			continue
+		}
+		if over {
+			if len(rest) > 0 {
+				l.log.add(stderr, string(rest))
+			}
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ends:
+			over = true // what was written until then is still read
+		}
+	}
+}
+
+// findShared notes the files in /dev/shm that the server has mapped, until it serves: later a look at its memory map
+// would disturb it, and it makes no more of them.
+func (l *local) findShared(ends <-chan struct{}) {
+	tick := time.NewTicker(shmInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.watchdog.shared(sharedFiles(l.members()))
+		case <-l.serves:
+			return
+		case <-ends:
+			return
+		}
+	}
+}
+
+func (l *local) URL() string             { return l.url }
+func (l *local) Log() *Log               { return l.log }
+func (l *local) Exited() <-chan struct{} { return l.exited }
+
+// Serving says that the server has become ready.
+func (l *local) Serving() {
+	l.servesOnce.Do(func() {
+		l.watchdog.shared(sharedFiles(l.members()))
+		close(l.serves)
+	})
+}
+
+// LogFiles returns the paths of the logs.
+func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
+
+// Exit says how the main process ended, once the server has.
+func (l *local) Exit() (Exit, bool) {
+	select {
+	case <-l.exited:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.exit, true
+	default:
+		return Exit{}, false
+	}
+}
+
+func (l *local) Err() error {
+	exit, ended := l.Exit()
+	if !ended || exit.Asked {
+		return nil
+	}
+	return errors.New(exit.String())
+}
+
+// ask notes that the end is wanted. It reports false if the main process has ended already.
+func (l *local) ask(forced bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.mainEnded:
+		return false
+	default:
+	}
+	if l.asked.IsZero() {
+		l.asked = time.Now()
+	}
+	l.exit.Forced = l.exit.Forced || forced
+	return true
+}
+
+// Stop sends SIGTERM to the main process, and kills the group if it has not ended by itself in time.
+func (l *local) Stop(ctx context.Context) error {
+	if l.ask(false) {
+		l.watchdog.shared(sharedFiles(l.members()))
+		l.Resume()
+		l.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has just ended
+		timer := time.NewTimer(l.stopTime)
+		defer timer.Stop()
+		select {
+		case <-l.mainEnded:
+		case <-timer.C:
+			l.Kill()
+		case <-ctx.Done():
+			l.Kill()
+		}
+	}
+	<-l.exited
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// Kill kills the process group.
+func (l *local) Kill() {
+	if l.ask(true) {
+		l.killGroup()
+	}
+}
+
+func (l *local) Suspend() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := syscall.Kill(-l.cmd.Process.Pid, syscall.SIGSTOP)
+	l.suspended = l.suspended || err == nil
+	return err
+}
+
+func (l *local) Resume() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.suspended {
+		return nil
+	}
+	l.suspended = false
+	if err := syscall.Kill(-l.cmd.Process.Pid, syscall.SIGCONT); err != syscall.ESRCH { // it may have been killed meanwhile
+		return err
+	}
+	return nil
+}
+
+// baseURL is where this host reaches a server with the config.
+func baseURL(cfg Config) string {
+	host := cfg.Host
+	switch host {
+	case "", "0.0.0.0":
+		host = "127.0.0.1"
+	case "::":
+		host = "::1"
+	}
+	u := url.URL{Scheme: "http", Host: net.JoinHostPort(host, strconv.Itoa(cfg.Port))}
+	return u.String()
+}

@@ -1,0 +1,196 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// pollInterval is the time between two looks at a server that is not ready.
+const pollInterval = 100 * time.Millisecond
+
+// progressInterval is the shortest time between two events about the progress of one phase.
+const progressInterval = time.Second
+
+// becomeReady waits until the server serves, finds out what it is and reads its facts.
+//
+// From 0.5.21 on /ready tells; it needs no generation. Before, the socket opens when the model has been loaded,
+// /model_info answers from then on, and /health, which generates a token and takes a second, is 503 until the
+// warm-up is over (SGLang entrypoints/http_server.py). A process that was launched must also have opened the socket
+// itself and generate a token under its own name: another server may answer on its port.
+func (s *Server) becomeReady(ctx context.Context) error {
+	timeout := s.m.readyTimeout
+	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the time-out of %v: %w", timeout, context.DeadlineExceeded))
+	defer stop()
+	l := s.present()
+	look, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.ended, cancel)() // a server that has ended does not answer
+	path, waiting, last := "/ready", "/ready (503 while the server starts, ends or is paused)", "no answer yet"
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		err := s.client.once(look, http.MethodGet, path, nil, nil)
+		var status *StatusError
+		if err == nil {
+			if err = s.identify(look); err == nil {
+				err = s.prove(look, l)
+			}
+			if err == nil {
+				break
+			}
+		} else if path == "/ready" && errors.As(err, &status) && status.Status == http.StatusNotFound {
+			if _, err = s.recognise(look); err == nil { // whatever it is, it has opened its socket
+				path, waiting = "/health", "/health (503 while the server starts or ends; this SGLang has no /ready)"
+				continue
+			}
+		}
+		if look.Err() == nil { // else err is the end of the wait
+			if !passing(err) {
+				return err
+			}
+			last = err.Error()
+		}
+		select {
+		case <-tick.C:
+		case <-l.ended.Done():
+			return &ExitedError{Err: l.err}
+		case <-ctx.Done():
+			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), Last: last, Err: context.Cause(ctx)}
+		}
+	}
+	if serving, ok := l.inst.(interface{ Serving() }); ok {
+		serving.Serving()
+	}
+	s.endStartup(l)
+	warning, err := checkVersion(s.Info().Version)
+	if err != nil {
+		return err
+	}
+	if warning != "" {
+		s.tell(KindWarning, warning)
+	}
+	if !s.enter(StateReady, StateStarting) {
+		<-l.ended.Done()
+		return &ExitedError{Err: l.err}
+	}
+	return nil
+}
+
+// errNotBound is why a server that answers may be another one.
+var errNotBound = errors.New("the log does not show that the server has opened its socket")
+
+// passing reports whether err is of a kind that ends when a server has started: it does not answer, or it answers
+// that it cannot.
+func passing(err error) bool {
+	var none *noAnswerError
+	var status *StatusError
+	return errors.As(err, &none) || errors.As(err, &status) && status.Status >= 500 || errors.Is(err, errNotBound)
+}
+
+// ownName checks that a server which answers is the process that was launched: it was given its name as the version
+// of its weights.
+func (s *Server) ownName(has string) error {
+	l := s.present()
+	want := weightVersion(Spec{Name: s.name, Config: l.reservation.config})
+	if _, ok := l.inst.(Process); !ok || has == want {
+		return nil
+	}
+	return &PortInUseError{Address: l.reservation.config.address(),
+		Err: fmt.Errorf("another server answers there: its weight_version is %q, not %q", has, want)}
+}
+
+// prove makes a process that was launched show that it is the one that answers, and that it generates.
+func (s *Server) prove(ctx context.Context, l *life) error {
+	if _, ok := l.inst.(Process); !ok {
+		return nil
+	}
+	s.mu.Lock()
+	raw := s.raw
+	unbound := l.startup.at > 0 && !l.startup.bound && showsSocket(raw)
+	s.mu.Unlock()
+	if unbound {
+		return errNotBound
+	}
+	if mode, ok := raw["disaggregation_mode"].(string); ok && mode != "null" {
+		return nil // half of a pair cannot generate alone
+	}
+	var answer struct {
+		Meta struct {
+			WeightVersion    string `json:"weight_version"`
+			CompletionTokens int    `json:"completion_tokens"`
+		} `json:"meta_info"`
+	}
+	err := s.client.once(ctx, http.MethodPost, "/generate", map[string]any{
+		"input_ids": []int{1}, "sampling_params": map[string]any{"max_new_tokens": 1, "temperature": 0},
+	}, &answer)
+	if err != nil {
+		return err
+	}
+	if err := s.ownName(answer.Meta.WeightVersion); err != nil {
+		return err
+	}
+	if answer.Meta.CompletionTokens != 1 {
+		return fmt.Errorf("a generation of one token gave %d", answer.Meta.CompletionTokens)
+	}
+	return nil
+}
+
+// showsSocket reports whether a server with these arguments logs that its socket is open: uvicorn does, at the level
+// INFO, and the Rust front end does not (which /server_info tells from 0.5.21 on).
+func showsSocket(raw map[string]any) bool {
+	level, ok := raw["log_level_http"].(string)
+	if !ok {
+		level, _ = raw["log_level"].(string)
+	}
+	version, _ := raw["version"].(string)
+	old, _ := olderThan(version, "0.5.21")
+	return (level == "info" || level == "debug" || level == "trace") && (old || raw["frontend"] == "python")
+}
+
+// followStartup reads the log of a server that starts and tells of its phases.
+func (s *Server) followStartup(ctx context.Context, l *life, log *Log) {
+	var told time.Time // of the last progress
+	for line := range log.Follow(ctx) {
+		s.mu.Lock()
+		phase := l.startup.read(line.Time, line.Text)
+		s.mu.Unlock()
+		if phase == nil || phase.Duration == 0 && line.Time.Sub(told) < progressInterval {
+			continue
+		}
+		if phase.Duration == 0 {
+			told = line.Time
+		}
+		s.tellPhase(line.Time, phase)
+	}
+}
+
+// endStartup ends the last phase of a start-up and the reading of the log for it.
+func (s *Server) endStartup(l *life) {
+	if _, ok := l.inst.(Logged); !ok {
+		return
+	}
+	l.unfollow()
+	l.follower.Wait()
+	at := time.Now()
+	s.mu.Lock()
+	phase := l.startup.end(at)
+	s.mu.Unlock()
+	s.tellPhase(at, phase)
+}
+
+func (s *Server) tellPhase(at time.Time, phase *Phase) {
+	s.m.events.emit(Event{Time: at, Server: s.name, Kind: KindPhase, Message: phase.String(), Phase: phase})
+}
+
+// phase says how far a start-up has come, as its log shows it; "" if there is none.
+func (s *Server) phase(l *life) string {
+	if _, ok := l.inst.(Logged); !ok {
+		return ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return l.startup.last().String()
+}
