@@ -32,6 +32,9 @@ type NodeConfig struct {
 	ScheduleConservativeness float64 `json:"schedule_conservativeness,omitempty"` // > 0
 	EnableTorchCompile       bool    `json:"enable_torch_compile,omitempty"`
 	Quantization             string  `json:"quantization,omitempty"`
+	// ServerArgs holds all further arguments by SGLang's name, such as "attention_backend": "fa3" or "page_size": 16,
+	// checked against SGLang's own table. API keys in it are used for the run's requests, and not stored.
+	ServerArgs server.Args `json:"server_args,omitempty"`
 
 	// The workload.
 	DatasetName     string `json:"dataset_name"`                // required: one of DatasetNames
@@ -167,6 +170,9 @@ func (c NodeConfig) Validate() error {
 	check(c.MemFractionStatic >= 0 && c.MemFractionStatic < 1, "mem_fraction_static", "%v; want between 0 and 1", c.MemFractionStatic)
 	check(c.ChunkedPrefillSize >= -1, "chunked_prefill_size", "%d; want ≥ 1, or -1 for no chunking", c.ChunkedPrefillSize)
 	check(c.ScheduleConservativeness >= 0, "schedule_conservativeness", "%v; want > 0", c.ScheduleConservativeness)
+	if _, err := c.Server(); err != nil && len(faults) == 0 { // else the fields above may be what it reports
+		faults = append(faults, err)
+	}
 
 	check(slices.Contains(DatasetNames(), c.DatasetName), "dataset_name", "%q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
 	isFile := slices.Contains([]string{"azure", "sharegpt", "jsonl", "mooncake"}, c.DatasetName)
@@ -230,8 +236,8 @@ func (c NodeConfig) Validate() error {
 	return errors.Join(faults...)
 }
 
-// Server returns the arguments of the experiment's server.
-func (c NodeConfig) Server() server.Config {
+// Server returns the arguments of the experiment's server. ServerArgs that SGLang does not take are faults.
+func (c NodeConfig) Server() (server.Config, error) {
 	cfg := server.Config{
 		ModelPath: c.ModelPath, TokenizerPath: c.TokenizerPath, Port: c.Port, MaxRunningRequests: c.MaxRunningRequests,
 		MemFractionStatic: c.MemFractionStatic, ChunkedPrefillSize: c.ChunkedPrefillSize,
@@ -240,7 +246,25 @@ func (c NodeConfig) Server() server.Config {
 	if c.GPUID != nil {
 		cfg.GPUs = []int{*c.GPUID}
 	}
-	return cfg
+	cfg, err := cfg.With(c.ServerArgs)
+	if err == nil && len(c.ServerArgs) > 0 {
+		err = cfg.Validate()
+	}
+	if err != nil {
+		return server.Config{}, fmt.Errorf("server_args:\n%w", err)
+	}
+	return cfg, nil
+}
+
+// withoutKeys returns the config as it may be stored: with the API keys replaced.
+func (c NodeConfig) withoutKeys() NodeConfig {
+	c.ServerArgs = maps.Clone(c.ServerArgs)
+	for _, name := range []string{"api_key", "admin_api_key"} {
+		if _, ok := c.ServerArgs[name]; ok {
+			c.ServerArgs[name] = "(not stored)"
+		}
+	}
+	return c
 }
 
 // Generator returns the experiment's workload.

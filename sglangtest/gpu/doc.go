@@ -1,10 +1,13 @@
 // Package gpu lists the GPUs of this host and samples what they do: use, memory, power, temperature and clocks.
 //
-// [Open] takes the NVIDIA management library (NVML) where the program was built with cgo for Linux and the library is
-// there, and the program nvidia-smi otherwise; without either it says why each way failed ([UnavailableError]).
-// [Devices] is then the GPU inventory of a server manager, and its [Devices.Sampler] samples on a run's clock.
+// [Open] asks the program nvidia-smi. A program built for Linux with cgo and the build tag nvml asks the NVIDIA management
+// library (NVML) instead, which starts no program for each sample and also tells the energy used; nvidia-smi remains its
+// fall-back. Where nothing answers, the error says why each way failed ([UnavailableError]). [Devices] is then the GPU
+// inventory of a server manager, and its [Devices.Sampler] samples on a run's clock.
 //
-// NVML's functions are looked up when they are first called. A linker that is told to bind all at the start (gcc of some
-// distributions does so by itself; "gcc -dumpspecs" shows "-z now") makes programs that end at once with "symbol lookup
-// error: undefined symbol: nvml…". Build with -ldflags=-extldflags=-Wl,-z,lazy there, or with CGO_ENABLED=0.
+// NVML is behind a tag because its functions are looked up when they are first called: where the linker binds all
+// symbols at the start, as gcc of Ubuntu tells it to, a program with go-nvml in it ends at once with "symbol lookup error:
+// undefined symbol: nvml…". This builds it everywhere:
+//
+//	go build -tags nvml -ldflags=-extldflags=-Wl,-z,lazy
 package gpu

@@ -1,10 +1,10 @@
-//go:build !(cgo && linux)
+//go:build !(nvml && cgo && linux)
 
 package gpu
 
 import "errors"
 
-// openNVML stands in where a shared library cannot be opened.
+// openNVML stands in for a build without NVML.
 func openNVML() (source, error) {
-	return nil, errors.New("this program was built without cgo or not for Linux")
+	return nil, errors.New("this program was built without the tag nvml, without cgo, or not for Linux")
 }

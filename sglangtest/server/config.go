@@ -158,6 +158,45 @@ func (c Config) Settings() map[string]any {
 	return out
 }
 
+// With returns a copy of c with further arguments set by SGLang's name, whether they have a field of their own or go into
+// Args. One that c sets already and one of a wrong type are faults, all reported together, each with its name.
+func (c Config) With(args Args) (Config, error) {
+	given := c.Settings()
+	table := sglargs.Latest()
+	out := c
+	out.Args = maps.Clone(c.Args)
+	fields := reflect.ValueOf(&out).Elem()
+	var faults []error
+	for _, name := range slices.Sorted(maps.Keys(args)) {
+		i, ok := typed[name]
+		switch _, twice := given[name]; {
+		case twice:
+			faults = append(faults, fmt.Errorf("%s: set already, to %v", name, given[name]))
+		case !ok:
+			if out.Args == nil {
+				out.Args = Args{}
+			}
+			out.Args[name] = args[name]
+		default:
+			a, err := table.Find(name)
+			if err != nil {
+				panic("server: a field of Config is no argument: " + err.Error()) // a test excludes it
+			}
+			v, err := table.Normal(a, args[name])
+			if err == nil && !setField(fields.Field(i), v) {
+				err = fmt.Errorf("%v stands for \"not set\": leave it out", v)
+			}
+			if err != nil {
+				faults = append(faults, fmt.Errorf("%s: %w", name, err))
+			}
+		}
+	}
+	if len(faults) > 0 {
+		return Config{}, errors.Join(faults...)
+	}
+	return out, nil
+}
+
 // Validate reports everything that no known version of SGLang would take, each fault with its key: values out of
 // range, of a wrong type or not among the choices, unknown and misplaced arguments, contradictions.
 func (c Config) Validate() error {

@@ -134,3 +134,18 @@ func TestPresets(t *testing.T) {
 		}
 	}
 }
+
+func TestConfigWith(t *testing.T) {
+	base := Config{Port: 31000, Args: Args{"page_size": 16}}
+	c, err := base.With(Args{"attention_backend": "fa3", "tp_size": 2.0, "random_seed": 0, "max_loras_per_batch": 4})
+	require.NoError(t, err)
+	zero := 0
+	require.Equal(t, Config{Port: 31000, AttentionBackend: "fa3", TPSize: 2, RandomSeed: &zero, Args: Args{"page_size": 16, "max_loras_per_batch": 4}}, c)
+	require.Equal(t, Args{"page_size": 16}, base.Args, "the original is left alone")
+
+	_, err = base.With(Args{"port": 1, "page_size": 1, "tp_size": "two", "stream_interval": 0})
+	require.ErrorContains(t, err, "port: set already, to 31000")
+	require.ErrorContains(t, err, "page_size: set already, to 16")
+	require.ErrorContains(t, err, "tp_size: ")
+	require.ErrorContains(t, err, `stream_interval: 0 stands for "not set"`)
+}
