@@ -133,7 +133,7 @@ var causes = []causeRule{
 	{CausePackage, []string{"ModuleNotFoundError: No module named", "with minimum required version", "No module named sglang"}, failedEarly, nil,
 		say("install the package into the server's Python environment", "give the right interpreter with WithCommand")},
 	{CauseKilled, []string{"died during initialization (exit code: -9)", "crashed with exit code -9"}, nil, evidence.killed,
-		say("look whether the kernel ran out of memory (dmesg -T | grep -i oom), and leave more memory to the host", "or whether somebody sent SIGKILL")},
+		say("look whether the kernel ran out of memory (dmesg -T | grep -i oom), and leave more memory to the host", "look who else sent SIGKILL: a job limit, or somebody")},
 	{CauseSchedulerDied, []string{"Scheduler hit an exception", "died during initialization", "crashed with exit code", "DetokenizerManager hit an exception", "Initialization failed"}, nil, nil,
 		say("read the exception in the log")},
 }

@@ -43,6 +43,7 @@ var ErrKilled = errors.New("killed as the experiment asked")
 type NotReadyError struct {
 	Waiting string // what was being waited for
 	Phase   string // of the start-up that the log shows; empty if there is no log
+	LogFile string // what the server writes; empty if there is no file
 	Last    string // the last answer or failure
 	Err     error  // why waiting ended
 }
@@ -51,6 +52,9 @@ func (e *NotReadyError) Error() string {
 	waiting := e.Waiting
 	if e.Phase != "" {
 		waiting += "; its log shows: " + e.Phase
+	}
+	if e.LogFile != "" {
+		waiting += " (" + e.LogFile + ")"
 	}
 	return fmt.Sprintf("not ready: waited for %s; last: %s; ended by %v", waiting, e.Last, e.Err)
 }

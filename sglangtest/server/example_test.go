@@ -106,3 +106,31 @@ func ExampleConfig_CommandLine() {
 	// args.pagesize: SGLang has no such argument; did you mean "page_size"?
 	// schedule_policy: "fifo" is not one that SGLang 0.5.23 takes; did you mean "fcfs"?
 }
+
+// A server as a process of this host, in another Python environment, on the first two GPUs.
+func ExampleLocalProcess() {
+	ctx := context.Background()
+	launcher := server.LocalProcess(
+		server.WithCommand("/opt/sglang/bin/python", "-m", "sglang.launch_server"),
+		server.WithEnvironment(map[string]string{"SGLANG_LOG_MS": "1"}),
+	)
+	servers, err := server.NewServerManager(launcher, server.WithEvents(func(e server.Event) {
+		fmt.Println(e.Server, e.Kind, e.Message) // such as "server-0 phase load weights: 12.3s"
+	}))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer servers.StopAll(context.WithoutCancel(ctx))
+	node, err := servers.Launch(ctx, server.Config{ModelPath: "meta-llama/Llama-3.1-8B-Instruct", TPSize: 2, GPUs: []int{0, 1}})
+	var failure *server.FailureError
+	if errors.As(err, &failure) {
+		fmt.Println(failure.Cause, failure.Advice)
+	}
+	if err != nil {
+		return
+	}
+	for _, phase := range node.Startup() {
+		fmt.Println(phase)
+	}
+}

@@ -8,15 +8,21 @@ import (
 
 // An Exit says how a server's process ended.
 type Exit struct {
-	Code   int            // exit status; -1 if a signal ended it
+	Code   int            // exit status; -1 if a signal ended it, or nothing yet
 	Signal syscall.Signal // the signal that ended it, 0 if none; SGLang up to 0.5.18 kills itself (9) after a clean stop
 	Asked  bool           // Stop or Kill had been called
 	Forced bool           // this package killed it: it was to be killed, or did not end in time
 	Took   time.Duration  // from Stop to the end of the main process; 0 if not asked
 }
 
+// notEnded is the exit of a process that goes on.
+var notEnded = Exit{Code: -1}
+
 // String says it in words, such as "exit status 3" or "signal 9 (killed)".
 func (e Exit) String() string {
+	if e == notEnded {
+		return "not ended"
+	}
 	text := fmt.Sprintf("exit status %d", e.Code)
 	if e.Signal != 0 {
 		text = fmt.Sprintf("signal %d (%v)", int(e.Signal), e.Signal)

@@ -82,6 +82,10 @@ func fakeProgram(mode string) int {
 		signal.Notify(signals, syscall.SIGTERM)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:"+argument("--port"))
+	if mode == "taken" {
+		fmt.Fprintln(os.Stderr, "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use")
+		select {}
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "ERROR:    [Errno 98] error while attempting to bind on address: address already in use")
 		return 3
@@ -119,6 +123,9 @@ func fakeHarness() int {
 		panic(err)
 	}
 	l := s.present().inst.(*local)
+	for len(l.watchdog.files()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
 	json.NewEncoder(os.Stdout).Encode(fakeTraces{Group: l.cmd.Process.Pid, Marker: l.marker, Folder: l.folder.root, Logs: l.LogFiles(),
 		Shared: l.watchdog.files(), Watchdog: l.watchdog.cmd.Process.Pid})
 	io.Copy(io.Discard, os.Stdin)

@@ -126,7 +126,7 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 	if err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
 		defer cancel()
-		return errors.Join(s.wrap("restart", err), s.Stop(stopCtx))
+		return errors.Join(s.wrap("restart", err), s.stop(stopCtx))
 	}
 	return nil
 }

@@ -61,12 +61,6 @@ func WithAPIKey(key string) Option {
 	return func(m *ServerManager) error { m.apiKey = key; return nil }
 }
 
-// WithAdminAPIKey makes the control calls that change the server carry this key instead, the server's --admin-api-key.
-// A server that has both keys takes for each call only the one that is meant for it.
-func WithAdminAPIKey(key string) Option {
-	return func(m *ServerManager) error { m.adminKey = key; return nil }
-}
-
 // WithGPUs makes the manager check, before it launches a process on this host, that its GPUs exist and have memory, choose
 // GPUs for a config that names none, and wait after its end until their memory is back.
 func WithGPUs(inventory GPUInventory) Option {
@@ -83,6 +77,12 @@ func WithGPUs(inventory GPUInventory) Option {
 // long as the deadline allows.
 func WithAbortOnStop() Option {
 	return func(m *ServerManager) error { m.abortOnStop = true; return nil }
+}
+
+// WithAdminAPIKey makes the control calls that change the server carry this key instead, the server's --admin-api-key.
+// A server that has both keys takes for each call only the one that is meant for it.
+func WithAdminAPIKey(key string) Option {
+	return func(m *ServerManager) error { m.adminKey = key; return nil }
 }
 
 // WithEvents makes f be called for each event, one at a time and in order, from various goroutines. It may look at

@@ -77,7 +77,7 @@ func WithEnvironment(variables map[string]string) ProcessOption {
 }
 
 // WithLogFolder sets the folder for NAME.stdout.log and NAME.stderr.log, which must exist; what is there is appended
-// to. Default: a temporary folder, which stays only if the server fails.
+// to. Default: a temporary folder, which stays only if the server fails or does not become ready.
 func WithLogFolder(folder string) ProcessOption {
 	return func(p *process) error {
 		info, err := os.Stat(folder)

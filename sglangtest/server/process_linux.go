@@ -2,12 +2,16 @@ package server
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // members returns the processes of a server: those of its process group, those that carry its marker in their
@@ -66,25 +70,96 @@ func writesTo(pid int, logs []string) bool {
 // id: SGLang's load snapshots, segments and arguments (load_snapshot.py, stale_shm_cleanup.py), Python's and NCCL's.
 var sharedPrefixes = []string{"sglang_loads_", "sgl_shm_", "multi_tokenizer_args_", "psm_", "nccl-"}
 
-// sharedFiles returns the files in /dev/shm that the processes have mapped.
+func isShared(path string) bool {
+	return filepath.Dir(path) == "/dev/shm" &&
+		slices.ContainsFunc(sharedPrefixes, func(prefix string) bool { return strings.HasPrefix(filepath.Base(path), prefix) })
+}
+
+// sharedFiles returns the files in /dev/shm that the processes have mapped or open.
 func sharedFiles(pids []int) []string {
 	var files []string
+	add := func(path string) {
+		if isShared(path) && !strings.HasSuffix(path, " (deleted)") && !slices.Contains(files, path) {
+			files = append(files, path)
+		}
+	}
 	for _, pid := range pids {
 		maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 		if err != nil {
 			continue // it has ended
 		}
 		for line := range strings.Lines(string(maps)) {
-			at := strings.Index(line, "/dev/shm/")
-			if at < 0 {
-				continue
+			if at := strings.Index(line, "/dev/shm/"); at >= 0 {
+				add(strings.TrimSpace(line[at:]))
 			}
-			path := strings.TrimSpace(line[at:])
-			own := slices.ContainsFunc(sharedPrefixes, func(prefix string) bool { return strings.HasPrefix(filepath.Base(path), prefix) })
-			if own && !strings.HasSuffix(path, " (deleted)") && !slices.Contains(files, path) {
-				files = append(files, path)
+		}
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			if path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); err == nil {
+				add(path)
 			}
 		}
 	}
 	return files
+}
+
+// sharedLooks are the times after the creation of a file in /dev/shm at which its owner is looked for.
+var sharedLooks = []time.Duration{0, 10 * time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond, time.Second}
+
+// watchShared begins to notice new files in /dev/shm and returns a function that reads on until ends is closed: whenever
+// one of SGLang's comes into being, look is called, which finds out whether it is this server's, several times until it
+// returns true. This names a file also if its server dies soon afterwards, and costs nothing while it serves.
+func watchShared(ends <-chan struct{}, look func(path string) bool) (run func(), err error) {
+	fd, err := syscall.InotifyInit1(syscall.IN_NONBLOCK | syscall.IN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("inotify: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	if _, err := syscall.InotifyAddWatch(fd, "/dev/shm", syscall.IN_CREATE|syscall.IN_MOVED_TO); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.ENOENT) {
+			return func() { <-ends }, nil // no shared memory here
+		}
+		return nil, fmt.Errorf("watch /dev/shm: %w", err)
+	}
+	return func() {
+		done := make(chan struct{})
+		go func() {
+			<-ends
+			f.Close()
+			close(done)
+		}()
+		defer func() { <-done }()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := f.Read(buf)
+			if err != nil {
+				return // closed
+			}
+			for data := buf[:n]; len(data) >= syscall.SizeofInotifyEvent; {
+				length := int(binary.NativeEndian.Uint32(data[12:])) // of the name
+				name := string(bytes.TrimRight(data[syscall.SizeofInotifyEvent:syscall.SizeofInotifyEvent+length], "\x00"))
+				data = data[syscall.SizeofInotifyEvent+length:]
+				if path := "/dev/shm/" + name; isShared(path) {
+					lookRepeatedly(ends, path, look)
+				}
+			}
+		}
+	}, nil
+}
+
+func lookRepeatedly(ends <-chan struct{}, path string, look func(path string) bool) {
+	for _, after := range sharedLooks {
+		select {
+		case <-time.After(after):
+		case <-ends:
+			return
+		}
+		if look(path) {
+			return
+		}
+	}
 }

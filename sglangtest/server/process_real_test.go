@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,7 +49,7 @@ func newRealSGLang(t *testing.T, opts ...Option) realSGLang {
 func shm(t *testing.T) []string {
 	names, err := filepath.Glob("/dev/shm/sglang_loads_*")
 	require.NoError(t, err)
-	return names
+	return slices.DeleteFunc(names, func(name string) bool { return strings.Contains(name, "_test") }) // of other tests
 }
 
 func (r realSGLang) fails(cfg Config) *FailureError {
@@ -67,9 +68,8 @@ func TestRealProcessRefuses(t *testing.T) {
 	cfg := r.config
 	cfg.ModelPath = "/no/such/model"
 	require.Equal(t, CauseModel, r.fails(cfg).Cause)
-	cfg = r.config
-	cfg.Args = Args{"device": "cpu", "chat_template": "/no/such/template.jinja"}
-	t.Log(r.fails(cfg).Cause)
+	r.m.launcher = LocalProcess(WithCommand(filepath.Join(os.Getenv(envSGLangDir), "python"), "-m", "sglang.launch_server", "--no-such-flag"), WithLogFolder(r.logs))
+	require.Equal(t, CauseArgument, r.fails(r.config).Cause)
 }
 
 func TestRealProcessPortTakenMeanwhile(t *testing.T) {
@@ -89,8 +89,7 @@ func TestRealProcessPortTakenMeanwhile(t *testing.T) {
 	cfg.Port = port
 	failure := r.fails(cfg)
 	(<-took).Close()
-	require.Equal(t, CausePortInUse, failure.Cause)
-	require.Equal(t, 3, failure.Exit.Code)
+	require.Equal(t, CausePortInUse, failure.Cause) // the server may hang, since nobody answers its first request
 }
 
 func TestRealProcessLife(t *testing.T) {

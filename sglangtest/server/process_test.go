@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // traces returns what a server would leave.
 func traces(s *Server) fakeTraces {
 	l := s.present().inst.(*local)
+	for len(l.watchdog.files()) == 0 { // it has been made, and is about to be noticed
+		runtime.Gosched()
+	}
 	return fakeTraces{Group: l.cmd.Process.Pid, Watchdog: l.watchdog.cmd.Process.Pid, Marker: l.marker, Folder: l.folder.root, Logs: l.LogFiles(),
 		Shared: l.watchdog.files()}
 }
@@ -195,7 +199,7 @@ func TestLocalProcessNotReady(t *testing.T) {
 	logs := t.TempDir()
 	m := newManager(t, fakeLauncher("slow", WithLogFolder(logs)), nil, WithReadyTimeout(2*time.Second))
 	_, err := m.Launch(context.Background(), localConfig())
-	require.ErrorContains(t, err, "its log shows: open HTTP; last: GET /ready: ")
+	require.ErrorContains(t, err, "its log shows: open HTTP ("+filepath.Join(logs, "server-0.stderr.log")+"); last: GET /ready: ")
 	require.ErrorContains(t, err, "connection refused")
 	require.Empty(t, m.Servers())
 }
@@ -207,6 +211,14 @@ func TestLocalProcessStranger(t *testing.T) {
 		var in *PortInUseError
 		require.ErrorAs(t, err, &in)
 		require.ErrorContains(t, err, `its weight_version is "default", not "server-0"`)
+	})
+	t.Run("that says nothing, so SGLang hangs", func(t *testing.T) {
+		logs := t.TempDir()
+		_, err := newManager(t, fakeLauncher("taken", WithLogFolder(logs), WithStopTimeout(100*ms)), nil).Launch(context.Background(), localConfig())
+		var failure *FailureError
+		require.ErrorAs(t, err, &failure)
+		require.Equal(t, CausePortInUse, failure.Cause)
+		require.ErrorContains(t, err, "port in use (not ended)")
 	})
 }
 

@@ -25,7 +25,6 @@ const (
 	goneInterval = 20 * time.Millisecond // between two looks at what is left of a server
 	goneTimeout  = 30 * time.Second      // for a killed process to be gone: a GPU driver can hold it for long
 	portTimeout  = 5 * time.Second       // for the port to be free after that
-	shmInterval  = 2 * time.Second       // between two looks at the shared memory of a server that starts
 )
 
 // local is a server that is a process of this host.
@@ -41,14 +40,12 @@ type local struct {
 	begins   [2]int64 // where in the outputs this life of the server begins
 	log      *Log
 	watchdog *watchdog
-	serves   chan struct{} // closed by Serving
 
 	mainEnded chan struct{} // the main process has ended; exit is set
 	exited    chan struct{} // all of the server has gone, and its log has been read
 
-	servesOnce sync.Once
-
 	mu        sync.Mutex
+	keepLogs  bool
 	asked     time.Time // when Stop or Kill was first called
 	suspended bool
 	exit      Exit
@@ -69,21 +66,34 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	}
 	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, marker: rand.Text(),
 		log: newLog(), mainEnded: make(chan struct{}), exited: make(chan struct{}),
-		serves: make(chan struct{}), ownLogs: p.logs == ""}
+		ownLogs: p.logs == ""}
 	var err error
 	if l.folder, err = makeFolder(p.logs, spec.Config); err != nil {
 		return nil, err
 	}
-	if err := l.start(p, spec); err != nil {
+	ends := make(chan struct{})
+	var readers sync.WaitGroup
+	watch, err := watchShared(ends, l.findShared)
+	if err == nil {
+		started := make(chan struct{})
+		readers.Go(func() {
+			<-started
+			watch()
+		})
+		err = l.start(p, spec)
+		if err != nil {
+			close(ends)
+		}
+		close(started)
+	}
+	if err != nil {
+		readers.Wait()
 		l.closeOutputs()
 		return nil, errors.Join(err, os.RemoveAll(l.folder.root))
 	}
-	ends := make(chan struct{})
-	var readers sync.WaitGroup
 	for i, f := range l.outputs {
 		readers.Go(func() { l.tail(f, l.begins[i], i == 1, ends) })
 	}
-	readers.Go(func() { l.findShared(ends) })
 	go func() {
 		defer close(l.exited)
 		l.wait()
@@ -200,9 +210,11 @@ func (l *local) remove() {
 	}
 	l.closeOutputs()
 	root := l.folder.root
-	if l.ownLogs && !l.exit.Asked { // the end has been noted: exit no longer changes
+	l.mu.Lock()
+	if l.ownLogs && (l.keepLogs || !l.exit.Asked) {
 		root = l.folder.temp
 	}
+	l.mu.Unlock()
 	if err := os.RemoveAll(root); err != nil {
 		l.fail(err)
 	}
@@ -258,37 +270,26 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 	}
 }
 
-// findShared notes the files in /dev/shm that the server has mapped, until it serves: later a look at its memory map
-// would disturb it, and it makes no more of them.
-func (l *local) findShared(ends <-chan struct{}) {
-	tick := time.NewTicker(shmInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			l.watchdog.shared(sharedFiles(l.members()))
-		case <-l.serves:
-			return
-		case <-ends:
-			return
-		}
-	}
+// findShared notes the files in /dev/shm that the server has, and reports whether path is one of them.
+func (l *local) findShared(path string) bool {
+	files := sharedFiles(l.members())
+	l.watchdog.shared(files)
+	return slices.Contains(files, path)
 }
 
 func (l *local) URL() string             { return l.url }
 func (l *local) Log() *Log               { return l.log }
 func (l *local) Exited() <-chan struct{} { return l.exited }
 
-// Serving says that the server has become ready.
-func (l *local) Serving() {
-	l.servesOnce.Do(func() {
-		l.watchdog.shared(sharedFiles(l.members()))
-		close(l.serves)
-	})
-}
-
 // LogFiles returns the paths of the logs.
 func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
+
+// KeepLogs keeps the logs also when the server ends as asked: something else went wrong.
+func (l *local) KeepLogs() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keepLogs = true
+}
 
 // Exit says how the main process ended, once the server has.
 func (l *local) Exit() (Exit, bool) {
@@ -329,7 +330,6 @@ func (l *local) ask(forced bool) bool {
 // Stop sends SIGTERM to the main process, and kills the group if it has not ended by itself in time.
 func (l *local) Stop(ctx context.Context) error {
 	if l.ask(false) {
-		l.watchdog.shared(sharedFiles(l.members()))
 		l.Resume()
 		l.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has just ended
 		timer := time.NewTimer(l.stopTime)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -57,12 +58,13 @@ func (s *Server) becomeReady(ctx context.Context) error {
 		case <-tick.C:
 		case <-l.ended.Done():
 			return &ExitedError{Err: l.err}
+		case line := <-l.doom:
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.diagnosed(l, []string{line}, notEnded)
 		case <-ctx.Done():
-			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), Last: last, Err: context.Cause(ctx)}
+			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), LogFile: l.logFile(), Last: last, Err: context.Cause(ctx)}
 		}
-	}
-	if serving, ok := l.inst.(interface{ Serving() }); ok {
-		serving.Serving()
 	}
 	s.endStartup(l)
 	warning, err := checkVersion(s.Info().Version)
@@ -78,6 +80,10 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	}
 	return nil
 }
+
+// bindFailed is in the line that uvicorn logs if its port is taken. SGLang then ends, but not while its own first request
+// waits for whatever has the port.
+const bindFailed = "error while attempting to bind on address"
 
 // errNotBound is why a server that answers may be another one.
 var errNotBound = errors.New("the log does not show that the server has opened its socket")
@@ -154,6 +160,12 @@ func showsSocket(raw map[string]any) bool {
 func (s *Server) followStartup(ctx context.Context, l *life, log *Log) {
 	var told time.Time // of the last progress
 	for line := range log.Follow(ctx) {
+		if strings.Contains(line.Text, bindFailed) {
+			select {
+			case l.doom <- line.Text:
+			default: // said already
+			}
+		}
 		s.mu.Lock()
 		phase := l.startup.read(line.Time, line.Text)
 		s.mu.Unlock()

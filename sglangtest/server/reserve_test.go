@@ -256,3 +256,33 @@ func TestVersionOfServer(t *testing.T) {
 	require.ErrorAs(t, err, &old)
 	require.Equal(t, "0.2.9", old.Version)
 }
+
+func TestStopDuringRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newHostManager(t, newPlayback(t).tiny())
+		s := launch(t, m, Config{GPUs: []int{0}})
+		m.launcher = onHost{func(context.Context, Spec) (Instance, error) {
+			time.Sleep(time.Second)
+			return newInstance(), nil
+		}}
+		done := make(chan error, 1)
+		go func() { done <- s.Restart(context.Background(), nil) }()
+		time.Sleep(500 * ms)
+		require.EqualError(t, s.Restart(context.Background(), nil), "server: server-0: restart: it is being restarted already")
+		require.NoError(t, s.Stop(context.Background()))
+		require.EqualError(t, <-done, "server: server-0: restart: the server was stopped")
+		require.Equal(t, StateStopped, s.State())
+		require.Empty(t, m.gpuOf)
+		require.Empty(t, m.portOf)
+
+		m.launcher = onHost{func(context.Context, Spec) (Instance, error) { return nil, errors.New("no such model") }}
+		require.EqualError(t, s.Restart(context.Background(), nil), "server: server-0: restart: no such model")
+		require.Empty(t, m.gpuOf)
+		require.EqualError(t, s.Restart(context.Background(), func(cfg *Config) error { cfg.ContextLength = -1; return nil }),
+			"server: server-0: restart: config:\ncontext_length: -1; want ≥ 1")
+	})
+	s := launch(t, newManager(t, Attach("http://recorded"), newPlayback(t).tiny()), Config{})
+	for _, err := range []error{s.Kill(t.Context()), s.Suspend(), s.Resume(), s.Restart(t.Context(), nil)} {
+		require.ErrorIs(t, err, errNoProcess)
+	}
+}

@@ -48,6 +48,7 @@ type life struct {
 	startup     *startup // guarded by the server's lock
 	follower    sync.WaitGroup
 	unfollow    context.CancelFunc // ends the reading of the log, which the start-up needs
+	doom        chan string        // a line of the log after which the server cannot become ready
 
 	keep   bool // port and GPUs are kept when it ends: a restart follows
 	killed bool // by Kill
@@ -60,14 +61,14 @@ type life struct {
 func newServer(m *ServerManager, r *reservation, inst Instance) *Server {
 	s := &Server{m: m, name: r.name}
 	s.client = newClient(inst.URL(), cmp.Or(m.apiKey, r.config.APIKey), m.transport, func(message string) { s.tell(KindRetry, message) })
-	s.client.adminKey = m.adminKey
+	s.client.adminKey = cmp.Or(m.adminKey, r.config.AdminAPIKey)
 	s.begin(inst, r)
 	return s
 }
 
 // begin begins a life.
 func (s *Server) begin(inst Instance, r *reservation) {
-	l := &life{inst: inst, reservation: r, startup: newStartup(time.Now())}
+	l := &life{inst: inst, reservation: r, startup: newStartup(time.Now()), doom: make(chan string, 1)}
 	l.ended, l.end = context.WithCancel(context.Background())
 	s.mu.Lock()
 	s.life = l
@@ -130,13 +131,29 @@ func (s *Server) diagnosis(l *life) error {
 		for i, line := range lines {
 			texts[i] = line.Text
 		}
-		failure := diagnose(texts, exit, l.reservation.config, l.startup)
-		if filed, ok := l.inst.(interface{ LogFiles() []string }); ok {
-			failure.LogFile = filed.LogFiles()[1] // stderr
-		}
-		return failure
+		return s.diagnosed(l, texts, exit)
 	}
 	return err
+}
+
+// diagnosed is the diagnosis from the log of a life.
+func (s *Server) diagnosed(l *life, log []string, exit Exit) *FailureError {
+	failure := diagnose(log, exit, l.reservation.config, l.startup)
+	failure.LogFile = l.logFile()
+	return failure
+}
+
+// logFile returns the path of what the server writes to stderr, and keeps it; "" if there is none.
+func (l *life) logFile() string {
+	filed, ok := l.inst.(interface {
+		LogFiles() []string
+		KeepLogs()
+	})
+	if !ok {
+		return ""
+	}
+	filed.KeepLogs()
+	return filed.LogFiles()[1]
 }
 
 // tellExit tells how the process of a life ended, and whether that is how its version ends when asked.
