@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/gpu"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/results"
@@ -31,6 +32,7 @@ type runOptions struct {
 	collector []metrics.Option
 	launcher  server.Launcher // nil: the default
 	virtual   *sim.Profile    // not nil: in virtual time
+	gpus      *gpu.Devices    // nil: no GPU telemetry
 	progress  func(metrics.Progress)
 }
 
@@ -47,6 +49,18 @@ func WithLauncher(l server.Launcher) RunOption {
 			return errors.New("launcher is nil")
 		}
 		o.launcher = l
+		return nil
+	}
+}
+
+// WithGPUs makes the run sample the GPUs of its server, or all if the config names none, and the server manager check them
+// before it launches: a GPU that is in use is refused at once. The caller closes d after the run.
+func WithGPUs(d *gpu.Devices) RunOption {
+	return func(o *runOptions) error {
+		if d == nil {
+			return errors.New("GPUs are nil: see gpu.Open")
+		}
+		o.gpus = d
 		return nil
 	}
 }
@@ -82,7 +96,9 @@ type NodeRun struct {
 }
 
 // RunNode carries out the experiment that cfg describes: it brings a server up, replays the workload against it,
-// changes parameters as scheduled, measures, stores, and stops the server.
+// changes parameters as scheduled, measures, stores, and stops the server. Sampled are the server's load; with
+// enable_metrics among its arguments /metrics; where the run launched a process, each batch that its log tells of; and
+// with [WithGPUs] the GPUs.
 //
 // Everything that can be wrong with the config, the dataset or the output folder is an error before a server is
 // launched, and a workload or schedule that does not fit the server one before a request is sent; then the output
@@ -133,6 +149,16 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	if o.launcher == nil {
 		o.launcher = defaultLauncher()
 	}
+	srv, err := cfg.Server()
+	if err != nil {
+		return nil, err // Validate has found it
+	}
+	if store != nil {
+		o.servers = append([]server.Option{server.WithLogFolder(cfg.OutputDir)}, o.servers...)
+	}
+	if o.gpus != nil {
+		o.servers = append(o.servers, server.WithGPUs(o.gpus))
+	}
 	servers, err := server.NewServerManager(o.launcher, o.servers...)
 	if err != nil {
 		return nil, err
@@ -142,7 +168,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		defer cancel()
 		err = errors.Join(err, servers.StopAll(stopCtx))
 	}()
-	node, err := servers.Launch(ctx, cfg.Server())
+	node, err := servers.Launch(ctx, srv)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +182,18 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		return nil, err
 	}
 	defer sender.Close()
-	collect = append(collect, metrics.WithSampler(node.Sampler(), cfg.sampleInterval().Duration()))
+	interval := cfg.sampleInterval().Duration()
+	collect = append(collect, metrics.WithSampler(node.Sampler(), interval))
+	if srv.EnableMetrics {
+		collect = append(collect, metrics.WithSampler(node.MetricsSampler(), interval))
+	}
+	if o.gpus != nil {
+		sampler, err := o.gpus.Sampler(ctx, srv.GPUs...)
+		if err != nil {
+			return nil, err
+		}
+		collect = append(collect, metrics.WithSampler(sampler, interval))
+	}
 	if len(cfg.Percentiles) > 0 {
 		collect = append(collect, metrics.WithPercentiles(cfg.Percentiles...))
 	}
@@ -175,6 +212,11 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	}
 	if cfg.MaxConcurrency > 0 {
 		how = append(how, load.WithMaxConcurrency(cfg.MaxConcurrency))
+	}
+	if node.Log() != nil {
+		how = append(how, load.WithBackground(func(ctx context.Context, clock load.Clock) error {
+			return node.FollowBatches(ctx, clock.Offset, col.AddSample)
+		}))
 	}
 	if o.progress != nil {
 		how = append(how, load.WithBackground(reportProgress(col, o.progress)))
@@ -237,7 +279,7 @@ func (c NodeConfig) createRun() (*results.Writer, error) {
 	if c.OutputFormat == "csv" {
 		opts = append(opts, results.WithCSV())
 	}
-	return results.Create(c.OutputDir, results.Meta{Label: "node", Config: c, Seed: c.Seed}, opts...)
+	return results.Create(c.OutputDir, results.Meta{Label: "node", Config: c.withoutKeys(), Seed: c.Seed}, opts...)
 }
 
 func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {
@@ -250,6 +292,9 @@ func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {
 	}
 	if info.IncrementalStreaming {
 		opts = append(opts, load.WithIncrementalStreaming())
+	}
+	if key, ok := c.ServerArgs["api_key"].(string); ok {
+		opts = append(opts, load.WithAPIKey(key))
 	}
 	if c.RequestTimeout > 0 {
 		opts = append(opts, load.WithTimeout(c.RequestTimeout.Duration()))

@@ -39,7 +39,11 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 		return nil, err
 	}
 	// The server is not started: making it checks what can be simulated, in the same words as in real time.
-	srv, err := sim.NewServer(*o.virtual, c.Server())
+	args, err := c.Server()
+	if err != nil {
+		return nil, err
+	}
+	srv, err := sim.NewServer(*o.virtual, args)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +102,9 @@ func (c NodeConfig) checkVirtual(o *runOptions) error {
 	}
 	if len(o.servers) > 0 {
 		faults = append(faults, errors.New("sglangtest: run: options of the server manager in virtual time, which has no server: leave them out"))
+	}
+	if o.gpus != nil {
+		faults = append(faults, errors.New("sglangtest: run: GPUs in virtual time, which uses none: leave them out"))
 	}
 	if p := c.SamplingParams; p != nil {
 		for _, f := range []struct {

@@ -19,18 +19,14 @@ func main() {
 	high := flag.Int("high", 64, "limit at the start and in the last third")
 	low := flag.Int("low", 8, "limit in the second third")
 	seconds := flag.Float64("seconds", 30, "for how long requests arrive")
-	url := flag.String("url", "", "base `URL` of a server that already runs (default: a simulated one)")
+	engine := cli.EngineFlags(flag.CommandLine)
 	out := flag.String("out", "", "folder of the run (default runs/dynamic-TIME)")
 	flag.Parse()
 	ctx, stop := cli.Context()
 	defer stop()
 
 	third := sglangtest.Seconds(*seconds / 3)
-	opts := []sglangtest.RunOption{sglangtest.WithProgress(cli.Progress(os.Stderr))}
-	if *url != "" {
-		opts = append(opts, sglangtest.WithLauncher(server.Attach(*url)))
-	}
-	run, err := sglangtest.RunNode(ctx, sglangtest.NodeConfig{
+	cfg := sglangtest.NodeConfig{
 		MaxRunningRequests:  *high,
 		DatasetName:         "azure-conversation",
 		RequestRate:         sglangtest.Rate(*rate),
@@ -42,7 +38,11 @@ func main() {
 			2 * third: {server.ParamMaxRunningRequests: *high},
 		},
 		OutputDir: cli.RunDir(*out, "dynamic"),
-	}, opts...)
+	}
+	opts, release, err := engine.Configure(ctx, &cfg)
+	cli.Exit(err)
+	defer release()
+	run, err := sglangtest.RunNode(ctx, cfg, append(opts, sglangtest.WithProgress(cli.Progress(os.Stderr)))...)
 	if run == nil {
 		cli.Exit(err)
 	}

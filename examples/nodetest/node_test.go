@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sglangtest/harness/examples/internal/cli"
 	"github.com/sglangtest/harness/sglangtest"
 	"github.com/sglangtest/harness/sglangtest/metrics"
-	"github.com/sglangtest/harness/sglangtest/server"
 )
 
 var (
@@ -20,20 +20,22 @@ var (
 	requests = flag.Int("requests", 30, "requests to send")
 	ttft     = flag.Duration("ttft", 2*time.Second, "objective for the 95th percentile of TTFT")
 	total    = flag.Duration("total", 20*time.Second, "objective for the 95th percentile of the total latency")
-	url      = flag.String("url", "", "base `URL` of a server that already runs (default: a simulated one)")
+	engine   = cli.EngineFlags(flag.CommandLine)
 )
 
 func TestNodeMeetsItsObjectives(t *testing.T) {
-	var opts []sglangtest.RunOption
-	if *url != "" {
-		opts = append(opts, sglangtest.WithLauncher(server.Attach(*url)))
-	}
-	run, err := sglangtest.RunNode(t.Context(), sglangtest.NodeConfig{
+	cfg := sglangtest.NodeConfig{
 		DatasetName: "azure-conversation",
 		RequestRate: sglangtest.Rate(*rate),
 		NumPrompts:  *requests,
 		Seed:        1,
-	}, opts...)
+	}
+	opts, release, err := engine.Configure(t.Context(), &cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	run, err := sglangtest.RunNode(t.Context(), cfg, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}

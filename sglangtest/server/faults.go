@@ -112,7 +112,7 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 		return s.wrap("restart", &ExitedError{})
 	}
 	s.tell(KindFault, "restarted")
-	inst, err := s.m.launcher.Launch(ctx, Spec{Name: s.name, Config: cfg})
+	inst, err := s.m.launcher.Launch(ctx, Spec{Name: s.name, Config: cfg, LogFolder: s.m.logs})
 	if err != nil {
 		r.release()
 		return s.wrap("restart", err)

@@ -15,8 +15,9 @@ type Launcher interface {
 
 // A Spec says what to launch.
 type Spec struct {
-	Name   string // unique within the manager, such as "server-0"
-	Config Config
+	Name      string // unique within the manager, such as "server-0"
+	Config    Config
+	LogFolder string // where a process writes NAME.stdout.log and NAME.stderr.log; empty: a folder of the launcher's choice
 }
 
 // weightVersion returns the version of its weights that the server gives to each answer: its name, by which it is known

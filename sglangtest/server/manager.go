@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -30,6 +32,7 @@ type ServerManager struct {
 	adminKey     string
 	abortOnStop  bool
 	gpus         GPUInventory // nil: GPUs are given out unchecked
+	logs         string       // folder; empty: the launcher's choice
 	events       *stream
 	transport    http.RoundTripper // of tests; nil: a new one for each server
 
@@ -53,6 +56,22 @@ func WithReadyTimeout(d time.Duration) Option {
 		}
 		m.readyTimeout = d
 		return nil
+	}
+}
+
+// WithLogFolder sets the folder for NAME.stdout.log and NAME.stderr.log of servers that are processes, which must exist; what
+// is there is appended to. Default: a temporary folder, which stays only if the server fails.
+func WithLogFolder(folder string) Option {
+	return func(m *ServerManager) error {
+		info, err := os.Stat(folder)
+		if err != nil {
+			return fmt.Errorf("log folder: %w", err)
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("log folder: %s is no folder", folder)
+		}
+		m.logs, err = filepath.Abs(folder)
+		return err
 	}
 }
 
@@ -134,7 +153,7 @@ func (m *ServerManager) Launch(ctx context.Context, cfg Config) (*Server, error)
 
 // launch brings up a server that has its name, its port and its GPUs.
 func (m *ServerManager) launch(ctx context.Context, r *reservation) (*Server, error) {
-	inst, err := m.launcher.Launch(ctx, Spec{Name: r.name, Config: r.config})
+	inst, err := m.launcher.Launch(ctx, Spec{Name: r.name, Config: r.config, LogFolder: m.logs})
 	if err != nil {
 		r.release()
 		return nil, fmt.Errorf("server: launch %s: %w", r.name, err)

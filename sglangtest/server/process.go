@@ -26,7 +26,6 @@ type ProcessOption func(*process) error
 type process struct {
 	command     []string
 	environment map[string]string
-	logs        string
 	stopTimeout time.Duration
 	fault       error
 }
@@ -73,22 +72,6 @@ func WithEnvironment(variables map[string]string) ProcessOption {
 		}
 		maps.Copy(p.environment, variables)
 		return nil
-	}
-}
-
-// WithLogFolder sets the folder for NAME.stdout.log and NAME.stderr.log, which must exist; what is there is appended
-// to. Default: a temporary folder, which stays only if the server fails or does not become ready.
-func WithLogFolder(folder string) ProcessOption {
-	return func(p *process) error {
-		info, err := os.Stat(folder)
-		if err != nil {
-			return fmt.Errorf("log folder: %w", err)
-		}
-		if !info.IsDir() {
-			return fmt.Errorf("log folder: %s is no folder", folder)
-		}
-		p.logs, err = filepath.Abs(folder)
-		return err
 	}
 }
 

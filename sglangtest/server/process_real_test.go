@@ -39,8 +39,8 @@ func newRealSGLang(t *testing.T, opts ...Option) realSGLang {
 	}}
 	start := time.Now()
 	opts = append([]Option{WithEvents(func(e Event) { t.Logf("%6.2f %s %s: %s", e.Time.Sub(start).Seconds(), e.Server, e.Kind, e.Message) })}, opts...)
-	l := LocalProcess(WithCommand(filepath.Join(dir, "python"), "-m", "sglang.launch_server"), WithLogFolder(r.logs))
-	r.m = newManager(t, l, nil, opts...)
+	l := LocalProcess(WithCommand(filepath.Join(dir, "python"), "-m", "sglang.launch_server"))
+	r.m = newManager(t, l, nil, append(opts, WithLogFolder(r.logs))...)
 	t.Cleanup(func() { require.NoError(t, r.m.StopAll(context.Background())) })
 	return r
 }
@@ -68,7 +68,7 @@ func TestRealProcessRefuses(t *testing.T) {
 	cfg := r.config
 	cfg.ModelPath = "/no/such/model"
 	require.Equal(t, CauseModel, r.fails(cfg).Cause)
-	r.m.launcher = LocalProcess(WithCommand(filepath.Join(os.Getenv(envSGLangDir), "python"), "-m", "sglang.launch_server", "--no-such-flag"), WithLogFolder(r.logs))
+	r.m.launcher = LocalProcess(WithCommand(filepath.Join(os.Getenv(envSGLangDir), "python"), "-m", "sglang.launch_server", "--no-such-flag"))
 	require.Equal(t, CauseArgument, r.fails(r.config).Cause)
 }
 

@@ -50,7 +50,7 @@ func localConfig() Config { return Config{ModelPath: "m"} }
 func TestLocalProcess(t *testing.T) {
 	seen := &events{}
 	logs := t.TempDir()
-	m := newManager(t, fakeLauncher("serve", WithLogFolder(logs)), nil, WithEvents(seen.add), WithAbortOnStop())
+	m := newManager(t, fakeLauncher("serve"), nil, WithLogFolder(logs), WithEvents(seen.add), WithAbortOnStop())
 	s := launch(t, m, localConfig())
 	left := traces(s)
 	require.Len(t, left.Shared, 1, "the load snapshot is known")
@@ -171,7 +171,7 @@ func TestLocalProcessFailsToStart(t *testing.T) {
 	require.NoError(t, os.WriteFile(oom, []byte(startLines[:strings.Index(startLines, "[2026-11-24 17:00:05]")]+
 		"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 112.00 MiB. GPU 0 has a total capacity of 79.18 GiB\n"), 0o600))
 	logs := t.TempDir()
-	m := newManager(t, fakeLauncher("fail:"+oom, WithLogFolder(logs)), nil)
+	m := newManager(t, fakeLauncher("fail:"+oom), nil, WithLogFolder(logs))
 	_, err := m.Launch(context.Background(), localConfig())
 	var failure *FailureError
 	require.ErrorAs(t, err, &failure)
@@ -187,9 +187,11 @@ func TestLocalProcessFailsToStart(t *testing.T) {
 		require.ErrorContains(t, err, "set the command that starts SGLang with WithCommand")
 	})
 	t.Run("bad options", func(t *testing.T) {
-		_, err := newManager(t, LocalProcess(WithCommand(""), WithLogFolder("/no/such"), WithStopTimeout(0), WithEnvironment(map[string]string{"A=B": ""})), nil).
+		_, err := NewServerManager(LocalProcess(), WithLogFolder("/no/such"))
+		require.ErrorContains(t, err, "log folder: stat /no/such")
+		_, err = newManager(t, LocalProcess(WithCommand(""), WithStopTimeout(0), WithEnvironment(map[string]string{"A=B": ""})), nil).
 			Launch(context.Background(), localConfig())
-		for _, text := range []string{"command: empty", "log folder: stat /no/such", "stop time-out 0s: want > 0", `"A=B" is no name`} {
+		for _, text := range []string{"command: empty", "stop time-out 0s: want > 0", `"A=B" is no name`} {
 			require.ErrorContains(t, err, text)
 		}
 	})
@@ -197,7 +199,7 @@ func TestLocalProcessFailsToStart(t *testing.T) {
 
 func TestLocalProcessNotReady(t *testing.T) {
 	logs := t.TempDir()
-	m := newManager(t, fakeLauncher("slow", WithLogFolder(logs)), nil, WithReadyTimeout(2*time.Second))
+	m := newManager(t, fakeLauncher("slow"), nil, WithLogFolder(logs), WithReadyTimeout(2*time.Second))
 	_, err := m.Launch(context.Background(), localConfig())
 	require.ErrorContains(t, err, "its log shows: open HTTP ("+filepath.Join(logs, "server-0.stderr.log")+"); last: GET /ready: ")
 	require.ErrorContains(t, err, "connection refused")
@@ -214,7 +216,7 @@ func TestLocalProcessStranger(t *testing.T) {
 	})
 	t.Run("that says nothing, so SGLang hangs", func(t *testing.T) {
 		logs := t.TempDir()
-		_, err := newManager(t, fakeLauncher("taken", WithLogFolder(logs), WithStopTimeout(100*ms)), nil).Launch(context.Background(), localConfig())
+		_, err := newManager(t, fakeLauncher("taken", WithStopTimeout(100*ms)), nil, WithLogFolder(logs)).Launch(context.Background(), localConfig())
 		var failure *FailureError
 		require.ErrorAs(t, err, &failure)
 		require.Equal(t, CausePortInUse, failure.Cause)

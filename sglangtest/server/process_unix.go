@@ -66,9 +66,9 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	}
 	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, marker: rand.Text(),
 		log: newLog(), mainEnded: make(chan struct{}), exited: make(chan struct{}),
-		ownLogs: p.logs == ""}
+		ownLogs: spec.LogFolder == ""}
 	var err error
-	if l.folder, err = makeFolder(p.logs, spec.Config); err != nil {
+	if l.folder, err = makeFolder(spec.LogFolder, spec.Config); err != nil {
 		return nil, err
 	}
 	ends := make(chan struct{})

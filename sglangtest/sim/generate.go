@@ -273,8 +273,8 @@ func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) err
 	return nil
 }
 
-// maxTop bounds top_logprobs_num.
-const maxTop = 1000
+// maxTop bounds the alternatives told for each token.
+const maxTop = 64
 
 // first is number for a field that may be a list, one for each prompt, of which the first is taken for all.
 func (f *faults) first(name string, raw json.RawMessage, to *lax) {

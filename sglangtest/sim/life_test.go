@@ -164,9 +164,10 @@ func TestPauseHoldsNewRequests(t *testing.T) {
 
 func TestFlushWhilePausedByVersion(t *testing.T) {
 	for version, want := range map[string]int{"0.5.18": 400, "0.5.21": 200} {
-		s, c := start(t, slow(), server.Config{}, WithVersion(version))
-		resp := c.open(t.Context(), "POST", "/generate", `{"text":"x","rid":"r","stream":true,"sampling_params":{"max_new_tokens":30,"ignore_eos":true}}`)
-		s.untilTokens("r", 2)
+		w := newTokensOf()
+		_, c := start(t, slow(), server.Config{}, WithVersion(version), WithObserver(w))
+		resp := c.open(t.Context(), "POST", "/generate", `{"text":"x","rid":"r","stream":true,"sampling_params":{"max_new_tokens":300,"ignore_eos":true}}`)
+		w.wait("r", 2)
 		require.Equal(t, 400, c.status("POST", "/flush_cache"))
 		c.post("/pause_generation", `{"mode":"retract"}`)
 		require.Equal(t, want, c.status("POST", "/flush_cache"))
@@ -249,7 +250,8 @@ func (c client) raw(sent string) net.Conn {
 }
 
 func TestClientsThatHoldThingsUp(t *testing.T) {
-	s, c := start(t, slow(), server.Config{})
+	w := newTokensOf()
+	s, c := start(t, slow(), server.Config{}, WithObserver(w))
 	s.bodyTimeout, s.writeTimeout = 50*time.Millisecond, 50*time.Millisecond
 	const head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -270,7 +272,7 @@ func TestClientsThatHoldThingsUp(t *testing.T) {
 		const body = `{"text":"x","rid":"half","stream":true,"sampling_params":{"max_new_tokens":100000}}`
 		conn := c.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body))
 		defer conn.Close()
-		s.untilTokens("half", 1)
+		w.wait("half", 1)
 		require.NoError(t, conn.(*net.TCPConn).CloseWrite()) // uvicorn takes it for a client that has gone, too
 		require.NoError(t, s.WaitIdle(t.Context()))
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -122,6 +123,10 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 			ranges[name] = &v.v
 		}
 	}
+	if limit.set && limit.v <= 0 && !o.chat {
+		f = append(f, fault("{'type': 'value_error', 'loc': "+inBody("max_tokens")+", 'msg': 'Value error, max_tokens must be positive', 'input': "+
+			pyRepr(fields["max_tokens"])+", 'ctx': {'error': ValueError('max_tokens must be positive')}}"))
+	}
 	if o.chat {
 		f = append(f, s.parseChat(body, fields, d)...)
 	} else {
@@ -133,8 +138,8 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 	if _, has := fields["messages"]; o.chat && has && len(d.prompts) == 0 {
 		return inputError("Messages cannot be empty.")
 	}
-	if len(d.prompts) == 0 {
-		return inputError("Prompt cannot be None")
+	if !slices.ContainsFunc(d.prompts, func(p load.Prompt) bool { return p.Text != "" || len(p.TokenIDs) > 0 || len(p.Messages) > 0 }) {
+		return inputError("Prompt cannot be empty")
 	}
 	if !limit.set && !o.chat {
 		limit = lax{true, 16} // the schema's default
@@ -142,8 +147,8 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 	if limit.set {
 		most := int(max(math.MinInt32, min(limit.v, math.MaxInt32)))
 		d.maxNew = &most
-		if most < 1 {
-			return inputError("max_tokens must be at least 1, got " + strconv.Itoa(most) + ".")
+		if most < 0 {
+			return inputError("max_new_tokens must be at least 0, got " + strconv.Itoa(most) + ".")
 		}
 	}
 	return checkRanges(ranges, showFloat)

@@ -11,319 +11,39 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
-	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/stretchr/testify/require"
 )
 
-// An answer is one HTTP response, recorded or simulated.
-type answer struct {
-	line   string
-	header http.Header
-	body   string
-}
-
-func readAnswer(t testing.TB, raw []byte) answer {
-	line, rest, ok := bytes.Cut(raw, []byte("\r\n"))
-	require.True(t, ok)
-	head, body, _ := bytes.Cut(rest, []byte("\r\n\r\n"))
-	a := answer{line: string(line), header: http.Header{}, body: string(body)}
-	for l := range strings.SplitSeq(string(head), "\r\n") {
-		k, v, _ := strings.Cut(l, ": ")
-		a.header.Add(k, v)
-	}
-	return a
-}
-
-// ask sends a request and reads the whole answer, also one that breaks off.
-func (c client) ask(ctx context.Context, method, path, body string, header ...string) answer {
-	req, err := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
-	require.NoError(c.t, err)
-	req.Header.Set("Content-Type", "application/json")
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := c.http.Do(req)
-	require.NoError(c.t, err)
-	defer resp.Body.Close()
-	b, _ := io.ReadAll(resp.Body)
-	return answer{line: resp.Proto + " " + resp.Status, header: resp.Header, body: string(b)}
-}
-
-// parse reads JSON into ordered objects, lists, json.Number and the like.
-func parse(t testing.TB, raw string) any {
-	dec := json.NewDecoder(strings.NewReader(raw))
-	dec.UseNumber()
-	var value func() any
-	value = func() any {
-		tok, err := dec.Token()
-		require.NoError(t, err, raw)
-		switch tok {
-		case json.Delim('{'):
-			o := []member{}
-			for dec.More() {
-				k, err := dec.Token()
-				require.NoError(t, err)
-				o = append(o, member{k.(string), value()})
-			}
-			_, err = dec.Token()
-			require.NoError(t, err)
-			return o
-		case json.Delim('['):
-			l := []any{}
-			for dec.More() {
-				l = append(l, value())
-			}
-			_, err = dec.Token()
-			require.NoError(t, err)
-			return l
-		}
-		return tok
-	}
-	return value()
-}
-
-type member struct {
-	key   string
-	value any
-}
-
-// A comparison compares JSON of the simulation with recorded JSON: the same keys in the same order, the same types, and
-// equal values, except where free says why not.
-type comparison struct {
-	t    testing.TB
-	free map[string]string // key to the reason
-	bad  []string
-}
-
-// Values that no simulation can have in common with a real server, wherever they stand.
-var freeValues = map[string]string{
-	"text": "the model's output", "content": "the model's output", "output_ids": "the model's output", "tokens": "the tokenizer's ids",
-	"output_token_logprobs": "the model's output", "output_top_logprobs": "the model's output", "input_token_logprobs": "the model's output",
-	"input_top_logprobs": "the model's output",
-	"id":                 "an id", "created": "a time", "timestamp": "a time", "queue_time": "a time", "forward_entry_time": "a time",
-	"prefill_finished_time": "a time", "e2e_latency": "a time", "request_received_ts": "a time", "first_token_latency": "a time",
-	"api_server_dispatch_finish_ts": "a time", "request_finished_ts": "a time", "response_sent_to_client_ts": "a time", "decode_throughput": "a time",
-	"startup_time": "times", "last_gen_throughput": "a time", "random_seed": "random", "port": "of the machine", "launch_command": "of the machine",
-	"grpc_port": "of the machine", "memory_usage": "of the machine",
-}
-
-// anything as the reason says that not even the type must agree.
-const anything = "depends on what the tokenizer's texts have in common"
-
-// ours are keys that the simulation adds.
-var ours = map[string]bool{"simulated": true}
-
-func (c *comparison) fault(path, format string, args ...any) {
-	c.bad = append(c.bad, path+": "+fmt.Sprintf(format, args...))
-}
-
-func (c *comparison) compare(path string, want, got any, free bool) {
-	switch w := want.(type) {
-	case []member:
-		g, ok := got.([]member)
-		if !ok {
-			c.fault(path, "want an object, got %T", got)
-			return
-		}
-		g = slices.DeleteFunc(slices.Clone(g), func(f member) bool { return ours[f.key] })
-		keys := func(o []member) (k []string) {
-			for _, f := range o {
-				k = append(k, f.key)
-			}
-			return k
-		}
-		if wk, gk := keys(w), keys(g); !slices.Equal(wk, gk) {
-			c.fault(path, "want the keys %v, got %v", wk, gk)
-			return
-		}
-		for i := range w {
-			key := w[i].key
-			reason := freeValues[key] + c.free[key]
-			if c.free[key] == anything {
-				continue
-			}
-			c.compare(path+"."+key, w[i].value, g[i].value, free || reason != "")
-		}
-	case []any:
-		g, ok := got.([]any)
-		if !ok {
-			c.fault(path, "want a list, got %T", got)
-			return
-		}
-		if len(w) != len(g) && (!free || (len(w) == 0) != (len(g) == 0)) {
-			c.fault(path, "want %d items, got %d", len(w), len(g))
-			return
-		}
-		for i := range min(len(w), len(g)) {
-			c.compare(fmt.Sprintf("%s[%d]", path, i), w[i], g[i], free)
-		}
-	case json.Number:
-		g, ok := got.(json.Number)
-		isFloat := func(n json.Number) bool { return strings.ContainsAny(string(n), ".eE") }
-		if !ok || isFloat(w) != isFloat(g) {
-			c.fault(path, "want a number like %v, got %v", w, got)
-		} else if !free && w != g {
-			c.fault(path, "want %v, got %v", w, g)
-		}
-	case string:
-		g, ok := got.(string)
-		if !ok {
-			c.fault(path, "want a string, got %T", got)
-		} else if !free && plain(w) != plain(g) {
-			c.fault(path, "\nwant %q\ngot  %q", plain(w), plain(g))
-		}
-	default:
-		if want != got {
-			c.fault(path, "want %v, got %v", want, got)
-		}
-	}
-}
-
-// plain leaves out where SGLang is installed, which the recordings replace.
-func plain(s string) string { return strings.ReplaceAll(s, sitePackages, "SITE-PACKAGES") }
-
-// old is the shape of an error message of FastAPI before it named the route's code, which the recordings of the H100 have.
-var old = regexp.MustCompile(`(?s)^\d+ validation errors?:.* (\[\{.*\}\])$`)
-
-// check compares an answer with a recorded one.
-func check(t *testing.T, want, got answer, free map[string]string, oldFastAPI bool) {
-	require.Equal(t, want.line, got.line, got.body)
-	for _, h := range []string{"Server", "Content-Type", "Vary", "Allow"} {
-		require.Equal(t, want.header.Get(h), got.header.Get(h), h)
-	}
-	require.NotEmpty(t, got.header.Get("Date"))
-	if want.header.Get("Content-Length") != "" {
-		require.NotEmpty(t, got.header.Get("Content-Length"))
-	}
-	c := &comparison{t: t, free: free}
-	one := func(path, w, g string) {
-		if c.free = free; strings.HasPrefix(path, "event") && strings.Contains(w, `"finish_reason":null`) {
-			c.free = maps.Clone(counts) // how many tokens share an event depends on the time
-			maps.Copy(c.free, free)
-		}
-		wv, gv := parse(t, w), parse(t, g)
-		if o, ok := gv.([]member); ok && oldFastAPI {
-			for i := range o {
-				if s, ok := o[i].value.(string); ok && o[i].key == "message" {
-					o[i].value = strings.TrimPrefix(old.ReplaceAllString(s, "$1"), " ")
-				}
-			}
-		}
-		if o, ok := wv.([]member); ok && oldFastAPI {
-			for i := range o {
-				if s, ok := o[i].value.(string); ok && o[i].key == "message" {
-					o[i].value = strings.TrimPrefix(s, " ")
-				}
-			}
-		}
-		c.compare(path, wv, gv, false)
-	}
-	switch kind := want.header.Get("Content-Type"); {
-	case strings.HasPrefix(kind, "application/json"):
-		one("", want.body, got.body)
-	case strings.HasPrefix(kind, "text/event-stream"):
-		compareEvents(t, one, events(want.body), events(got.body))
-	default:
-		require.Equal(t, want.body, got.body)
-	}
-	require.Empty(t, c.bad, strings.Join(c.bad, "\n"))
-}
-
-// compareEvents compares streams. How many tokens share an event depends on the time: of events of one shape that
-// follow each other the first is compared.
-func compareEvents(t *testing.T, one func(path, w, g string), want, got []string) {
-	distinct := func(list []string) (out []string) {
-		last := map[string]string{} // by stream
-		for _, e := range list {
-			if e == "[DONE]" {
-				out = append(out, e)
-				continue
-			}
-			shape, key := eventShape(t, e), ""
-			if i := strings.LastIndex(e, `"index":`); i >= 0 && len(e)-i < 12 {
-				key = e[i:]
-			}
-			if last[key] != shape {
-				out = append(out, e)
-			}
-			last[key] = shape
-		}
-		slices.SortStableFunc(out, func(a, b string) int { // the order of the streams of a batch is one of time, too
-			index := func(e string) string {
-				if i := strings.LastIndex(e, `"index":`); i >= 0 && len(e)-i < 12 {
-					return e[i:]
-				}
-				return "~"
-			}
-			return strings.Compare(index(a), index(b))
-		})
-		return out
-	}
-	w, g := distinct(want), distinct(got)
-	require.Len(t, g, len(w), "want\n%s\ngot\n%s", strings.Join(w, "\n"), strings.Join(g, "\n"))
-	for i := range w {
-		if w[i] == "[DONE]" || g[i] == "[DONE]" {
-			require.Equal(t, w[i], g[i])
-			continue
-		}
-		one(fmt.Sprintf("event %d ", i), w[i], g[i])
-	}
-}
-
-// eventShape is the keys of an event and the types of their values; a list counts as one.
-func eventShape(t testing.TB, e string) string {
-	var b strings.Builder
-	var walk func(v any)
-	walk = func(v any) {
-		switch v := v.(type) {
-		case []member:
-			for _, f := range v {
-				b.WriteString(f.key + "(")
-				walk(f.value)
-				b.WriteString(")")
-			}
-		case []any:
-			b.WriteString("[")
-			if len(v) > 0 {
-				if _, object := v[0].([]member); object {
-					walk(v[0])
-				}
-			}
-		default:
-			fmt.Fprintf(&b, "%T", v)
-		}
-	}
-	walk(parse(t, e))
-	return b.String()
-}
-
 // tiny is the server of the recordings without a GPU.
-func tiny(t testing.TB, version string) (*Server, client) {
+func tiny(t testing.TB, version string) (*tokensOf, client) {
 	p := quick()
 	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "tiny-llama", 30000, 4096, 64
-	p.Model = Linear{DecodeBase: 4, PrefillBase: 2}
+	p.Model = Linear{DecodeBase: 8, PrefillBase: 2}
 	r, err := releaseOf(version)
 	require.NoError(t, err)
 	if p.ChunkedSize = 4096; r.patch < 21 {
 		p.ChunkedSize = 2048
 	}
-	return start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64, Port: 0}, WithVersion(version), WithMetrics(),
+	w := newTokensOf()
+	_, c := start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64}, WithVersion(version), WithMetrics(), WithObserver(w),
 		WithServerArgs(map[string]any{"device": "cpu", "dtype": "float32", "attention_backend": "torch_native"}))
+	return w, c
 }
 
 // elsewhere are recordings of what another test compares.
 var elsewhere = map[string]string{
 	"metrics": "metrics", "v1_loads": "load snapshot", "v1_loads_busy": "load snapshot", "v1_loads_core": "load snapshot",
 	"v1_loads_prometheus": "load snapshot", "get_load": "load snapshot",
-	"sigterm_health": "below: it needs a draining server", "sigterm_inflight": "below: it needs a draining server",
+	"sigterm_health": "a draining server, below", "sigterm_inflight": "a draining server, below",
 }
 
 // counts are free in answers that were cut off at a moment of the recording.
@@ -338,7 +58,7 @@ func TestAnswersAreThoseOfRecordedVersions(t *testing.T) {
 			files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
 			require.NoError(t, err)
 			require.Greater(t, len(files), 50)
-			s, c := tiny(t, version)
+			w, c := tiny(t, version)
 			seen := map[string]bool{}
 			for _, file := range files {
 				name := strings.TrimSuffix(filepath.Base(file), ".txt")
@@ -349,8 +69,13 @@ func TestAnswersAreThoseOfRecordedVersions(t *testing.T) {
 					raw, err := os.ReadFile(file)
 					require.NoError(t, err)
 					want := readAnswer(t, raw)
+					c := c
 					c.t = t
-					got, free := replayCPU(t, s, c, name, want)
+					var free map[string]string
+					got := again(t, want, func() (got answer) {
+						got, free = replayCPU(t, w, c, name, want)
+						return got
+					})
 					check(t, want, got, free, false)
 				})
 			}
@@ -382,7 +107,7 @@ func like(c client, m meta) string {
 }
 
 // replayCPU sends the request of a recording of sglang-cpu.
-func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (answer, map[string]string) {
+func replayCPU(t *testing.T, w *tokensOf, c client, name string, want answer) (answer, map[string]string) {
 	ctx := t.Context()
 	ask := func(method, path, body string) (answer, map[string]string) {
 		return c.ask(ctx, method, path, body), nil
@@ -532,10 +257,11 @@ func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (ans
 		return got, map[string]string{"matched": "a part of the model's output"}
 	case "abort_target", "abort_target_stream":
 		done := make(chan answer, 1)
+		name := fmt.Sprint(name, promptIDs.Load()) // another at each try
 		go func() {
 			done <- c.ask(ctx, "POST", "/generate", fmt.Sprintf(`{"input_ids":%s,"rid":"%s","stream":%t,"sampling_params":{"max_new_tokens":4000,"ignore_eos":true,"stream_interval":4000}}`, ids, name, streaming))
 		}()
-		s.untilTokens(name, 4)
+		w.wait(name, 4)
 		c.post("/abort_request", `{"rid":"`+name+`"}`)
 		return <-done, counts
 	}
@@ -543,25 +269,45 @@ func replayCPU(t *testing.T, s *Server, c client, name string, want answer) (ans
 	return answer{}, nil
 }
 
-// untilTokens waits until a request has that many tokens.
-func (s *Server) untilTokens(rid string, n int) {
-	for {
-		s.host.mu.Lock()
-		st := s.host.streams[rid]
-		s.host.mu.Unlock()
-		if st != nil && st.progress().tokens >= n {
-			return
-		}
-		runtime.Gosched()
+// tokensOf lets a test wait for tokens of a request.
+type tokensOf struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	n       map[string]int
+}
+
+func newTokensOf() *tokensOf {
+	w := &tokensOf{n: map[string]int{}}
+	w.changed.L = &w.mu
+	return w
+}
+
+func (w *tokensOf) Batch(Batch) {}
+
+func (w *tokensOf) Result(r Result) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.n[r.RID] = r.Tokens
+	w.changed.Broadcast()
+}
+
+// wait returns when the request has had that many tokens.
+func (w *tokensOf) wait(rid string, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.n[rid] < n {
+		w.changed.Wait()
 	}
 }
 
 // h100 is the server of the recordings on an H100.
-func h100(t testing.TB) (*Server, client) {
+func h100(t testing.TB) (*Server, *tokensOf, client) {
 	p := quick()
 	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "/tmp/site/model/llama31-8b-dummy", 410620, 131072, 256
 	p.Model = Linear{DecodeBase: 3, PrefillBase: 2}
-	return start(t, p, server.Config{}, WithVersion("0.5.15.post1"), WithMetrics())
+	w := newTokensOf()
+	s, c := start(t, p, server.Config{}, WithVersion("0.5.15.post1"), WithMetrics(), WithObserver(w))
+	return s, w, c
 }
 
 // unlike are recordings of the H100 that are compared with these keys left out, or not at all.
@@ -583,7 +329,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 	require.NoError(t, err)
 	var index []struct{ Name, Method, Path string }
 	require.NoError(t, json.Unmarshal(raw, &index))
-	s, c := h100(t)
+	s, w, c := h100(t)
 	recorded := func(name string) (want answer, body string) {
 		raw, err := os.ReadFile(filepath.Join(dir, name+".http"))
 		require.NoError(t, err)
@@ -614,8 +360,9 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 			continue
 		}
 		t.Run(e.Name, func(t *testing.T) {
+			c := c
 			c.t = t
-			_, body := recorded(e.Name)
+			want, body := recorded(e.Name)
 			if strings.Contains(e.Name, "too_long") { // its ids are cut
 				key := map[bool]string{true: "prompt", false: "input_ids"}[strings.Contains(e.Name, "completions")]
 				body = fmt.Sprintf(`{"%s":%s,"model":"m","stream":%t}`, key, mustJSON(make([]int, 131100)), strings.Contains(e.Name, "stream"))
@@ -624,7 +371,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 			if strings.Contains(e.Name, "no_content_type") {
 				header = []string{"Content-Type", "text/plain"}
 			}
-			compared(t, e.Name, c.ask(t.Context(), e.Method, e.Path, body, header...))
+			compared(t, e.Name, again(t, want, func() answer { return c.ask(t.Context(), e.Method, e.Path, body, header...) }))
 		})
 	}
 
@@ -649,7 +396,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 		var done []<-chan answer
 		for _, name := range victims {
 			done = append(done, send(name))
-			s.untilTokens(rid(name), 3)
+			w.wait(rid(name), 3)
 		}
 		for _, name := range []string{"flush_cache_busy", "abort_request", "abort_request_unknown", "abort_all"} {
 			compared(t, name, <-send(name))
@@ -661,17 +408,41 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 	for _, mode := range []string{"in_place", "retract", "abort"} {
 		t.Run("pause "+mode, func(t *testing.T) {
 			name := "pause_" + mode
+			c.post("/slow_down", `{"forward_sleep_time":0.02}`)
 			victim := send(name + "_victim")
-			s.untilTokens(rid(name+"_victim"), 3)
+			w.wait(rid(name+"_victim"), 3)
 			compared(t, name, <-send(name))
+			c.post("/slow_down", `{"forward_sleep_time":null}`)
 			compared(t, name+"_flush", <-send(name+"_flush"))
 			held := send(name + "_new_request")
 			for len(s.InFlight()) < map[bool]int{true: 1, false: 2}[mode == "abort"] {
-				runtime.Gosched()
+				time.Sleep(time.Millisecond)
 			}
 			compared(t, "continue_"+mode, <-send("continue_"+mode))
 			compared(t, name+"_victim", <-victim)
 			compared(t, name+"_new_request", <-held)
 		})
 	}
+}
+
+func TestAnswersAreThoseOfRecordedDraining(t *testing.T) {
+	w := newTokensOf()
+	s, c := start(t, quick(), server.Config{}, WithMetrics(), WithObserver(w))
+	recorded := func(name string) answer {
+		raw, err := os.ReadFile(refdata.Path(t, "sglang-cpu/0.5.23/"+name+".txt"))
+		require.NoError(t, err)
+		return readAnswer(t, raw)
+	}
+	want := recorded("sigterm_inflight")
+	var m meta
+	require.NoError(t, json.Unmarshal([]byte(want.body), &m))
+	done := make(chan answer, 1)
+	ids := like(c, m)
+	go func() {
+		done <- c.ask(t.Context(), "POST", "/generate", fmt.Sprintf(`{"input_ids":%s,"rid":"r","sampling_params":{"max_new_tokens":%d,"ignore_eos":true}}`, ids, m.Meta.Completion))
+	}()
+	w.wait("r", 2)
+	s.Drain()
+	check(t, recorded("sigterm_health"), c.ask(t.Context(), "GET", "/health", ""), nil, false)
+	check(t, want, <-done, nil, false)
 }

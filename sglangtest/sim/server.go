@@ -26,8 +26,9 @@ const keepAlive = 5 * time.Second
 // Its methods are safe for concurrent use.
 //
 // Prompts given as ids have their length; texts are counted by [TextTokens], chat messages likewise plus four tokens
-// for each, unless [WithTokenizer] counts them exactly. An answer has max_new_tokens tokens whatever ignore_eos says, and 128 if the request sets no limit: the
-// simulated model never ends an answer earlier. The answer's text is filler.
+// for each, unless [WithTokenizer] counts them exactly. An answer has max_new_tokens tokens whatever ignore_eos says, and
+// 128 if the request sets no limit, unless a stop string or stop token that the filler has ends it: the simulated model
+// never ends an answer earlier. The answer's text is filler, and so are logprobs.
 type Server struct {
 	profile                   Profile
 	cfg                       server.Config // as launched, with the defaults filled in

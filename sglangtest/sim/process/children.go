@@ -41,9 +41,10 @@ type order struct {
 
 // children are the processes of one server.
 type children struct {
-	procs []*proc
-	exits chan *proc    // each process that has ended
-	ready chan struct{} // closed when all are up
+	procs  []*proc
+	exits  chan *proc    // each process that has ended
+	ready  chan struct{} // closed when all are up
+	doomed bool          // the first scheduler was ordered to fail
 }
 
 type proc struct {
@@ -153,6 +154,7 @@ func (c *children) fail(o order) error {
 	if _, err := p.control[len(p.control)-max(1, len(p.Ranks))].Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("sglang-sim: order %s to fail: %w", p.Title, err)
 	}
+	c.doomed = true
 	return nil
 }
 

@@ -26,7 +26,7 @@ const (
 	setting // changes how the process behaves from the start
 )
 
-// A fault is one way to fail. README-like list: [faults]; its texts are SGLang's.
+// A fault is one way to fail. The texts are SGLang's.
 type fault struct {
 	name   string
 	when   moment
@@ -54,9 +54,9 @@ const graphHelp = `Possible solutions:
 3. disable decode CUDA graph by --cuda-graph-backend-decode=disabled. (Not recommended. Huge performance loss)
 Open an issue on GitHub https://github.com/sgl-project/sglang/issues/new/choose ` + "\n"
 
-// faults are all that can be asked for. In texts, {model}, {port}, {mem_fraction}, {free} and {site} are filled in.
-// The frames are those of recorded tracebacks (0.5.15.post1; missing-hub of 0.5.23 from that version on); where none was recorded, those of the
-// same phase. The last lines are SGLang's of all versions from 0.5.15.post1 to 0.5.23.
+// faults are all that can be asked for. In texts, {model}, {mem_fraction}, {free}, {site} and {lib} are filled in. The
+// frames are those of recorded tracebacks (of 0.5.15.post1, and of 0.5.23 for a model that the hub does not have); where
+// none was recorded, those of the same phase. The last lines are the same in all versions from 0.5.15.post1 to 0.5.23.
 var faults = []fault{
 	{"missing-model", resolving, "missing", "", "1", "",
 		"the model's configuration is not found; also without this fault for a --model-path that is a path and does not exist"},

@@ -11,6 +11,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -45,14 +46,19 @@ func TestDeadlyFaults(t *testing.T) {
 			t.Parallel()
 			version := releases[i%len(releases)]
 			c := start(t, "--sim-version", version, "--sim-fault", f.name)
+			var requests sync.WaitGroup
+			defer requests.Wait()
 			if f.when == running && f.name != "killed" {
 				c.ready()
-				go func() { // its connection breaks
-					res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Post(c.url("/generate"), "application/json", strings.NewReader(generation))
-					if err == nil {
+				requests.Go(func() { // until the process is gone: a fault may strike later than the first has ended
+					for {
+						res, err := c.try("/generate", generation)
+						if err != nil {
+							return
+						}
 						res.Body.Close()
 					}
-				}()
+				})
 			}
 			status := c.wait()
 			want := map[string]int{"1": 1, "3": 3, "signal 9": -9}[f.exit]

@@ -56,7 +56,8 @@ func newServer(c *command) *mainProc {
 		web = levelOf[s]
 	}
 	stderr := newSink(os.Stderr)
-	p := &mainProc{command: c, log: logger{stderr, least, millis, ""}, web: logger{stderr, web, false, ""}, access: logger{newSink(os.Stdout), web, false, ""}, quit: make(chan os.Signal, 1), strikes: make(chan planned, 64)}
+	p := &mainProc{command: c, quit: make(chan os.Signal, 1), strikes: make(chan planned, 64),
+		log: logger{stderr, least, millis, ""}, web: logger{stderr, web, false, ""}, access: logger{newSink(os.Stdout), web, false, ""}}
 	p.rank = p.log
 	if p.num("dp_size") > 1 {
 		p.rank.prefix += " DP0"
@@ -171,7 +172,7 @@ func (p *mainProc) missing() *fault {
 
 // raise prints a traceback of the main process. It ends with status 1.
 func (p *mainProc) raise(f *fault) error {
-	frames, err := f.frames, ""
+	frames := f.frames
 	if frames == "missing" {
 		switch {
 		case strings.HasPrefix(p.model, "/"):
@@ -191,7 +192,7 @@ func (p *mainProc) raise(f *fault) error {
 	if p.release >= v21 || f.frames == "frames-main" {
 		p.killChildren()
 	}
-	p.log.raw(strings.TrimRight(text, "\n") + "\n" + err)
+	p.log.raw(strings.TrimRight(text, "\n") + "\n")
 	return ending(1)
 }
 
@@ -422,14 +423,8 @@ func (p *mainProc) until(done <-chan struct{}, passed <-chan time.Time) error {
 			p.log.logf(failure, "Received sigquit from a child process. It usually means the child failed.")
 			p.killTree()
 		case k := <-p.kids.exits:
-			if k.Name == "detokenizer" {
-				continue // SGLang looks at the schedulers only
-			}
-			select { // the child that died may have sent SIGQUIT before
-			case s := <-p.quit:
-				p.quit <- s
-				continue
-			case <-time.After(p.scaled(100 * time.Millisecond)):
+			if k.Name == "detokenizer" || p.kids.doomed {
+				continue // SGLang looks at the schedulers only; one that was ordered to fail has sent SIGQUIT before it ended
 			}
 			f := *faultNamed("killed-at-load")
 			f.err = strings.Replace(f.err, "(exit code: -9)", fmt.Sprintf("(exit code: %d)", k.status), 1)

@@ -175,6 +175,9 @@ func (p *mainProc) sigquit() {
 	p.log.logf(failure, "SIGQUIT received. signum=None, frame=None. It usually means one child failed.")
 	p.log.logf(info, "Sleeping 5 seconds before crash diagnostics to let GPU activity settle.")
 	<-time.After(p.scaled(crashPause))
+	if p.kids.doomed {
+		<-p.kids.procs[0].done // it ends after its SIGQUIT, in far less time than the pause of SGLang
+	}
 	alive := slices.ContainsFunc(p.kids.procs, func(k *proc) bool {
 		select {
 		case <-k.done:
@@ -192,7 +195,6 @@ func (p *mainProc) sigquit() {
 // stopWeb is uvicorn's graceful stop: it takes no connections and waits for those that are open, until a (further) SIGINT.
 func (p *mainProc) stopWeb(interrupt <-chan os.Signal) {
 	p.web.uvicorn(info, "Shutting down")
-	p.socket.Close()
 	if p.http.open.Load() > 0 {
 		p.web.uvicorn(info, "Waiting for connections to close. (CTRL+C to force quit)")
 	}

@@ -135,7 +135,7 @@ func TestSecondSIGINT(t *testing.T) {
 	require.Equal(t, 0, c.wait())
 	_, err = io.ReadAll(res.Body)
 	require.Error(t, err)
-	require.False(t, strings.Contains(c.stderr(), "Application shutdown complete."))
+	require.False(t, strings.Contains(c.stderr(), "Application shutdown complete."), "%q", c.after("fired up"))
 	c.gone()
 }
 
