@@ -18,7 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/sglangtest/harness/sglangtest/internal/leftover"
+	"github.com/sglangtest/harness/internal/leftover"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 

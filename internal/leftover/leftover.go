@@ -46,15 +46,20 @@ type Process struct {
 	Temp    string // TMPDIR in its environment; empty if there is none
 }
 
-// Processes returns the processes with the mark, apart from this one and zombies.
+// Processes returns the processes with the mark, apart from this one and zombies, and from those that this one is about to
+// turn into another program, which have all that it has.
 func (w *Watch) Processes() ([]Process, error) {
+	own, err := os.ReadFile("/proc/self/cmdline")
+	if err != nil {
+		return nil, fmt.Errorf("leftover: %w", err)
+	}
 	var found []Process
-	err := eachProcess(func(id int, dir string) {
+	err = eachProcess(func(id int, dir string) {
 		command, _ := os.ReadFile(dir + "/cmdline") // whatever fails here and below, the process has ended or is another user's
 		environ, _ := os.ReadFile(dir + "/environ")
 		marked := bytes.Contains(command, []byte(w.mark)) || bytes.Contains(environ, []byte(w.mark)) ||
 			slices.ContainsFunc(opened(dir), func(path string) bool { return strings.Contains(path, w.mark) })
-		if !marked || id == os.Getpid() {
+		if !marked || bytes.Equal(command, own) {
 			return
 		}
 		p := Process{ID: id, Command: strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " "))}
