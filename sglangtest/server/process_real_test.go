@@ -131,7 +131,12 @@ func TestRealProcessLife(t *testing.T) {
 	exit = r.stops(s)
 	t.Logf("exit idle: %v after %v", exit, exit.Took)
 
-	require.NoError(t, s.Restart(t.Context(), nil))
+}
+
+func TestRealProcessKilled(t *testing.T) {
+	r, cfg := newReal(t)
+	s := r.launch(cfg)
+	t.Logf("SGLang %s: %s", s.Info().Version, describe(s))
 	r.kill(r.process("sglang::scheduler"))
 	at := time.Now()
 	failure := r.failed(s)
