@@ -254,12 +254,8 @@ func (s *Server) Err() error {
 // URL returns the base URL, without a trailing slash. The server must have been started.
 func (s *Server) URL() string { return "http://" + s.addr.String() }
 
-// StepLateness returns how late this host was so far.
-func (s *Server) StepLateness() Lateness {
-	s.host.mu.Lock()
-	defer s.host.mu.Unlock()
-	return s.host.late.summary()
-}
+// StepLateness returns how late the results of steps went out so far.
+func (s *Server) StepLateness() Lateness { return s.host.late.summary() }
 
 // Close ends the server and returns when its goroutines have ended and its port is free. It takes no new connections
 // but lets the requests under way finish; when ctx is done their connections break, as when a server is killed: a

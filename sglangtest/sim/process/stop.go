@@ -30,7 +30,7 @@ const (
 	warmUpLimit   = 600 * time.Second
 )
 
-// lateLimit is the lateness of the simulation's own steps from which the log tells of it.
+// lateLimit is the lateness of the simulation's answers, at p99, from which the log tells of it.
 const lateLimit = 5 * time.Millisecond
 
 // serve is the life of the server from the open socket on.
@@ -160,7 +160,7 @@ func (p *mainProc) look(w *watcher) {
 	}
 	if late := p.sim.StepLateness(); late.P99 > lateLimit && late.P99 > w.told {
 		w.told = late.P99
-		p.log.logf(warning, "sglang-sim: this host is behind its own simulation: results were late by %v at p50, %v at p99, %v at most, of %d", late.P50, late.P99, late.Max, late.Steps)
+		p.log.logf(warning, "sglang-sim: this host is behind its own simulation: events were late by %v at p50, %v at p99, %v at most, of %d so far", late.P50, late.P99, late.Max, late.Pieces)
 	}
 }
 
