@@ -132,6 +132,7 @@ func (h *host) begin() (err error) {
 		return fmt.Errorf("sim: make a timer: %w", err)
 	}
 	h.start = time.Now()
+	h.asleep = true
 	go h.run()
 	return nil
 }

@@ -128,6 +128,7 @@ func (h *host) uncached(recent float64) int {
 func (h *host) refreshIdle(now time.Time) {
 	if h.loop.idle && !h.loop.paused {
 		h.meter.idle(now, h.loop.Engine.State())
+		h.slept(now.Sub(h.start))
 		h.publish(now.Sub(h.start), true)
 	}
 }

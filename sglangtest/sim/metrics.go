@@ -387,25 +387,31 @@ func (w *hitWindow) rate() float64 {
 	return float64(w.hit) / float64(w.total)
 }
 
-// mostEndpoints bounds the endpoints that are told apart, since a client can make up any number. (SGLang's are not bounded.)
+// mostEndpoints bounds the pairs of path and method that are told apart, since a client can make up any number. (SGLang's
+// are not bounded.)
 const mostEndpoints = 1000
 
-// endpoint is the label of a path: that of its route. The meter must be locked.
-func (m *meter) endpoint(path string) string {
+// endpoint returns the labels of a request: the path of its route, and its method. The meter must be locked.
+func (m *meter) endpoint(path, method string) []string {
 	if strings.HasPrefix(path, modelPath) {
-		return modelPath + "{model:path}"
+		path = modelPath + "{model:path}"
 	}
-	if _, ok := routes[path]; !ok && len(m.series["http_requests_total"]) >= mostEndpoints {
-		return "other"
+	labels := []string{"endpoint", path, "method", method}
+	all := m.series["http_requests_total"]
+	if len(all) < mostEndpoints || slices.ContainsFunc(all, func(s *series) bool { return slices.Equal(s.extra, labels) }) {
+		return labels
 	}
-	return path
+	if rt, ok := routes[path]; !ok || !rt.allows(method) {
+		return []string{"endpoint", "other", "method", "other"}
+	}
+	return labels
 }
 
 // countHTTP wraps a handler to count its requests (observability/http_request_metrics.py).
 func (m *meter) countHTTP(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
-		labels := []string{"endpoint", m.endpoint(r.URL.Path), "method", r.Method}
+		labels := m.endpoint(r.URL.Path, r.Method)
 		m.add("http_requests_total", 1, labels...)
 		m.add("http_requests_active", 1, labels...)
 		m.mu.Unlock()

@@ -339,10 +339,12 @@ func TestHealthChecksAreLeftOut(t *testing.T) {
 func TestEndpointsAreBounded(t *testing.T) {
 	m := usedMeter(23)
 	for i := range 2 * mostEndpoints {
-		m.add("http_requests_total", 1, "endpoint", m.endpoint(fmt.Sprintf("/%d", i)))
+		m.add("http_requests_total", 1, m.endpoint(fmt.Sprintf("/%d", i), "GET")...)
+		m.add("http_requests_total", 1, m.endpoint("/generate", fmt.Sprintf("M%d", i))...)
 	}
 	require.Len(t, m.series["http_requests_total"], mostEndpoints+1)
-	require.Equal(t, "/generate", m.endpoint("/generate"))
+	require.Equal(t, []string{"endpoint", "/generate", "method", "PUT"}, m.endpoint("/generate", "PUT"))
+	require.Equal(t, []string{"endpoint", "/3", "method", "GET"}, m.endpoint("/3", "GET"), "it was told apart before")
 }
 
 func TestRetractionsAreCounted(t *testing.T) {

@@ -96,12 +96,18 @@ func (h *host) advanceObserved(at time.Duration) []Output {
 
 // beforeAdvance publishes the load, as SGLang does before it processes a result, and counts the time that the loop slept.
 func (h *host) beforeAdvance(at time.Duration) {
-	if h.asleep {
-		h.meter.asleep(at - h.since)
-		h.asleep = false
-	}
+	h.slept(at)
+	h.asleep = false
 	if l := h.loop; l.due {
 		h.publish(at, l.pending.step.Kind != DecodeStep)
+	}
+}
+
+// slept counts the time until now in which the loop slept.
+func (h *host) slept(now time.Duration) {
+	if h.asleep && now > h.since {
+		h.meter.asleep(now - h.since)
+		h.since = now
 	}
 }
 

@@ -251,6 +251,10 @@ func (s *Server) Err() error {
 	}
 }
 
+// EngineConfig returns the effective configuration of the server's scheduler: that of the profile with what the
+// server's config sets. It is known before Start.
+func (s *Server) EngineConfig() EngineConfig { return s.host.loop.Engine.Config() }
+
 // URL returns the base URL, without a trailing slash. The server must have been started.
 func (s *Server) URL() string { return "http://" + s.addr.String() }
 
