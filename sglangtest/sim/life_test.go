@@ -97,6 +97,7 @@ func TestStringKillsOldScheduler(t *testing.T) {
 		_, err := c.http.Post(c.url+"/set_internal_state", "application/json", strings.NewReader(`{"server_args":{"pp_max_micro_batch_size":`+value+`}}`))
 		require.Error(t, err)
 		<-s.Exited()
+		require.ErrorIs(t, s.Err(), ErrSchedulerDied)
 		require.ErrorContains(t, s.Err(), "the scheduler died of pp_max_micro_batch_size")
 	}
 }

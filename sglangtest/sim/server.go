@@ -206,6 +206,9 @@ func (s *Server) Drain() {
 	}
 }
 
+// ErrSchedulerDied is what [Server.Err] wraps when a request killed the scheduler, as some do with old versions of SGLang.
+var ErrSchedulerDied = errors.New("sim: the scheduler died")
+
 // crash ends the server as the death of its scheduler does: all connections break.
 func (s *Server) crash(err error) {
 	s.status.Store(statusStopping)
@@ -241,7 +244,7 @@ func (s *Server) WaitIdle(ctx context.Context) error {
 // Exited is closed when a server that was started has ended, by [Server.Close] or by itself.
 func (s *Server) Exited() <-chan struct{} { return s.ended }
 
-// Err returns why the server ended by itself, or nil.
+// Err returns why the server ended by itself, or nil: it wraps [ErrSchedulerDied], or the HTTP server failed.
 func (s *Server) Err() error {
 	select {
 	case <-s.ended:
