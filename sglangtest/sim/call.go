@@ -200,17 +200,15 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dial
 	if err := s.wait(r, c, c.prefixes); err != nil {
 		return err
 	}
-	if !s.host.submit(c.streams) {
-		return c.duplicate()
+	if used, ok := s.host.submit(c.streams); !ok {
+		return duplicate(used)
 	}
 	defer s.host.leave(c.streams)
 	s.respondStream(w, r, c, d)
 	return nil
 }
 
-func (c *call) duplicate() error {
-	return inputError("Duplicate request ID detected: " + c.streams[0].rid)
-}
+func duplicate(rid string) error { return inputError("Duplicate request ID detected: " + rid) }
 
 // errGone says that the client has gone.
 var errGone = errors.New("sim: the client has gone")
@@ -220,8 +218,8 @@ func (s *Server) wait(r *http.Request, c *call, streams []*stream) error {
 	if len(streams) == 0 {
 		return nil
 	}
-	if !s.host.submit(streams) {
-		return c.duplicate()
+	if used, ok := s.host.submit(streams); !ok {
+		return duplicate(used)
 	}
 	defer s.host.leave(streams)
 	for open := len(streams); open > 0; {

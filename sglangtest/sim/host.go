@@ -137,32 +137,32 @@ func (h *host) begin() (err error) {
 	return nil
 }
 
-// submit hands streams to the engine, as having come at the time of their received. It reports false, and takes
-// none of them, if one has a rid that is in use. During a pause it holds them back.
-func (h *host) submit(streams []*stream) bool {
+// submit hands streams to the engine, as having come at the time of their received. If one has a rid that is in use it
+// takes none of them, and returns that and false. During a pause it holds them back.
+func (h *host) submit(streams []*stream) (used string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.submitLocked(streams)
 }
 
-func (h *host) submitLocked(streams []*stream) bool {
+func (h *host) submitLocked(streams []*stream) (used string, ok bool) {
 	for i, s := range streams {
 		if h.streams[s.rid] != nil {
 			for _, t := range streams[:i] {
 				delete(h.streams, t.rid)
 			}
-			return false
+			return s.rid, false
 		}
 		h.streams[s.rid] = s
 	}
 	if h.paused {
 		h.held = append(h.held, streams...)
-		return true
+		return "", true
 	}
 	for _, s := range streams {
 		h.dispatch(s, s.received.Sub(h.start))
 	}
-	return true
+	return "", true
 }
 
 // dispatch sends a stream to the scheduler, as having come at the given time.
