@@ -114,6 +114,16 @@ func TestDiagnoseTexts(t *testing.T) {
 		serving + exception + "TypeError: '>=' not supported between instances of 'str' and 'int'":                      CauseSchedulerDied,
 		serving + "[2026-11-24 17:14:53] Subprocess scheduler_0 (pid=7) crashed with exit code -11. Triggering SIGQUIT": CauseSchedulerDied,
 		"Ignore import error when loading sglang.srt.models.x: ImportError: cannot import name 'y'\nsomething else":     CauseUnknown,
+		// Texts in older lines show nothing.
+		"[W socket.cpp:200] Address already in use\n" + exception + "torch.OutOfMemoryError: CUDA out of memory.":                      CauseOOMLoad,
+		serving + "request 7: explain address already in use\n" + exception + "torch.OutOfMemoryError: CUDA out of memory.":            CauseOOMRun,
+		"The memory capacity is unbalanced. Some GPUs may be occupied\n" + exception + "AssertionError: Memory pool size is too small": CauseNoKV,
+		"The memory capacity is unbalanced. Some GPUs may be occupied\nbye":                                                            CauseUnknown,
+		"401 Client Error: no generation_config.json\n" + exception + "torch.OutOfMemoryError: CUDA out of memory.":                    CauseOOMLoad,
+		serving + "torch.OutOfMemoryError: CUDA out of memory; the preprocessing goes on on the CPU\nbye":                              CauseUnknown,
+		serving + "Scheduler watchdog timeout (self.watchdog_timeout=10, self.soft=True)\nbye":                                         CauseUnknown,
+		serving + "Scheduler watchdog timeout (self.watchdog_timeout=10, self.soft=True)\n" + exception + "ValueError: no":             CauseSchedulerDied,
+		serving + "TokenizerManager hit an exception: Traceback (most recent call last):":                                              CauseSchedulerDied,
 	} {
 		require.Equal(t, want, Diagnose(strings.Split(text, "\n"), Exit{Code: 1}, Config{}).Cause, text)
 	}
