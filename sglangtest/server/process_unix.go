@@ -347,11 +347,11 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 	}
 }
 
-// findShared notes the files in /dev/shm that the server has, and reports whether path is one of them.
-func (l *local) findShared(path string) bool {
+// findShared notes the files in /dev/shm that the server has, and returns them.
+func (l *local) findShared() []string {
 	files := sharedFiles(l.members())
 	l.watchdog.shared(files)
-	return slices.Contains(files, path)
+	return files
 }
 
 func (l *local) URL() string             { return l.url }
