@@ -70,7 +70,7 @@ func hasVariable(pid int, variable []byte) bool {
 
 func writesTo(pid int, logs []string) bool {
 	for _, fd := range []int{1, 2} {
-		if path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err == nil && slices.Contains(logs, path) {
+		if path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err == nil && slices.Contains(logs, strings.TrimSuffix(path, " (deleted)")) {
 			return true
 		}
 	}

@@ -126,6 +126,7 @@ func TestLocalProcessCannotBeEnded(t *testing.T) {
 	s, err := m.Launch(context.Background(), localConfig())
 	require.NoError(t, err)
 	left := traces(t, s)
+	defer os.RemoveAll(left.Folder)
 	l := s.present().inst.(*local)
 	l.goneTime = 50 * ms
 	l.ask(true) // as Kill does, but for the signal
@@ -142,6 +143,7 @@ func TestLocalProcessCannotBeEnded(t *testing.T) {
 		}
 	}
 	l.watchdog.dismiss()
+	eventually(t, "they end", func() bool { return len(members(left.Group, left.Marker, left.Logs...)) == 0 })
 	for _, path := range left.Shared {
 		require.NoFileExists(t, path)
 	}

@@ -276,10 +276,10 @@ func (l *local) remove() {
 	l.closeOutputs()
 	root := l.folder.root
 	l.mu.Lock()
-	if l.ownLogs && (l.keepLogs || !l.exit.Asked) {
+	remains := l.remains
+	if l.ownLogs && (l.keepLogs || !l.exit.Asked || remains) { // processes that are still there are known by their logs
 		root = l.folder.temp
 	}
-	remains := l.remains
 	l.mu.Unlock()
 	if err := os.RemoveAll(root); err != nil {
 		l.fail(err)
