@@ -59,6 +59,12 @@ func (s *Server) becomeReady(ctx context.Context) error {
 		case <-l.ended.Done():
 			return &ExitedError{Err: l.err}
 		case line := <-l.doom:
+			select {
+			case <-l.ended.Done():
+				return &ExitedError{Err: l.err}
+			case <-time.After(doomedTimeout):
+			case <-ctx.Done():
+			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			return s.diagnosed(l, []string{line}, notEnded)
@@ -84,6 +90,9 @@ func (s *Server) becomeReady(ctx context.Context) error {
 // bindFailed is in the line that uvicorn logs if its port is taken. SGLang then ends, but not while its own first request
 // waits for whatever has the port.
 const bindFailed = "error while attempting to bind on address"
+
+// doomedTimeout is how long such a server has to end by itself, so that its exit status is known.
+const doomedTimeout = 3 * time.Second
 
 // errNotBound is why a server that answers may be another one.
 var errNotBound = errors.New("the log does not show that the server has opened its socket")
@@ -145,7 +154,7 @@ func (s *Server) prove(ctx context.Context, l *life) error {
 }
 
 // showsSocket reports whether a server with these arguments logs that its socket is open: uvicorn does, at the level
-// INFO, and the Rust front end does not (which /server_info tells from 0.5.21 on).
+// INFO; granian (--enable-http2) and the Rust front end, which /server_info tells from 0.5.21 on, do not.
 func showsSocket(raw map[string]any) bool {
 	level, ok := raw["log_level_http"].(string)
 	if !ok {
@@ -153,7 +162,7 @@ func showsSocket(raw map[string]any) bool {
 	}
 	version, _ := raw["version"].(string)
 	old, _ := olderThan(version, "0.5.21")
-	return (level == "info" || level == "debug" || level == "trace") && (old || raw["frontend"] == "python")
+	return raw["enable_http2"] != true && (level == "info" || level == "debug" || level == "trace") && (old || raw["frontend"] == "python")
 }
 
 // followStartup reads the log of a server that starts and tells of its phases.
