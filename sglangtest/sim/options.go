@@ -69,6 +69,12 @@ func WithMiddleware(wrap func(http.Handler) http.Handler) Option {
 	return func(o *options) error { o.middleware = append(o.middleware, wrap); return nil }
 }
 
+// WithListener makes [Server.Start] serve on ln instead of listening on the host and port of its configuration. The server
+// closes it. Its Accept may wait while connections are refused, which is how a host simulates that.
+func WithListener(ln net.Listener) Option {
+	return func(o *options) error { o.listener = ln; return nil }
+}
+
 // WithStreamInterval makes streams send an event for every n-th token only, n ≥ 1, unless the request sets its own
 // stream_interval (SGLang's --stream-interval; 1 without it).
 func WithStreamInterval(n int) Option {
