@@ -203,6 +203,30 @@ func (c Config) With(args Args) (Config, error) {
 	return out, nil
 }
 
+// set sets an argument by its name, whatever it was before.
+func (c *Config) set(name string, value any) error {
+	out := c.clone()
+	if i, ok := typed[name]; ok {
+		reflect.ValueOf(&out).Elem().Field(i).SetZero()
+	}
+	delete(out.Args, name)
+	out, err := out.With(Args{name: value})
+	if err == nil {
+		*c = out
+	}
+	return err
+}
+
+// clone returns a copy that shares nothing that a caller could change.
+func (c Config) clone() Config {
+	c.Args, c.GPUs, c.CUDAGraphBSDecode = maps.Clone(c.Args), slices.Clone(c.GPUs), slices.Clone(c.CUDAGraphBSDecode)
+	if c.RandomSeed != nil {
+		seed := *c.RandomSeed
+		c.RandomSeed = &seed
+	}
+	return c
+}
+
 // toValue is the value of an argument for a message, if it is no secret.
 func toValue(name string, v any) string {
 	if name == apiKeyName || name == adminAPIKeyName {

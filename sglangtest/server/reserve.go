@@ -54,7 +54,7 @@ func (m *ServerManager) reserve(ctx context.Context, cfg Config) (*reservation, 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := &reservation{name: "server-" + strconv.Itoa(m.named), config: cfg, stops: m.stops, used: map[int]int64{}, m: m}
+	r := &reservation{name: "server-" + strconv.Itoa(m.named), config: cfg.clone(), stops: m.stops, used: map[int]int64{}, m: m}
 	if onHost {
 		if err := r.takeGPUs(gpus); err != nil {
 			return nil, err

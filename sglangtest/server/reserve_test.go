@@ -64,8 +64,17 @@ func TestGPUsAreExclusive(t *testing.T) {
 	launch(t, m, Config{GPUs: []int{2}})
 	require.NoError(t, first.Stop(t.Context()))
 	again := launch(t, m, Config{GPUs: []int{1}})
-	require.NoError(t, again.Restart(t.Context(), func(cfg *Config) error { cfg.GPUs = []int{3}; return nil }))
-	require.Equal(t, []int{1}, again.Config().GPUs, "a restart keeps them")
+	for _, change := range []func(*Config) error{
+		func(cfg *Config) error { cfg.GPUs = []int{3}; return nil },
+		func(cfg *Config) error { cfg.GPUs[0] = 3; return nil },
+		func(cfg *Config) error { cfg.Port++; return nil },
+		func(cfg *Config) error { cfg.APIKey = "new"; return nil },
+	} {
+		require.ErrorContains(t, again.Restart(t.Context(), change), "host, port, GPUs and API keys stay as they are")
+		require.Equal(t, StateReady, again.State())
+	}
+	require.NoError(t, again.Restart(t.Context(), nil))
+	require.Equal(t, []int{1}, again.Config().GPUs)
 	launch(t, m, Config{GPUs: []int{3}})
 }
 
