@@ -123,6 +123,10 @@ func TestOwnFlags(t *testing.T) {
 		require.Equal(t, 2, status)
 		require.Contains(t, stderr, want)
 	}
+	t.Setenv("SGLANG_SIM_FUALT", "crash")
+	_, status, _, stderr = parsed("--model", "m")
+	require.Equal(t, 2, status)
+	require.Contains(t, stderr, "SGLANG_SIM_FUALT is set: want the name of an argument --sim-")
 }
 
 // The command's documentation lists every fault with its end.
