@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"maps"
 
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -18,11 +19,12 @@ type launcher struct {
 }
 
 func (l launcher) Launch(ctx context.Context, spec server.Spec) (server.Instance, error) {
-	opts := l.opts
-	if spec.Name != "" { // in front, so that an option given by the user wins
-		opts = append([]Option{WithWeightVersion(spec.Name)}, opts...)
+	cfg := spec.Config
+	if spec.Name != "" { // answers name the server, as those of a process do
+		cfg.Args = server.Args{"weight_version": spec.Name}
+		maps.Copy(cfg.Args, spec.Config.Args)
 	}
-	s, err := NewServer(l.profile, spec.Config, opts...)
+	s, err := NewServer(l.profile, cfg, l.opts...)
 	if err != nil {
 		return nil, err
 	}

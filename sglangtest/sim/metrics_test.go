@@ -180,7 +180,7 @@ func total(all []exposed, series string, labels ...string) float64 {
 }
 
 func TestMetricsCountWhatWasServed(t *testing.T) {
-	s, c := start(t, quick(), server.Config{}, WithMetrics(), WithDecodeLogInterval(10))
+	s, c := start(t, quick(), server.Config{EnableMetrics: true, Args: server.Args{"decode_log_interval": 10}})
 	c.post("/generate", `{"input_ids":[1,2,3,4,5,6,7,8],"sampling_params":{"max_new_tokens":30,"ignore_eos":true}}`)
 	c.post("/generate", `{"input_ids":[1,2,3,4,5,6,7,9],"stream":true,"sampling_params":{"max_new_tokens":20,"ignore_eos":true}}`)
 	c.post("/generate", `{"input_ids":[[1,2],[3,4]],"sampling_params":{"max_new_tokens":1,"ignore_eos":true}}`)
@@ -219,10 +219,13 @@ type driver struct {
 	id int
 }
 
-func driveHost(t *testing.T, cfg EngineConfig, opts options) *driver {
+func driveHost(t *testing.T, cfg EngineConfig, change ...func(*options)) *driver {
 	h, err := newHost(quick(), cfg)
 	require.NoError(t, err)
-	opts.release = defaultOptions().release
+	opts := defaultOptions()
+	for _, f := range change {
+		f(&opts)
+	}
 	h.observe(&opts, "m")
 	h.start = time.Unix(1000, 0)
 	return &driver{h: h}
@@ -250,7 +253,7 @@ func (d *driver) step() bool {
 }
 
 func TestGaugesChangeByTheRule(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig(), options{decodeLogInterval: 10})
+	d := driveHost(t, quick().EngineConfig(), func(o *options) { o.decodeLogInterval = 10 })
 	m := d.h.meter
 	value := func(name string) float64 { return m.series[name][0].value }
 	d.add(0, 100, 45)
@@ -275,7 +278,7 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Zero(t, value("gen_throughput"))
 	require.Equal(t, 144.0, value("kv_evictable_tokens"))
 
-	old := newMeter(18, 0, "m", testBatchConfig, d.h.start)
+	old := newMeter(18, 40, "m", testBatchConfig, d.h.start)
 	old.report(d.h.start, 3, State{MaxTotalTokens: 1})
 	old.idle(d.h.start.Add(29*time.Second), state)
 	require.Equal(t, 3, old.running, "before 0.5.21 an idle scheduler waits for half a minute")
@@ -284,7 +287,7 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 }
 
 func TestHealthChecksAreLeftOut(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig(), options{})
+	d := driveHost(t, quick().EngineConfig())
 	d.add(0, 1, 1).health = true
 	for d.step() {
 	}
@@ -307,7 +310,7 @@ func TestEndpointsAreBounded(t *testing.T) {
 func TestRetractionsAreCounted(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxTotalTokens, cfg.DisableRadixCache, cfg.ScheduleConservativeness = 600, false, 0.1
-	d := driveHost(t, cfg, options{})
+	d := driveHost(t, cfg)
 	var all []*stream
 	for range 6 {
 		s := d.add(0, 20, 180)

@@ -208,9 +208,6 @@ func (h *host) tell(s *stream, previous, got progress) {
 func (h *host) observe(o *options, model string) {
 	h.metrics = o.metrics
 	h.loads.interval = o.loadInterval
-	if h.loads.interval == 0 {
-		h.loads.interval = DefaultLoadSnapshotInterval
-	}
 	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
 	h.observers = append([]Observer{h.meter}, o.observers...)
 	h.loop.processed = h.completed

@@ -133,7 +133,7 @@ func info(t testing.TB, c client) map[string]any {
 }
 
 func TestInformation(t *testing.T) {
-	_, c := start(t, quick(), server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64}, WithWeightVersion("w1"))
+	_, c := start(t, quick(), server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64, Args: server.Args{"weight_version": "w1"}})
 	m := info(t, c)
 	require.Equal(t, "0.5.23", m["version"])
 	require.EqualValues(t, 20000, m["max_total_num_tokens"])
@@ -162,11 +162,7 @@ func TestInformation(t *testing.T) {
 
 func TestStreamIsCumulativeOrIncremental(t *testing.T) {
 	for _, incremental := range []bool{false, true} {
-		var opts []Option
-		if incremental {
-			opts = append(opts, WithIncrementalStreaming())
-		}
-		_, c := start(t, quick(), server.Config{}, opts...)
+		_, c := start(t, quick(), server.Config{IncrementalStreamingOutput: incremental})
 		_, body := c.post("/generate", `{"text":"x","stream":true,"sampling_params":{"max_new_tokens":20,"ignore_eos":true}}`)
 		text, tokens := "", 0
 		for _, e := range events(body) {
