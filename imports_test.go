@@ -23,7 +23,7 @@ var layers = map[string][]string{
 	"sglangtest/policy":      {"sglangtest/load"},
 	"sglangtest/sim/fleet":   {"sglangtest/load", "sglangtest/metrics", "sglangtest/policy", "sglangtest/sim"},
 	"sglangtest/sim/process": {"sglangtest/server", "sglangtest/sim"},
-	"sglangtest": {"sglangtest/load", "sglangtest/metrics", "sglangtest/server", "sglangtest/sim", "sglangtest/results",
+	"sglangtest": {"sglangtest/load", "sglangtest/metrics", "sglangtest/server", "sglangtest/gpu", "sglangtest/sim", "sglangtest/results",
 		"sglangtest/policy", "sglangtest/sim/fleet"},
 }
 

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=$PWD/bench/clients; out=$(mktemp -d)
 port=${PORT:-31300}; url=http://127.0.0.1:$port; n=${REQUESTS:-80} flight=${FLIGHT:-4}
 go build -o "$out/sglang-sim" ./cmd/sglang-sim
-"$out/sglang-sim" --port "$port" --enable-metrics --enable-cache-report --weight-version worker-0 >"$out/stdout" 2>"$out/stderr" & server=$!
+"$out/sglang-sim" --model-path meta-llama/Llama-3.1-8B-Instruct --port "$port" --enable-metrics --enable-cache-report --weight-version worker-0 >"$out/stdout" 2>"$out/stderr" & server=$!
 trap 'kill -TERM $server ${router:-} 2>/dev/null || true; wait $server ${router:-} 2>/dev/null || true; rm -rf "$out"' EXIT
 until curl -fs "$url/ready" >/dev/null; do kill -0 $server; sleep 0.1; done
 echo "$n requests, $flight in flight; load average $(cut -d' ' -f1-3 /proc/loadavg)"
@@ -18,16 +18,16 @@ echo "$n requests, $flight in flight; load average $(cut -d' ' -f1-3 /proc/loada
 compare() {
   local name=$1; shift
   curl -fs "$url/metrics" >"$out/before"
-  "$@" >"$out/said" 2>"$out/log" || { echo "$name FAILED"; tail -20 "$out/log" "$out/said"; exit 1; }
+  "$@" >"$out/said" 2>"$out/log" || { echo "$name FAILED"; tail -n 20 "$out/log"; tail -n 20 "$out/said"; exit 1; }
   curl -fs "$url/metrics" >"$out/after"
   printf '%-16s client %s\n' "$name" "$(tail -1 "$out/said")"
   printf '%-16s engine %s\n' "" "$(python3 "$here/engine.py" "$out/before" "$out/after")"
 }
-peer() { compare "$1 $2" bash -c "'$shared/peers/peer.py' $1 --venv '$venvs/$3' --url $url --tokenizer '$tok' --requests $n --concurrency $flight \
+peer() { compare "$1 $2" bash -c "'$shared/peers/peer.py' $1 --venv '$3' --url $url --tokenizer '$tok' --requests $n --concurrency $flight \
   --in-len 256 --out-len 128 --api $2 --out '$out/$1-$2' | python3 '$here/said.py'"; }
-for api in generate completions chat; do peer sglang-python $api sglang; done
-peer sglang-rust generate sglang
-peer aiperf completions aiperf
+for api in generate completions chat; do peer sglang-python $api "$venvs/sglang/venv"; done
+peer sglang-rust generate "$venvs/sglang/venv"
+peer aiperf completions "$venvs/aiperf"
 compare "openai package" "$venvs/openai/bin/python" "$here/openai_check.py" "$url" 10
 
 rport=$((port + 1)) mport=$((port + 2))

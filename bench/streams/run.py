@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """How many streams of 20 ms steps the simulated server holds on this machine before its own steps run late by more than 1 ms at p99,
-beside the reference server under the same load; and how many events a second it writes when steps take no time.
+beside the reference server under the same load; and how many events a second it writes with steps of 1 ms.
 
 usage: run.py REFSERVER [STREAMS ...]      (run it from the root of the repository; REFSERVER: the binary of shared/peers/refserver)
 
 Client and server share the machine's cores. Each stream has 300 tokens. All streams are sent at once.
 """
+import atexit
 import json
 import os
 import subprocess
@@ -24,8 +25,12 @@ def get(path):
         return json.load(r)
 
 
+running = []
+
+
 def serve(command):
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running.append(p)
     while True:
         try:
             get("/model_info")
@@ -38,6 +43,10 @@ def serve(command):
 def stop(p):
     p.terminate()
     p.wait()
+    running.remove(p)
+
+
+atexit.register(lambda: [p.kill() for p in running])
 
 
 def client(requests, concurrency, tokens):
@@ -52,7 +61,7 @@ def cpu(p):
 
 
 def sim(profile):
-    return [sim_bin, "--port", str(port), "--sim-profile", os.path.join(here, profile), "--max-running-requests", "8192", "--sim-files", "false",
+    return [sim_bin, "--model-path", "paced", "--port", str(port), "--sim-profile", os.path.join(here, profile), "--max-running-requests", "8192", "--sim-files", "false",
             "--log-level", "warning"]
 
 
@@ -71,14 +80,15 @@ with tempfile.TemporaryDirectory() as tmp:
             assert r["failed"] == 0, r
             if name == "simulated":
                 late = get("/server_info")["simulated"]
-                own = f"{late['step_lateness_p50_ms']:.2f} / {late['step_lateness_p99_ms']:.2f}"
+                own = f"{late['step_lateness_ms']['p50']:.2f} / {late['step_lateness_ms']['p99']:.2f}"
             else:
                 gap = get("/stats")["true_mean_gap_ms"]
                 own = f"mean gap {gap['p50'] - 20:+.2f} / {gap['p99'] - 20:+.2f}"
             print(f"{streams:8} {name:>10} {r['events_per_s']:9.0f} {own:>26} {r['itl_ms']['p50']:12.2f} / {r['itl_ms']['p99']:7.2f} {used:9.2f}", flush=True)
             stop(p)
-    for name, command in ("simulated", sim("unpaced.json")), ("reference", [sys.argv[1], "-addr", f"127.0.0.1:{port}", "-procs", "2"]):
-        p = serve(command)
-        rates = [client(4000, 64, 128)["events_per_s"] for _ in range(3)]
-        print(f"unpaced, 64 in flight, 128 tokens: {name} {sorted(rates)[1]:.0f} events/s (median of {[round(x) for x in rates]})")
-        stop(p)
+    for flight in (64, 128):
+        for name, command in ("simulated", sim("fast.json")), ("reference", [sys.argv[1], "-addr", f"127.0.0.1:{port}", "-itl", "1ms", "-ttft", "1ms", "-procs", "2"]):
+            p = serve(command)
+            rates = sorted(client(2000, flight, 300)["events_per_s"] for _ in range(3))
+            print(f"steps of 1 ms, {flight} in flight: {name} {rates[1]:.0f} events/s (median of {[round(x) for x in rates]})", flush=True)
+            stop(p)

@@ -59,6 +59,12 @@ func (s *Server) becomeReady(ctx context.Context) error {
 		case <-l.ended.Done():
 			return &ExitedError{Err: l.err}
 		case line := <-l.doom:
+			select {
+			case <-l.ended.Done():
+				return &ExitedError{Err: l.err}
+			case <-time.After(doomedTimeout):
+			case <-ctx.Done():
+			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			return s.diagnosed(l, []string{line}, notEnded)
@@ -84,6 +90,9 @@ func (s *Server) becomeReady(ctx context.Context) error {
 // bindFailed is in the line that uvicorn logs if its port is taken. SGLang then ends, but not while its own first request
 // waits for whatever has the port.
 const bindFailed = "error while attempting to bind on address"
+
+// doomedTimeout is how long such a server has to end by itself, so that its exit status is known.
+const doomedTimeout = 3 * time.Second
 
 // errNotBound is why a server that answers may be another one.
 var errNotBound = errors.New("the log does not show that the server has opened its socket")

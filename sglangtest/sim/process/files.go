@@ -17,6 +17,7 @@ import (
 // server_args.py, PortArgs): the others stay even after a clean end.
 type files struct {
 	snapshot    string   // /dev/shm/sglang_loads_ID_DIGEST.shm
+	open        *os.File // the snapshot
 	ipc         []string // addresses of ZeroMQ sockets: tokenizer, scheduler, detokenizer, rpc, metrics
 	metrics     string   // PROMETHEUS_MULTIPROC_DIR
 	listeners   []net.Listener
@@ -66,7 +67,11 @@ func (f *files) loadSnapshot(ranks int) error {
 	_, _ = rand.Read(id[:]) // never fails
 	// The second part is SGLang's digest of the first, and random here.
 	f.snapshot = filepath.Join(f.shmDir, "sglang_loads_"+hex.EncodeToString(id[:6])+"_"+hex.EncodeToString(id[6:])+".shm")
-	if err := os.WriteFile(f.snapshot, make([]byte, 12+ranks*slotSize), 0o600); err != nil {
+	var err error
+	if f.open, err = os.OpenFile(f.snapshot, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600); err == nil { // it stays open, as SGLang's does
+		_, err = f.open.Write(make([]byte, 12+ranks*slotSize))
+	}
+	if err != nil {
 		return fmt.Errorf("sglang-sim: make the load snapshot: %w", err)
 	}
 	return nil
