@@ -196,7 +196,8 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	tail.set("version", s.opts.release.name)
 	out = append(out, tail...)
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-	out.set("simulated", object{"profile": s.profile.Name, "calibrated": s.profile.Calibrated, "known_error": s.profile.KnownError,
+	label := s.Simulation()
+	out.set("simulated", object{"profile": label.Profile, "calibrated": label.Calibrated, "known_error": label.KnownError,
 		"gpu": s.profile.GPU, "prefix_cache": s.prefixCache(),
 		"step_lateness_ms": object{"steps": late.Steps, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
 	s.writeJSON(w, out)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 
-	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
@@ -42,8 +41,4 @@ var _ server.Simulated = instance{}
 func (i instance) Stop(ctx context.Context) error {
 	i.Close(ctx)
 	return nil
-}
-
-func (i instance) Simulation() metrics.Simulation {
-	return metrics.Simulation{Profile: i.profile.Name, Calibrated: i.profile.Calibrated, KnownError: i.profile.KnownError}
 }

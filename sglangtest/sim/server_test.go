@@ -139,7 +139,8 @@ func TestInformation(t *testing.T) {
 	require.EqualValues(t, 20000, m["max_total_num_tokens"])
 	require.EqualValues(t, 4090, m["max_req_input_len"])
 	require.Equal(t, false, m["incremental_streaming_output"])
-	require.Equal(t, "quick", m["simulated"].(map[string]any)["profile"])
+	require.Equal(t, "quick with max_total_tokens 20000 (profile: 410620), context_length 4096 (profile: 131072), max_running_requests 64 (profile: 256)",
+		m["simulated"].(map[string]any)["profile"])
 	require.EqualValues(t, 64, m["internal_states"].([]any)[0].(map[string]any)["effective_max_running_requests_per_dp"])
 	_, models := recorded(t, "v1_models")
 	_, got := c.do("GET", "/v1/models", "")

@@ -283,6 +283,21 @@ func TestPrefixCacheByPages(t *testing.T) {
 	}
 }
 
+// What a profile says of its error holds for its own configuration.
+func TestLabelNamesOtherSettings(t *testing.T) {
+	label := func(cfg server.Config) [3]string {
+		s, err := NewServer(quick(), cfg)
+		require.NoError(t, err)
+		l := s.Simulation()
+		return [3]string{l.Profile, l.Calibrated, l.KnownError}
+	}
+	seed := 3
+	require.Equal(t, [3]string{"quick", "nothing", "not measured"}, label(server.Config{SchedulePolicy: "fcfs", EnableMetrics: true, RandomSeed: &seed}))
+	const changes = "page_size 4 (profile: 1), other scheduler settings"
+	require.Equal(t, [3]string{"quick with " + changes, "not calibrated with " + changes + "; the profile as it is: nothing",
+		"not measured with " + changes + "; the profile as it is: not measured"}, label(server.Config{SchedulePolicy: "lpm", Args: server.Args{"page_size": 4}}))
+}
+
 func TestInitialLimit(t *testing.T) {
 	e, err := NewEngine(EngineConfig{MaxTotalTokens: 1000, ContextLength: 100, MaxRunningRequests: 8, MaxMicroBatch: 2, MaxPrefillTokens: 100, ScheduleConservativeness: 1})
 	require.NoError(t, err)

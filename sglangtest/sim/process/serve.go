@@ -137,8 +137,9 @@ func (p *mainProc) start() error {
 		return err
 	}
 	p.log.logf(info, "%s", p.serverArgs(p.sim.EngineConfig()))
+	label := p.sim.Simulation()
 	p.log.logf(info, "sglang-sim: simulated by profile %s, %s; known error: %s; memory sizes in these lines are those of a recorded start on an H100",
-		p.profile.Name, p.profile.Calibrated, p.profile.KnownError)
+		label.Profile, label.Calibrated, label.KnownError)
 	if p.unhonoured != nil {
 		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(p.unhonoured, " "))
 	}
