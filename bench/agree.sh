@@ -5,9 +5,9 @@ set -euo pipefail
 venv=${1:?usage: agree.sh VENV TOKENIZER}; tok=${2:?usage: agree.sh VENV TOKENIZER}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(mktemp -d)
-go build -o "$out/simserver" ./bench/simserver; go build -o "$out/client" ./bench/client
+go build -o "$out/sglang-sim" ./cmd/sglang-sim; go build -o "$out/client" ./bench/client
 port=${PORT:-31200}; url=http://127.0.0.1:$port
-"$out/simserver" -port "$port" >"$out/server.txt" & server=$!
+"$out/sglang-sim" --model-path meta-llama/Llama-3.1-8B-Instruct --port "$port" --sim-files false >"$out/server.txt" 2>&1 & server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$out"' EXIT
 until curl -fs "$url/model_info" >/dev/null; do sleep 0.1; done
 n=${REQUESTS:-80} flight=${FLIGHT:-4} in=256 tokens=128

@@ -402,8 +402,44 @@ func (b *builder) samplers() {
 			usage.add(x.Values, TokenUsage)
 		}
 		s.Running, s.Waiting, s.TokenUsage = running.gauge(), waiting.gauge(), usage.gauge()
+		s.GPUs = sumGPUs(samples[s.Source])
 		b.sum.Samplers = append(b.sum.Samplers, s)
 	}
+}
+
+// sumGPUs sums up the series of GPUs among samples.
+func sumGPUs(samples []Sample) []GPUSummary {
+	indices := make(map[int]bool)
+	for _, x := range samples {
+		for name := range x.Values {
+			var i int
+			var kind string
+			if n, _ := fmt.Sscanf(name, "gpu%d_%s", &i, &kind); n == 2 {
+				indices[i] = true
+			}
+		}
+	}
+	var gpus []GPUSummary
+	for _, i := range slices.Sorted(maps.Keys(indices)) {
+		var utilization, memory, power, temperature gaugeSum
+		var energy []float64
+		for _, x := range samples {
+			utilization.add(x.Values, GPUSeries(GPUUtilization, i))
+			memory.add(x.Values, GPUSeries(GPUMemoryUsed, i))
+			power.add(x.Values, GPUSeries(GPUPower, i))
+			temperature.add(x.Values, GPUSeries(GPUTemperature, i))
+			if v, ok := x.Values[GPUSeries(GPUEnergy, i)]; ok {
+				energy = append(energy, v)
+			}
+		}
+		g := GPUSummary{Index: i, Utilization: utilization.gauge(), MemoryUsed: memory.gauge(), Power: power.gauge(), Temperature: temperature.gauge()}
+		if len(energy) > 1 {
+			used := energy[len(energy)-1] - energy[0]
+			g.Energy = &used
+		}
+		gpus = append(gpus, g)
+	}
+	return gpus
 }
 
 // A gaugeSum adds up the values of one name.

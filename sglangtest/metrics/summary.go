@@ -157,6 +157,19 @@ type SamplerSummary struct {
 	Running    *Gauge `json:"running"`
 	Waiting    *Gauge `json:"waiting"`
 	TokenUsage *Gauge `json:"token_usage"`
+	// What a GPU sampler reported, in order of index; nil for other sources.
+	GPUs []GPUSummary `json:"gpus,omitempty"`
+}
+
+// A GPUSummary sums up the samples of one GPU. What it does not tell is nil.
+type GPUSummary struct {
+	Index       int    `json:"index"`
+	Utilization *Gauge `json:"utilization_pct"` // share of the time in which any kernel ran
+	MemoryUsed  *Gauge `json:"memory_used_bytes"`
+	Power       *Gauge `json:"power_w"`
+	Temperature *Gauge `json:"temperature_c"`
+	// Energy is what the GPU used from the first sample to the last, in J, by its own counter.
+	Energy *float64 `json:"energy_j"`
 }
 
 // A Gauge sums up a sampled value.

@@ -88,6 +88,9 @@ func (s *Summary) WriteTable(w io.Writer) error {
 		}
 		parts = append(parts, fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed))
 		t.row("sampled "+x.Source, "%s", strings.Join(parts, "; "))
+		for _, g := range x.GPUs {
+			t.row("", "%s", g)
+		}
 	}
 	for i, n := range s.Notes {
 		label := ""
@@ -98,6 +101,27 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	_, err := io.WriteString(w, t.sb.String())
 	return err
+}
+
+// String sums the GPU up in a line.
+func (g GPUSummary) String() string {
+	parts := []string{}
+	if g.Utilization != nil {
+		parts = append(parts, fmt.Sprintf("busy mean %.0f %% max %.0f %%", g.Utilization.Mean, g.Utilization.Max))
+	}
+	if g.MemoryUsed != nil {
+		parts = append(parts, fmt.Sprintf("memory max %.1f GiB", g.MemoryUsed.Max/(1<<30)))
+	}
+	if g.Power != nil {
+		parts = append(parts, fmt.Sprintf("power mean %.0f W max %.0f W", g.Power.Mean, g.Power.Max))
+	}
+	if g.Temperature != nil {
+		parts = append(parts, fmt.Sprintf("at most %.0f °C", g.Temperature.Max))
+	}
+	if g.Energy != nil {
+		parts = append(parts, fmt.Sprintf("energy %.1f kJ", *g.Energy/1e3))
+	}
+	return fmt.Sprintf("GPU %d: %s", g.Index, strings.Join(parts, ", "))
 }
 
 // String lists the limits.

@@ -73,19 +73,19 @@ func others(lines []string) []string {
 // causes is the one table of causes: the first one that is recognised is the diagnosis, so what causes comes before
 // what follows from it.
 var causes = []causeRule{
-	{CausePortInUse, []string{"error while attempting to bind on address", "address already in use", "Address already in use"}, nil, nil,
+	{CausePortInUse, []string{"error while attempting to bind on address", "address already in use", "Address already in use"}, evidence.unbound, nil,
 		say("choose another port, or 0 for a free one; the one that answers on this port is another server")},
-	{CauseArgument, []string{"error: unrecognized arguments", "error: ambiguous option", "error: the following arguments are required"}, nil, nil,
+	{CauseArgument, []string{"error: unrecognized arguments", "error: ambiguous option", "error: the following arguments are required"}, evidence.loading, nil,
 		say("correct the name: this version of SGLang does not know it, or requires one that is not set")},
-	{CauseValue, []string{"error: argument ", "Unknown schedule_policy"}, nil, nil,
+	{CauseValue, []string{"error: argument ", "Unknown schedule_policy"}, evidence.loading, nil,
 		say("correct the value: the line says what this version of SGLang takes")},
-	{CauseGated, []string{"GatedRepoError", "gated repo", "401 Client Error", "403 Client Error"}, nil, nil,
+	{CauseGated, []string{"GatedRepoError", "gated repo", "401 Client Error", "403 Client Error"}, evidence.loading, nil,
 		say("accept the model's terms on its page and set HF_TOKEN in the server's environment", "use a local folder as model_path")},
-	{CauseTokenizer, []string{"Can't load tokenizer for", "Couldn't instantiate the backend tokenizer", "Unable to load vocabulary from file"}, nil, nil,
+	{CauseTokenizer, []string{"Can't load tokenizer for", "Couldn't instantiate the backend tokenizer", "Unable to load vocabulary from file"}, evidence.loading, nil,
 		say("set tokenizer_path to a folder or model that has the tokenizer's files")},
 	{CauseModel, []string{"is not a local folder and is not a valid model identifier", "Repository Not Found", "RepositoryNotFoundError", "Repo id must be in the form",
 		"does not appear to have a file named config.json", "We couldn't connect to 'https://huggingface.co'", "LocalEntryNotFoundError",
-		"Cannot find any model weights", "Cannot find the requested files in the disk cache"}, nil, nil,
+		"Cannot find any model weights", "Cannot find the requested files in the disk cache"}, evidence.loading, nil,
 		say("correct model_path: neither a folder of this host nor a model that it can download", "if the host has no access to the hub, download the model before and give its folder")},
 	{CauseOOMGraphs, oom, func(e evidence) bool {
 		return e.startup.capturing || len(e.find("Capture cuda graph failed", "CUDA graph failed")) > 0
@@ -109,37 +109,31 @@ var causes = []causeRule{
 			}
 			return []string{advice, "use a smaller or quantized model, or more GPUs (tp_size)", "end what else uses the GPU"}
 		}},
-	{CauseUnbalanced, []string{"The memory capacity is unbalanced"}, nil, nil,
+	{CauseUnbalanced, []string{"The memory capacity is unbalanced"}, evidence.raised, nil, // else it is only a warning
 		say("end the other process, or use other GPUs: one of these has less free memory than the rest")},
 	{CauseKVRun, []string{"Prefill out of memory. Try to lower your batch size", "Decode out of memory. Try to lower your batch size", "alloc_req_slots runs out of memory"}, nil, nil,
 		func(e evidence, _ []string) []string {
 			return append(e.memory()[:1], "raise schedule_conservativeness, so that fewer requests are admitted", "raise mem_fraction_static: the cache is too small for the load")
 		}},
-	{CauseOOMRun, oom, func(e evidence) bool { return e.startup.bound || e.startup.at >= len(phaseBegins)-2 }, nil,
+	{CauseOOMRun, oom, func(e evidence) bool { return !e.loading() && e.raised() }, nil,
 		func(e evidence, lines []string) []string { return append(others(lines), e.memory()...) }},
-	{CauseOOMLoad, oom, nil, nil,
+	{CauseOOMLoad, oom, evidence.loading, nil,
 		func(e evidence, lines []string) []string {
 			return append(append(others(lines), e.memory()...), "if the weights alone do not fit: a quantized model, or more GPUs (tp_size)")
 		}},
-	{CauseWatchdog, []string{"watchdog timeout "}, nil, nil,
+	{CauseWatchdog, []string{"watchdog timeout ("}, nil, nil,
 		say("find what made a step so long (its stack is in the log)", "raise watchdog-timeout if such steps are meant")},
 	{CauseVersion, []string{"less than the minimum required version", "undefined symbol", "ImportError: cannot import name"},
-		failedEarly, nil,
+		evidence.early, nil,
 		say("install the versions that this SGLang asks for (pip install --upgrade \"sglang[all]\" in an environment of its own)")},
 	{CauseGPU, []string{"SGLang only supports sm75 and above", "no kernel image is available for execution on the device", "driver on your system is too old",
 		"No CUDA GPUs are available", "CUDA driver version is insufficient", "Found no NVIDIA driver", "No accelerator (CUDA", "nvidia-smi not found", "invalid device ordinal", "Torch not compiled with CUDA enabled"},
-		nil, nil,
+		evidence.early, nil,
 		say("check that the server sees its GPUs (gpus, CUDA_VISIBLE_DEVICES, nvidia-smi) and that driver and SGLang support them")},
-	{CausePackage, []string{"ModuleNotFoundError: No module named", "with minimum required version", "No module named sglang"}, failedEarly, nil,
+	{CausePackage, []string{"ModuleNotFoundError: No module named", "with minimum required version", "No module named sglang"}, evidence.early, nil,
 		say("install the package into the server's Python environment", "give the right interpreter with WithCommand")},
 	{CauseKilled, []string{"died during initialization (exit code: -9)", "crashed with exit code -9"}, nil, evidence.killed,
 		say("look whether the kernel ran out of memory (dmesg -T | grep -i oom), and leave more memory to the host", "look who else sent SIGKILL: a job limit, or somebody")},
-	{CauseSchedulerDied, []string{"Scheduler hit an exception", "died during initialization", "crashed with exit code", "DetokenizerManager hit an exception", "Initialization failed"}, nil, nil,
+	{CauseSchedulerDied, []string{"hit an exception: ", "died during initialization", "crashed with exit code", "Initialization failed"}, nil, nil,
 		say("read the exception in the log")},
-}
-
-// failedEarly reports whether the server failed before it loaded: later, and in a server that goes on, the same texts
-// are warnings about optional parts.
-func failedEarly(e evidence) bool {
-	return e.startup.at < 2 || len(e.find("Scheduler hit an exception")) > 0
 }

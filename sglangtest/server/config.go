@@ -92,10 +92,16 @@ func (a *Args) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// argsKey and gpusKey are the keys of a Config that are not arguments of SGLang.
+// The keys of a Config that are not arguments of SGLang.
 const (
 	argsKey = "args"
 	gpusKey = "gpus"
+)
+
+// The arguments that are secret.
+const (
+	apiKeyName      = "api_key"
+	adminAPIKeyName = "admin_api_key"
 )
 
 // typed maps an argument's name to the index of its field in Config.
@@ -171,7 +177,7 @@ func (c Config) With(args Args) (Config, error) {
 		i, ok := typed[name]
 		switch _, twice := given[name]; {
 		case twice:
-			faults = append(faults, fmt.Errorf("%s: set already, to %v", name, given[name]))
+			faults = append(faults, fmt.Errorf("%s: set already%s", name, toValue(name, given[name])))
 		case !ok:
 			if out.Args == nil {
 				out.Args = Args{}
@@ -195,6 +201,14 @@ func (c Config) With(args Args) (Config, error) {
 		return Config{}, errors.Join(faults...)
 	}
 	return out, nil
+}
+
+// toValue is the value of an argument for a message, if it is no secret.
+func toValue(name string, v any) string {
+	if name == apiKeyName || name == adminAPIKeyName {
+		return ""
+	}
+	return fmt.Sprintf(", to %v", v)
 }
 
 // Validate reports everything that no known version of SGLang would take, each fault with its key: values out of

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -63,7 +64,7 @@ func Diagnose(log []string, exit Exit, cfg Config) *FailureError {
 
 // diagnose is Diagnose with a start-up that may have begun before the lines that are still there.
 func diagnose(log []string, exit Exit, cfg Config, s *startup) *FailureError {
-	c := evidence{log: log, exit: exit, startup: s, settings: s.settings}
+	c := evidence{log: fromFatal(log), exit: exit, startup: s, settings: s.settings}
 	c.settings.fill(cfg)
 	for _, k := range causes {
 		if lines, is := k.recognise(c); is {
@@ -87,23 +88,38 @@ type evidence struct {
 	settings settings
 }
 
-// skipped is in the lines with which SGLang passes over models whose packages are missing: they look like failures.
-const skipped = "Ignore import error when loading"
+// fatal are texts of lines after which SGLang ends, whatever comes. What was written before the first of them is not the
+// cause: a server that has served for hours has warned of much.
+var fatal = []string{exception, "watchdog timeout (", "crashed with exit code", "died during initialization"}
+
+// exception is in the line with which a scheduler, or another child, ends.
+const exception = " hit an exception: "
+
+// harmless are texts of lines that look like failures: SGLang passes over models whose packages are missing, and only
+// tells of a step that is longer than --soft-watchdog-timeout.
+var harmless = []string{"Ignore import error when loading", "self.soft=True"}
+
+func containsAny(line string, texts []string) bool {
+	return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(line, text) })
+}
+
+// fromFatal returns the log from the first line after which SGLang ends, or all of it.
+func fromFatal(log []string) []string {
+	i := slices.IndexFunc(log, func(line string) bool { return containsAny(line, fatal) && !containsAny(line, harmless) })
+	return log[max(i, 0):]
+}
 
 // find returns the last lines that contain one of the texts, without repetitions.
 func (e evidence) find(texts ...string) []string {
 	var lines []string
 	seen := map[string]bool{}
 	for i := len(e.log) - 1; i >= 0 && len(lines) < shownLines; i-- {
-		if strings.Contains(e.log[i], skipped) {
+		if !containsAny(e.log[i], texts) || containsAny(e.log[i], harmless) {
 			continue
 		}
-		for _, text := range texts {
-			if line := shorten(e.log[i]); strings.Contains(e.log[i], text) && !seen[unstamped(line)] {
-				seen[unstamped(line)] = true
-				lines = append([]string{line}, lines...)
-				break
-			}
+		if line := shorten(e.log[i]); !seen[unstamped(line)] {
+			seen[unstamped(line)] = true
+			lines = append([]string{line}, lines...)
 		}
 	}
 	return lines
@@ -120,6 +136,19 @@ func shorten(line string) string {
 	}
 	return line
 }
+
+// unbound reports whether the server never opened its socket, as far as it logs that.
+func (e evidence) unbound() bool { return !e.startup.bound }
+
+// loading reports whether the server had not begun to serve.
+func (e evidence) loading() bool { return e.unbound() && e.startup.at < len(phaseBegins)-2 }
+
+// raised reports whether an exception ended a child process.
+func (e evidence) raised() bool { return len(e.find(exception)) > 0 }
+
+// early reports whether the server failed before it loaded, or by an exception: elsewhere the same texts are warnings
+// about optional parts.
+func (e evidence) early() bool { return e.startup.at < 2 || e.raised() }
 
 // killed reports whether SIGKILL from outside ended the main process: SGLang says so beforehand when it kills itself
 // (utils/common.py, kill_process_tree).

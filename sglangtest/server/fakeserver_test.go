@@ -71,6 +71,7 @@ func fakeProgram(mode string) int {
 			panic(err)
 		}
 	}
+	fmt.Fprintln(os.Stderr, "api_key="+argument("--api-key"))
 	fmt.Fprint(os.Stderr, startLines)
 	if mode == "slow" {
 		select {}

@@ -98,8 +98,9 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 	if err := s.stop(ctx); err != nil {
 		s.mu.Lock()
 		l.keep = false
+		over := l.over
 		s.mu.Unlock()
-		if l.ended.Err() != nil {
+		if over && !l.remains() {
 			l.reservation.release()
 		}
 		return err

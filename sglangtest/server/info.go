@@ -134,16 +134,12 @@ func (s *Server) readInfo(ctx context.Context, into ...any) error {
 	return nil
 }
 
-// checkConfig reports the settings of cfg that a server which already ran does not have.
+// checkConfig reports the settings of cfg that a server which already ran does not have. That the API keys are right has
+// shown already, and they belong into no message.
 func (s *Server) checkConfig(cfg Config) error {
-	data, err := json.Marshal(cfg)
-	if err != nil {
-		return err
-	}
-	var wanted map[string]any
-	if err := json.Unmarshal(data, &wanted); err != nil {
-		return err
-	}
+	wanted := cfg.Settings()
+	delete(wanted, apiKeyName)
+	delete(wanted, adminAPIKeyName)
 	has := maps.Clone(s.raw)
 	for key, inForce := range map[string]int{"max_running_requests": s.info.MaxRunningRequests, "context_length": s.info.ContextLength} {
 		if has[key] == nil && inForce > 0 { // not set, so the engine chose it
@@ -151,13 +147,17 @@ func (s *Server) checkConfig(cfg Config) error {
 		}
 	}
 	var faults []error
+	if len(cfg.GPUs) > 0 {
+		faults = append(faults, errors.New("gpus: the server already runs, so its GPUs cannot be chosen"))
+	}
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
-		want := wanted[key]
-		if key == "gpus" {
-			faults = append(faults, errors.New("gpus: the server already runs, so its GPUs cannot be chosen"))
-		} else if has[key] == nil {
+		want, err := asJSON(wanted[key])
+		switch {
+		case err != nil:
+			faults = append(faults, fmt.Errorf("%s: %w", key, err))
+		case has[key] == nil:
 			faults = append(faults, fmt.Errorf("%s: the running server does not tell this setting, so %v cannot be checked", key, want))
-		} else if !reflect.DeepEqual(want, has[key]) {
+		case !reflect.DeepEqual(want, has[key]):
 			faults = append(faults, fmt.Errorf("%s: the running server has %v, not %v", key, has[key], want))
 		}
 	}
@@ -169,4 +169,13 @@ func (s *Server) checkConfig(cfg Config) error {
 		return fmt.Errorf("the server already runs and its settings differ from the config:\n%w", errors.Join(faults...))
 	}
 	return nil
+}
+
+// asJSON returns v as it is when JSON has carried it.
+func asJSON(v any) (out any, err error) {
+	data, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(data, &out)
+	}
+	return out, err
 }

@@ -35,8 +35,10 @@ type process struct {
 // the program that launched them, however it ends: a small /bin/sh process beside each server waits for that, kills
 // what is left and removes its files.
 //
-// Config.GPUs becomes CUDA_VISIBLE_DEVICES, and TMPDIR a folder that goes with the server. A fault in the options is
-// reported by Launch. Linux is needed to find processes that left their group; other Unix systems do without that.
+// Config.GPUs becomes CUDA_VISIBLE_DEVICES, and TMPDIR a folder that goes with the server. API keys stand in the command
+// line, which others on this host can see, and in SGLang's own log: only its owner can read the files, and [Log] hides
+// them. A fault in the options is reported by Launch. Linux is needed to find processes that left their group; other
+// Unix systems do without that.
 func LocalProcess(opts ...ProcessOption) Launcher {
 	p := &process{command: []string{"python", "-m", "sglang.launch_server"}, environment: map[string]string{}, stopTimeout: DefaultStopTimeout}
 	faults := make([]error, 0, len(opts))
@@ -85,6 +87,35 @@ func WithStopTimeout(d time.Duration) ProcessOption {
 		p.stopTimeout = d
 		return nil
 	}
+}
+
+// check reports what a server with the config cannot be launched with from here.
+func (p *process) check(cfg Config) error {
+	var faults []error
+	for _, name := range []string{"ssl_certfile", "ssl_keyfile"} {
+		if cfg.Args[name] != nil {
+			faults = append(faults, fmt.Errorf("args.%s: the servers of this package speak plain HTTP: leave it out", name))
+		}
+	}
+	for _, name := range []string{"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"} {
+		if _, set := p.environment[name]; set && len(cfg.GPUs) > 0 {
+			faults = append(faults, fmt.Errorf("environment: %s contradicts the GPUs %v, of the config or chosen by the manager: set only one of them", name, cfg.GPUs))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// withoutKeys hides the API keys of the config in what its server writes: SGLang logs its arguments as they are.
+func withoutKeys(cfg Config) *strings.Replacer {
+	keys := []string{cfg.APIKey, cfg.AdminAPIKey}
+	slices.SortFunc(keys, func(a, b string) int { return len(b) - len(a) }) // one may begin with the other
+	var pairs []string
+	for _, key := range keys {
+		if key != "" {
+			pairs = append(pairs, key, "(key)")
+		}
+	}
+	return strings.NewReplacer(pairs...)
 }
 
 // onThisHost makes the manager give each server a port and its GPUs.

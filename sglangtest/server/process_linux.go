@@ -44,6 +44,16 @@ func members(group int, marker string, logs ...string) []int {
 	return pids
 }
 
+// lockLog makes sure that no other server writes to the file: what it writes would be taken for this one's, and its
+// processes for this one's processes. The lock lasts until the last process that writes to the file has ended.
+func lockLog(f *os.File) error {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("log: another server writes to %s: give each manager a log folder of its own", f.Name())
+	}
+	return nil // a file system without locks is none to fail for
+}
+
 func hasVariable(pid int, variable []byte) bool {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -115,7 +125,7 @@ var sharedLooks = []time.Duration{0, 10 * time.Millisecond, 50 * time.Millisecon
 func watchShared(ends <-chan struct{}, look func(path string) bool) (run func(), err error) {
 	fd, err := syscall.InotifyInit1(syscall.IN_NONBLOCK | syscall.IN_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("inotify: %w", err)
+		return nil, fmt.Errorf("inotify: %w: each server needs one instance: raise fs.inotify.max_user_instances (sysctl)", err)
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
 	if _, err := syscall.InotifyAddWatch(fd, "/dev/shm", syscall.IN_CREATE|syscall.IN_MOVED_TO); err != nil {

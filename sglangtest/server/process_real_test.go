@@ -105,7 +105,7 @@ func TestRealProcessLife(t *testing.T) {
 	for _, p := range s.Startup() {
 		t.Log(p)
 	}
-	left := traces(s)
+	left := traces(t, s)
 	t.Logf("%+v, processes %v", left, members(left.Group, left.Marker, left.Logs...))
 
 	t.Log("stop under load")
@@ -128,7 +128,7 @@ func TestRealProcessLife(t *testing.T) {
 
 	t.Log("stop idle")
 	require.NoError(t, s.Restart(t.Context(), nil))
-	left = traces(s)
+	left = traces(t, s)
 	require.NoError(t, s.Stop(t.Context()))
 	exit, _ = s.Exit()
 	t.Logf("exit %v after %v", exit, exit.Took)
@@ -138,7 +138,7 @@ func TestRealProcessLife(t *testing.T) {
 
 	t.Log("a scheduler that dies")
 	require.NoError(t, s.Restart(t.Context(), nil))
-	left = traces(s)
+	left = traces(t, s)
 	killed := false
 	for _, pid := range members(left.Group, left.Marker, left.Logs...) {
 		title, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
@@ -168,7 +168,7 @@ func TestRealProcessKilled(t *testing.T) {
 	r.m.events = newStream(func(e Event) {
 		report(e)
 		if e.Kind == KindPhase && e.Phase.Name == PhaseSpawn {
-			left = traces(r.m.servers[0])
+			left = traces(t, r.m.servers[0])
 			cancel()
 		}
 	})
@@ -180,7 +180,7 @@ func TestRealProcessKilled(t *testing.T) {
 	t.Log("killed from outside")
 	s, err := r.m.Launch(t.Context(), r.config)
 	require.NoError(t, err)
-	left = traces(s)
+	left = traces(t, s)
 	require.NoError(t, syscall.Kill(left.Group, syscall.SIGKILL))
 	<-s.Exited()
 	t.Log(s.Err())

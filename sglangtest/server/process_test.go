@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,11 +25,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // traces returns what a server would leave.
-func traces(s *Server) fakeTraces {
+func traces(t *testing.T, s *Server) fakeTraces {
 	l := s.present().inst.(*local)
-	for len(l.watchdog.files()) == 0 { // it has been made, and is about to be noticed
-		runtime.Gosched()
-	}
+	eventually(t, "the load snapshot has been noticed", func() bool { return len(l.watchdog.files()) > 0 })
 	return fakeTraces{Group: l.cmd.Process.Pid, Watchdog: l.watchdog.cmd.Process.Pid, Marker: l.marker, Folder: l.folder.root, Logs: l.LogFiles(),
 		Shared: l.watchdog.files()}
 }
@@ -52,7 +49,7 @@ func TestLocalProcess(t *testing.T) {
 	logs := t.TempDir()
 	m := newManager(t, fakeLauncher("serve"), nil, WithLogFolder(logs), WithEvents(seen.add), WithAbortOnStop())
 	s := launch(t, m, localConfig())
-	left := traces(s)
+	left := traces(t, s)
 	require.Len(t, left.Shared, 1, "the load snapshot is known")
 	require.GreaterOrEqual(t, len(members(left.Group, left.Marker, left.Logs...)), 2, "the child that left the group is known")
 	require.Equal(t, "0.5.23", s.Info().Version)
@@ -95,7 +92,7 @@ func TestLocalProcess(t *testing.T) {
 func TestLocalProcessForced(t *testing.T) {
 	t.Run("deaf", func(t *testing.T) {
 		s := launch(t, newManager(t, fakeLauncher("deaf", WithStopTimeout(50*ms)), nil), localConfig())
-		left := traces(s)
+		left := traces(t, s)
 		require.NoError(t, s.Stop(context.Background()))
 		exit, _ := s.Exit()
 		require.Equal(t, syscall.SIGKILL, exit.Signal)
@@ -106,7 +103,7 @@ func TestLocalProcessForced(t *testing.T) {
 	})
 	t.Run("stopped from outside, and no time", func(t *testing.T) {
 		s := launch(t, newManager(t, fakeLauncher("serve"), nil), localConfig())
-		left := traces(s)
+		left := traces(t, s)
 		require.NoError(t, syscall.Kill(left.Group, syscall.SIGSTOP))
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -122,11 +119,66 @@ func TestLocalProcessForced(t *testing.T) {
 	})
 }
 
+// A process that the kernel holds, as a driver that hangs makes it, does not hold up the harness.
+func TestLocalProcessCannotBeEnded(t *testing.T) {
+	seen := &events{}
+	m := newManager(t, fakeLauncher("serve"), nil, WithEvents(seen.add))
+	s, err := m.Launch(context.Background(), localConfig())
+	require.NoError(t, err)
+	left := traces(t, s)
+	l := s.present().inst.(*local)
+	l.goneTime = 50 * ms
+	l.ask(true) // as Kill does, but for the signal
+	close(l.killed)
+	<-s.Exited()
+	require.ErrorContains(t, s.Stop(context.Background()), "are still there 50ms after SIGKILL")
+	require.Contains(t, seen.all(), "server-0 warning processes of it are still there, so that its port and its GPUs are not given out again")
+	require.Equal(t, "server-0", m.portOf[s.Config().Port])
+	require.NoError(t, syscall.Kill(l.watchdog.cmd.Process.Pid, 0), "the watchdog goes on")
+	require.NoError(t, syscall.Kill(-left.Group, syscall.SIGKILL))
+	for _, pid := range members(left.Group, left.Marker, left.Logs...) {
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	l.watchdog.dismiss()
+	for _, path := range left.Shared {
+		require.NoFileExists(t, path)
+	}
+}
+
+// What two servers write to one file would be taken for one server's, and their processes likewise.
+func TestLogOfAnotherServer(t *testing.T) {
+	logs := t.TempDir()
+	first := launch(t, newManager(t, fakeLauncher("serve"), nil, WithLogFolder(logs)), localConfig())
+	second := newManager(t, fakeLauncher("serve"), nil, WithLogFolder(logs))
+	_, err := second.Launch(context.Background(), localConfig())
+	require.ErrorContains(t, err, "another server writes to "+filepath.Join(logs, "server-0.stdout.log")+": give each manager a log folder of its own")
+	require.NoError(t, first.Stop(context.Background()))
+	launch(t, second, localConfig())
+}
+
+// SGLang logs its arguments with the API keys.
+func TestLogHidesKeys(t *testing.T) {
+	cfg := localConfig()
+	cfg.APIKey, cfg.AdminAPIKey = "secret", "secret-of-admins"
+	s := launch(t, newManager(t, fakeLauncher("serve"), nil), cfg)
+	var found bool
+	for _, line := range s.Log().Tail(logCapacity) {
+		require.NotContains(t, line.Text, "secret")
+		found = found || line.Text == "api_key=(key)"
+	}
+	require.True(t, found)
+	info, err := os.Stat(s.present().logFile())
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	require.NoError(t, s.Stop(context.Background()))
+	require.NoError(t, os.RemoveAll(filepath.Dir(s.present().logFile())))
+}
+
 func TestLocalProcessKilledAndRestarted(t *testing.T) {
 	seen := &events{}
 	m := newManager(t, fakeLauncher("serve"), nil, WithEvents(seen.add))
 	s := launch(t, m, localConfig())
-	left, url := traces(s), s.URL()
+	left, url := traces(t, s), s.URL()
 	require.NoError(t, s.Suspend())
 	require.NoError(t, s.Resume())
 	require.NoError(t, s.Kill(context.Background()))
@@ -154,7 +206,7 @@ func TestLocalProcessKilledAndRestarted(t *testing.T) {
 
 func TestLocalProcessCrash(t *testing.T) {
 	s := launch(t, newManager(t, fakeLauncher("serve"), nil), localConfig())
-	left := traces(s)
+	left := traces(t, s)
 	require.NoError(t, syscall.Kill(left.Group, syscall.SIGKILL)) // only the main process
 	<-s.Exited()
 	var failure *FailureError
@@ -186,6 +238,12 @@ func TestLocalProcessFailsToStart(t *testing.T) {
 		_, err := newManager(t, LocalProcess(WithCommand("/no/such/python")), nil).Launch(context.Background(), localConfig())
 		require.ErrorContains(t, err, "set the command that starts SGLang with WithCommand")
 	})
+	t.Run("what contradicts or cannot be spoken to", func(t *testing.T) {
+		l := LocalProcess(WithEnvironment(map[string]string{"CUDA_VISIBLE_DEVICES": "MIG-1"}))
+		_, err := newManager(t, l, nil).Launch(context.Background(), Config{ModelPath: "m", GPUs: []int{3}, Args: Args{"ssl_certfile": "c"}})
+		require.ErrorContains(t, err, "args.ssl_certfile: the servers of this package speak plain HTTP: leave it out\n"+
+			"environment: CUDA_VISIBLE_DEVICES contradicts the GPUs [3], of the config or chosen by the manager: set only one of them")
+	})
 	t.Run("bad options", func(t *testing.T) {
 		_, err := NewServerManager(LocalProcess(), WithLogFolder("/no/such"))
 		require.ErrorContains(t, err, "log folder: stat /no/such")
@@ -199,8 +257,13 @@ func TestLocalProcessFailsToStart(t *testing.T) {
 
 func TestLocalProcessNotReady(t *testing.T) {
 	logs := t.TempDir()
-	m := newManager(t, fakeLauncher("slow"), nil, WithLogFolder(logs), WithReadyTimeout(2*time.Second))
-	_, err := m.Launch(context.Background(), localConfig())
+	ctx, cancel := context.WithCancel(context.Background())
+	m := newManager(t, fakeLauncher("slow"), nil, WithLogFolder(logs), WithEvents(func(e Event) {
+		if e.Kind == KindPhase && e.Phase.Name == PhaseGraphs {
+			cancel()
+		}
+	}))
+	_, err := m.Launch(ctx, localConfig())
 	require.ErrorContains(t, err, "its log shows: open HTTP ("+filepath.Join(logs, "server-0.stderr.log")+"); last: GET /ready: ")
 	require.ErrorContains(t, err, "connection refused")
 	require.Empty(t, m.Servers())

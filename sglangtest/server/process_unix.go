@@ -3,6 +3,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +34,7 @@ type local struct {
 	url      string
 	address  string // to listen on
 	stopTime time.Duration
+	goneTime time.Duration
 	cmd      *exec.Cmd
 	marker   string
 	folder   folder
@@ -39,17 +42,21 @@ type local struct {
 	outputs  [2]*os.File
 	begins   [2]int64 // where in the outputs this life of the server begins
 	log      *Log
+	secrets  *strings.Replacer // of what is written
 	watchdog *watchdog
 
-	mainEnded chan struct{} // the main process has ended; exit is set
-	exited    chan struct{} // all of the server has gone, and its log has been read
+	killed    chan struct{} // closed by the first Kill
+	killOnce  sync.Once
+	mainEnded chan struct{} // the main process has ended, or cannot be ended; exit is set
+	exited    chan struct{} // all of the server has gone, or cannot be ended, and its log has been read
 
 	mu        sync.Mutex
 	keepLogs  bool
 	asked     time.Time // when Stop or Kill was first called
 	suspended bool
 	exit      Exit
-	err       error // what is left, once exited is closed
+	err       error // what went wrong with the end, once exited is closed
+	remains   bool  // processes that cannot be ended
 }
 
 var _ interface {
@@ -64,8 +71,11 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, marker: rand.Text(),
-		log: newLog(), mainEnded: make(chan struct{}), exited: make(chan struct{}),
+	if err := p.check(spec.Config); err != nil {
+		return nil, err
+	}
+	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout, marker: rand.Text(),
+		log: newLog(), secrets: withoutKeys(spec.Config), killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}),
 		ownLogs: spec.LogFolder == ""}
 	var err error
 	if l.folder, err = makeFolder(spec.LogFolder, spec.Config); err != nil {
@@ -117,11 +127,14 @@ func (l *local) start(p *process, spec Spec) error {
 	args = append(slices.Clone(p.command[1:]), args...)
 	for i, stream := range []string{"stdout", "stderr"} {
 		path := filepath.Join(l.folder.logs, spec.Name+"."+stream+".log")
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600) // SGLang logs its API keys
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
 		l.outputs[i] = f
+		if err := lockLog(f); err != nil {
+			return err
+		}
 		if l.begins[i], err = f.Seek(0, io.SeekEnd); err != nil { // an earlier life of the server wrote what is there
 			return fmt.Errorf("log: %w", err)
 		}
@@ -141,28 +154,56 @@ func (l *local) start(p *process, spec Spec) error {
 	return nil
 }
 
-// wait returns when the main process has ended and everything else of the server has gone.
-func (l *local) wait() {
-	err := l.cmd.Wait()
-	at := time.Now()
+// waitMain returns when the main process has ended, and reports false if it does not although it was killed.
+func (l *local) waitMain() bool {
+	ended := make(chan error, 1)
+	go func() { ended <- l.cmd.Wait() }() // ends with the process, which the kernel may hold for ever
+	var err error
+	gone := true
+	select {
+	case err = <-ended:
+	case <-l.killed:
+		select {
+		case err = <-ended:
+		case <-time.After(l.goneTime):
+			gone = false
+		}
+	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer close(l.mainEnded)
+	if !l.asked.IsZero() {
+		l.exit.Asked, l.exit.Took = true, time.Since(l.asked)
+	}
+	if !gone {
+		l.exit.Code, l.remains = -1, true
+		l.err = l.cannotEnd(l.cmd.Process.Pid)
+		return false
+	}
 	state := l.cmd.ProcessState
 	l.exit.Code = state.ExitCode()
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		l.exit.Signal = status.Signal()
 	}
-	if !l.asked.IsZero() {
-		l.exit.Asked, l.exit.Took = true, at.Sub(l.asked)
-	}
-	l.mu.Unlock()
 	var status *exec.ExitError
 	if err != nil && !errors.As(err, &status) {
-		l.fail(err)
+		l.err = err
 	}
-	close(l.mainEnded)
+	return true
+}
+
+func (l *local) cannotEnd(pids ...int) error {
+	return fmt.Errorf("processes %v are still there %v after SIGKILL: the kernel holds them, as a driver or a file system that hangs makes it", pids, l.goneTime)
+}
+
+// wait returns when the main process has ended and everything else of the server has gone.
+func (l *local) wait() {
+	if !l.waitMain() {
+		return
+	}
 	tick := time.NewTicker(goneInterval)
 	defer tick.Stop()
-	for deadline := at.Add(goneTimeout); ; <-tick.C {
+	for deadline := time.Now().Add(l.goneTime); ; <-tick.C {
 		pids := l.members()
 		l.watchdog.shared(sharedFiles(pids))
 		if l.killGroup(); len(pids) == 0 {
@@ -172,7 +213,10 @@ func (l *local) wait() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 		if time.Now().After(deadline) {
-			l.fail(fmt.Errorf("processes %v are still there %v after SIGKILL", pids, goneTimeout))
+			l.mu.Lock()
+			l.remains = true
+			l.mu.Unlock()
+			l.fail(l.cannotEnd(pids...))
 			return
 		}
 	}
@@ -214,11 +258,22 @@ func (l *local) remove() {
 	if l.ownLogs && (l.keepLogs || !l.exit.Asked) {
 		root = l.folder.temp
 	}
+	remains := l.remains
 	l.mu.Unlock()
 	if err := os.RemoveAll(root); err != nil {
 		l.fail(err)
 	}
-	l.watchdog.dismiss()
+	if !remains { // else it tries once more when this program ends
+		l.watchdog.dismiss()
+	}
+}
+
+// Remains reports whether processes of the server are there that cannot be ended, so that its GPUs and its port are not
+// free.
+func (l *local) Remains() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.remains
 }
 
 func (l *local) closeOutputs() {
@@ -240,12 +295,13 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 		offset += int64(n)
 		rest = append(rest, buf[:n]...)
 		for {
-			end := slices.IndexFunc(rest, func(b byte) bool { return b == '\n' || b == '\r' })
+			end := bytes.IndexAny(rest, "\n\r")
 			if end < 0 {
+				rest = rest[:min(len(rest), maxLine)] // a log keeps no more of a line
 				break
 			}
 			if end > 0 || rest[end] == '\n' {
-				l.log.add(stderr, string(rest[:end]))
+				l.log.add(stderr, l.secrets.Replace(string(rest[:end])))
 			}
 			rest = rest[end+1:]
 		}
@@ -258,7 +314,7 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 		}
 		if over {
 			if len(rest) > 0 {
-				l.log.add(stderr, string(rest))
+				l.log.add(stderr, l.secrets.Replace(string(rest)))
 			}
 			return
 		}
@@ -315,16 +371,24 @@ func (l *local) Err() error {
 func (l *local) ask(forced bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	select {
-	case <-l.mainEnded:
+	if l.hasEnded() {
 		return false
-	default:
 	}
 	if l.asked.IsZero() {
 		l.asked = time.Now()
 	}
 	l.exit.Forced = l.exit.Forced || forced
 	return true
+}
+
+// hasEnded reports whether the main process has.
+func (l *local) hasEnded() bool {
+	select {
+	case <-l.mainEnded:
+		return true
+	default:
+		return false
+	}
 }
 
 // Stop sends SIGTERM to the main process, and kills the group if it has not ended by itself in time.
@@ -352,12 +416,16 @@ func (l *local) Stop(ctx context.Context) error {
 func (l *local) Kill() {
 	if l.ask(true) {
 		l.killGroup()
+		l.killOnce.Do(func() { close(l.killed) })
 	}
 }
 
 func (l *local) Suspend() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.hasEnded() { // its group's number may be another's
+		return errors.New("it has ended")
+	}
 	err := syscall.Kill(-l.cmd.Process.Pid, syscall.SIGSTOP)
 	l.suspended = l.suspended || err == nil
 	return err
@@ -366,7 +434,7 @@ func (l *local) Suspend() error {
 func (l *local) Resume() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.suspended {
+	if !l.suspended || l.hasEnded() {
 		return nil
 	}
 	l.suspended = false

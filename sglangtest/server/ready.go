@@ -154,7 +154,7 @@ func (s *Server) prove(ctx context.Context, l *life) error {
 }
 
 // showsSocket reports whether a server with these arguments logs that its socket is open: uvicorn does, at the level
-// INFO, and the Rust front end does not (which /server_info tells from 0.5.21 on).
+// INFO; granian (--enable-http2) and the Rust front end, which /server_info tells from 0.5.21 on, do not.
 func showsSocket(raw map[string]any) bool {
 	level, ok := raw["log_level_http"].(string)
 	if !ok {
@@ -162,7 +162,7 @@ func showsSocket(raw map[string]any) bool {
 	}
 	version, _ := raw["version"].(string)
 	old, _ := olderThan(version, "0.5.21")
-	return (level == "info" || level == "debug" || level == "trace") && (old || raw["frontend"] == "python")
+	return raw["enable_http2"] != true && (level == "info" || level == "debug" || level == "trace") && (old || raw["frontend"] == "python")
 }
 
 // followStartup reads the log of a server that starts and tells of its phases.

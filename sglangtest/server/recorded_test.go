@@ -51,13 +51,16 @@ func TestRecordedConfig(t *testing.T) {
 		t.Run(v.name, func(t *testing.T) {
 			m := newManager(t, Attach("http://recorded"), newPlayback(t).record(v.name, v.hasReady))
 			launch(t, m, Config{ModelPath: "tiny-llama", TokenizerPath: "tiny-llama", ServedModelName: "tiny-llama", Host: "127.0.0.1", Port: v.port,
-				MaxRunningRequests: 64, MaxTotalTokens: 20000, ContextLength: 4096, MemFractionStatic: 0.1, MaxPrefillTokens: 16384, ScheduleConservativeness: 1})
+				MaxRunningRequests: 64, MaxTotalTokens: 20000, ContextLength: 4096, MemFractionStatic: 0.1, MaxPrefillTokens: 16384, ScheduleConservativeness: 1,
+				APIKey: "secret", Args: Args{"page_size": 1, "device": "cpu"}})
 			_, err := m.Launch(context.Background(), Config{ModelPath: "other", Host: "0.0.0.0", Port: 30000, MaxRunningRequests: 65, ContextLength: 2048,
-				MaxQueuedRequests: 9, MemFractionStatic: 0.5, EnableTorchCompile: true, GPUs: []int{0}})
+				MaxQueuedRequests: 9, MemFractionStatic: 0.5, EnableTorchCompile: true, GPUs: []int{0}, APIKey: "secret",
+				Args: Args{"device": "cuda"}})
 			require.EqualError(t, err, `server: launch server-1: the server already runs and its settings differ from the config:
-context_length: the running server has 4096, not 2048
-enable_torch_compile: the running server has false, not true
 gpus: the server already runs, so its GPUs cannot be chosen
+context_length: the running server has 4096, not 2048
+device: the running server has cpu, not cuda
+enable_torch_compile: the running server has false, not true
 host: the running server has 127.0.0.1, not 0.0.0.0
 max_queued_requests: the running server does not tell this setting, so 9 cannot be checked
 max_running_requests: the running server has 64, not 65

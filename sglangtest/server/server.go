@@ -51,6 +51,7 @@ type life struct {
 	doom        chan string        // a line of the log after which the server cannot become ready
 
 	keep   bool // port and GPUs are kept when it ends: a restart follows
+	over   bool // port and GPUs have been given back, or kept
 	killed bool // by Kill
 	err    error
 
@@ -92,7 +93,7 @@ func (s *Server) watch(l *life) {
 	s.mu.Lock()
 	wanted := s.state == StateStopping
 	l.err = s.diagnosis(l)
-	keep, err := l.keep, l.err
+	err := l.err
 	s.mu.Unlock()
 	s.tellExit(l)
 	if held, failed := l.reservation.memoryBack(l.ended); failed != nil {
@@ -100,7 +101,13 @@ func (s *Server) watch(l *life) {
 	} else if held != "" {
 		s.tell(KindWarning, "memory is not free again: "+held)
 	}
-	if !keep {
+	s.mu.Lock()
+	l.over = true
+	keep := l.keep
+	s.mu.Unlock()
+	if l.remains() {
+		s.tell(KindWarning, "processes of it are still there, so that its port and its GPUs are not given out again")
+	} else if !keep {
 		l.reservation.release()
 	}
 	if err != nil || !wanted {
@@ -112,6 +119,12 @@ func (s *Server) watch(l *life) {
 	if errors.As(err, &failure) {
 		s.tell(KindFailure, failure.Error())
 	}
+}
+
+// remains reports whether processes of an ended life could not be ended.
+func (l *life) remains() bool {
+	process, ok := l.inst.(interface{ Remains() bool })
+	return ok && process.Remains()
 }
 
 // diagnosis says why a life has ended by itself; nil if it was wanted.

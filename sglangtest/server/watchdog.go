@@ -71,9 +71,8 @@ func (w *watchdog) files() []string {
 	return paths
 }
 
-// dismiss ends it: the server is gone.
+// dismiss ends it: the server is gone. It is killed and not told, since it may itself have been stopped.
 func (w *watchdog) dismiss() {
-	w.tell("done", "")
-	w.to.Close()
-	w.cmd.Wait() // it has nothing to say: its status does not matter
+	w.cmd.Process.Kill() // fails only if it has ended
+	w.cmd.Wait()         // closes its input; its status does not matter
 }

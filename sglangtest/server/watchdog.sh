@@ -1,5 +1,5 @@
 # Waits for the end of its input, that is of the program that launched a server, and then removes the server:
-# its processes, its files in /dev/shm and its folder. Told "done" it just ends.
+# its processes, its files in /dev/shm and its folder. That program kills it when there is nothing to wait for.
 #   $1  NAME=VALUE in the environment of the server's processes
 #   $2  the server's folder
 #   $3, $4  its logs
@@ -10,7 +10,6 @@ while read -r what value; do
 	case $what in
 	group) group=$value ;;
 	shared) shared="$shared $value" ;;
-	done) exit 0 ;;
 	esac
 done
 

@@ -33,8 +33,8 @@ type call struct {
 
 // A dialect writes the answers of one API.
 type dialect interface {
-	// appendEvents appends the events that tell what s got beyond its first sent tokens.
-	appendEvents(b []byte, c *call, s *stream, sent int, first bool, p progress) []byte
+	// appendEvents appends the events that tell what s got beyond its first sent tokens; 0: these events are its first.
+	appendEvents(b []byte, c *call, s *stream, sent int, p progress) []byte
 	// appendEnd appends what comes between the last event and [DONE].
 	appendEnd(b []byte, c *call) []byte
 	// appendAnswer appends the answer that is not streamed.
@@ -115,7 +115,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {
 			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
-				stop: stop, req: req, refused: refused})
+				interval: c.interval, stop: stop, req: req, refused: refused})
 		}
 		if d.n > 1 {
 			none := req
@@ -188,6 +188,7 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dial
 			return err
 		}
 		c.sent = time.Now()
+		s.answered(c)
 		for _, st := range c.streams {
 			if f := st.progress().finish; f.Kind == FinishAbort && f.Status != 0 {
 				writeBody(w, f.Status, "application/json", d.appendRefusal(nil, f))
@@ -200,17 +201,15 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dial
 	if err := s.wait(r, c, c.prefixes); err != nil {
 		return err
 	}
-	if !s.host.submit(c.streams) {
-		return c.duplicate()
+	if used, ok := s.host.submit(c.streams); !ok {
+		return duplicate(used)
 	}
 	defer s.host.leave(c.streams)
 	s.respondStream(w, r, c, d)
 	return nil
 }
 
-func (c *call) duplicate() error {
-	return inputError("Duplicate request ID detected: " + c.streams[0].rid)
-}
+func duplicate(rid string) error { return inputError("Duplicate request ID detected: " + rid) }
 
 // errGone says that the client has gone.
 var errGone = errors.New("sim: the client has gone")
@@ -220,8 +219,8 @@ func (s *Server) wait(r *http.Request, c *call, streams []*stream) error {
 	if len(streams) == 0 {
 		return nil
 	}
-	if !s.host.submit(streams) {
-		return c.duplicate()
+	if used, ok := s.host.submit(streams); !ok {
+		return duplicate(used)
 	}
 	defer s.host.leave(streams)
 	for open := len(streams); open > 0; {
@@ -242,59 +241,90 @@ func (s *Server) wait(r *http.Request, c *call, streams []*stream) error {
 	return nil
 }
 
+// answered counts how late a whole answer is: since its last stream ended.
+func (s *Server) answered(c *call) {
+	var due time.Time
+	for _, st := range c.streams {
+		if at := st.progress().at; at.After(due) {
+			due = at
+		}
+	}
+	s.host.late.add(c.sent.Sub(due))
+}
+
+// respondStream writes the events of a call. Its loop is what each token of each stream costs.
 func (s *Server) respondStream(w http.ResponseWriter, r *http.Request, c *call, d dialect) {
-	flush := startEvents(w)
+	flush := s.startEvents(w)
 	control := http.NewResponseController(w)
+	gone, broken := r.Context().Done(), s.base.Done()
 	sent := make([]int, len(c.streams))
-	begun := make([]bool, len(c.streams))
 	ended := make([]bool, len(c.streams))
+	deadline := time.Now().Add(s.writeTimeout) // as startEvents has set it
 	var b []byte
 	for open := len(c.streams); open > 0; {
+		var free time.Time // when the write before was over, if results had come meanwhile
 		select {
 		case <-c.notify:
-		case <-r.Context().Done():
-			return
-		case <-s.base.Done():
-			panic(http.ErrAbortHandler)
+			if len(b) > 0 {
+				free = time.Now()
+			}
+		default:
+			select {
+			case <-c.notify:
+			case <-gone:
+				return
+			case <-broken:
+				panic(http.ErrAbortHandler)
+			}
 		}
 		b = b[:0]
+		var due time.Time
 		for i, st := range c.streams {
-			p := st.progress()
 			if ended[i] {
 				continue
 			}
-			if p.finish == nil { // the scheduler sends the tokens 1, 1+interval, 1+2·interval and so on
-				if p.tokens == 0 {
-					continue
-				}
-				p.tokens -= (p.tokens - 1) % c.interval
-				if p.tokens <= sent[i] {
-					continue
-				}
+			p, pending := st.take()
+			if pending.IsZero() {
+				continue
 			}
-			b = d.appendEvents(b, c, st, sent[i], !begun[i], p)
-			begun[i] = true
-			sent[i] = p.tokens
-			if p.finish != nil {
+			if due.IsZero() || pending.Before(due) {
+				due = pending
+			}
+			if p.finish == nil {
+				p.tokens -= (p.tokens - 1) % c.interval // what came since is not sent yet
+			} else {
 				ended[i] = true
 				open--
 			}
+			b = d.appendEvents(b, c, st, sent[i], p)
+			sent[i] = p.tokens
 		}
 		if open == 0 {
 			b = append(d.appendEnd(b, c), "data: [DONE]\n\n"...)
 		}
-		if len(b) > 0 {
-			control.SetWriteDeadline(time.Now().Add(s.writeTimeout)) // without an effect behind a middleware that hides it
-			if _, err := w.Write(b); err != nil {
-				return
-			}
-			flush()
+		if len(b) == 0 {
+			continue
 		}
+		now := time.Now()
+		if free.After(due) {
+			due = free // before that the client kept us
+		}
+		s.host.late.add(now.Sub(due))
+		if deadline.Sub(now) < s.writeTimeout/2 { // not with each event: it costs as much as making one
+			deadline = now.Add(s.writeTimeout)
+			control.SetWriteDeadline(deadline) // without an effect behind a middleware that hides it
+		}
+		if _, err := w.Write(b); err != nil {
+			return
+		}
+		flush()
 	}
 }
 
-// startEvents begins an event stream and returns the function that sends what was written.
-func startEvents(w http.ResponseWriter) func() {
+// startEvents begins an event stream and returns the function that sends what was written. The client may take
+// writeTimeout for it.
+func (s *Server) startEvents(w http.ResponseWriter) func() {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.writeTimeout)) // that of an answer before may have passed
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.WriteHeader(http.StatusOK)
 	flush := w.(http.Flusher).Flush

@@ -340,8 +340,8 @@ func (s *Server) setInternalState(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if known && deadly {
-		s.crash(fmt.Errorf("sim: the scheduler died of pp_max_micro_batch_size = %s, as that of SGLang %s does: want an integer",
-			args["pp_max_micro_batch_size"], s.opts.release.name))
+		s.crash(fmt.Errorf("%w of pp_max_micro_batch_size = %s, as that of SGLang %s does: want an integer",
+			ErrSchedulerDied, args["pp_max_micro_batch_size"], s.opts.release.name))
 		panic(http.ErrAbortHandler)
 	}
 	done := known

@@ -121,7 +121,8 @@ type State struct {
 	BatchIsFull     bool
 }
 
-// State returns the present counts. It costs time in proportion to the number of waiting requests.
+// State returns the present counts. It costs time in proportion to the batch planned last, and to the running one where that
+// may hold finished requests.
 func (e *Engine) State() State {
 	s := State{Running: len(e.running), Waiting: e.waiting.len(), WaitingTokens: e.waiting.tokens, FreeTokens: e.free, UsedTokens: e.cfg.MaxTotalTokens - e.room(),
 		MaxTotalTokens: e.cfg.MaxTotalTokens, Limit: e.limit, NewTokenRatio: e.ratio, BatchIsFull: e.full}

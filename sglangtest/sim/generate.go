@@ -199,12 +199,12 @@ func (s *Server) generateError(w http.ResponseWriter, r *http.Request, stream bo
 		writeBody(w, http.StatusBadRequest, "application/json", append(appendString([]byte(`{"error":`), string(schema)), '}'))
 	case !errors.As(err, &bad):
 		if stream {
-			startEvents(w)
+			s.startEvents(w)
 			panic(http.ErrAbortHandler)
 		}
 		crashed(w)
 	case stream:
-		flush := startEvents(w)
+		flush := s.startEvents(w)
 		fmt.Fprintf(w, "data: {\"error\":{\"message\":%s,\"type\":\"invalid_request_error\",\"code\":400,\"retryable\":false}}\n\ndata: [DONE]\n\n",
 			appendString(nil, string(bad)))
 		flush()
@@ -301,14 +301,14 @@ func parseRIDs(raw json.RawMessage) (rids []string, ok bool) {
 // native is the dialect of /generate.
 type native struct{ s *Server }
 
-func (n native) appendEvents(b []byte, c *call, st *stream, sent int, first bool, p progress) []byte {
+func (n native) appendEvents(b []byte, c *call, st *stream, sent int, p progress) []byte {
 	from := 0
 	if n.s.opts.incremental {
 		from = sent
 	}
 	b = append(b, "data: "...)
 	b = n.appendObject(b, c, st, from, p)
-	if first {
+	if sent == 0 {
 		st.sent = time.Now()
 		b = n.appendSent(b, st.sent)
 	}
@@ -414,8 +414,11 @@ func (n native) appendTimes(b []byte, st *stream, p progress) []byte {
 	return appendSeconds(b, max(0, p.entered-st.arrives))
 }
 
-// appendFinalTimes appends what --enable-metrics adds to the last object of an answer. decode_throughput is that after
-// the first token; in answers that are not streamed 0.5.15 tells a number of no use there.
+// noTime is how long a front process before 0.5.23 took from an answer's first output to its end where these are the same,
+// as recorded: the decode_throughput of short answers that are not streamed is a number of no use there.
+const noTime = 3500 * time.Nanosecond
+
+// appendFinalTimes appends what --enable-metrics adds to the last object of an answer.
 func (n native) appendFinalTimes(b []byte, st *stream, p progress) []byte {
 	b = append(b, `,"request_received_ts":`...)
 	b = appendUnix(b, st.received)
@@ -431,9 +434,13 @@ func (n native) appendFinalTimes(b []byte, st *stream, p progress) []byte {
 	}
 	b = append(b, `,"request_finished_ts":`...)
 	b = appendUnix(b, p.at)
-	if took := p.at.Sub(p.first).Seconds(); p.tokens > 1 && took > 0 {
+	took := p.at.Sub(p.first)
+	if n.s.opts.release.patch < 23 {
+		took = max(took, noTime)
+	}
+	if p.tokens > 1 && took > 0 {
 		b = append(b, `,"decode_throughput":`...)
-		b = append(b, showFloat(float64(p.tokens-1)/took)...)
+		b = append(b, showFloat(float64(p.tokens-1)/took.Seconds())...)
 	}
 	return b
 }

@@ -28,14 +28,16 @@ type host struct {
 	arrivals []*stream // stamped but not yet added, in order of arrives
 	front    *Front
 	going    []delivery // results on their way through the front process, in order of due
+	gone     int        // of these have been delivered
 	streams  map[string]*stream
 	held     []*stream // came during a pause: the scheduler does not know them yet
 	paused   bool
 	ends     chan struct{} // if not nil: to be closed when a stream ends
 	last     time.Time     // when the last result had passed the front process
 	stopped  bool
-	late     lateness
 	observed
+
+	late lateness
 }
 
 // egressGroup is how far apart results may leave the front process and still be delivered together: a timer for each
@@ -56,6 +58,7 @@ type stream struct {
 	prompt       load.Prompt // as asked: the engine may have been given another
 	promptTokens int
 	streaming    bool
+	interval     int           // stream_interval; 0: 1
 	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time
 	entered      time.Duration // when its first step was planned, loop time; 0 before
@@ -66,9 +69,11 @@ type stream struct {
 	stop         stopping
 	refused      *Finish   // how the scheduler ends it on arrival; nil: it takes it
 	sent         time.Time // first event handed out; used by the handler alone
+	counted      progress  // what the front process was told last; used by run alone
 
-	mu  sync.Mutex
-	got progress // written by run, read by the handler
+	mu      sync.Mutex
+	got     progress  // written by run, read by the handler
+	pending time.Time // when the first result that the handler has not taken was due; zero if there is none
 }
 
 // progress is what a stream has got so far.
@@ -79,7 +84,7 @@ type progress struct {
 	finish      *Finish       // nil while it goes on
 	entered     time.Duration // when its first step was planned, loop time
 	prefilled   time.Duration // when the result of its prefill was known, loop time
-	first       time.Time     // when the first result was due
+	first       time.Time     // first_token_time of the front process
 	at          time.Time     // when the last result was due
 }
 
@@ -87,6 +92,31 @@ func (s *stream) progress() progress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.got
+}
+
+// take returns the progress and when the first result that was not taken before was due; zero if there is none.
+func (s *stream) take() (p progress, due time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, due = s.got, s.pending
+	s.pending = time.Time{}
+	return p, due
+}
+
+// forcedInterval is after how many tokens the scheduler sends those of an answer that is not streamed
+// (SGLANG_FORCE_STREAM_INTERVAL).
+const forcedInterval = 50
+
+// passes reports whether the scheduler sends the front process an output when s has p (output_streamer.py): in a stream
+// the tokens 1, 1+interval, 1+2·interval and so on, otherwise every fiftieth, and always the last.
+func (s *stream) passes(p progress) bool {
+	switch {
+	case p.finish != nil:
+		return true
+	case s.streaming:
+		return s.interval <= 1 || (p.tokens-1)%s.interval == 0
+	}
+	return p.tokens%forcedInterval == 0
 }
 
 func newHost(p Profile, cfg EngineConfig) (*host, error) {
@@ -103,36 +133,37 @@ func (h *host) begin() (err error) {
 		return fmt.Errorf("sim: make a timer: %w", err)
 	}
 	h.start = time.Now()
+	h.asleep = true
 	go h.run()
 	return nil
 }
 
-// submit hands streams to the engine, as having come at the time of their received. It reports false, and takes
-// none of them, if one has a rid that is in use. During a pause it holds them back.
-func (h *host) submit(streams []*stream) bool {
+// submit hands streams to the engine, as having come at the time of their received. If one has a rid that is in use it
+// takes none of them, and returns that and false. During a pause it holds them back.
+func (h *host) submit(streams []*stream) (used string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.submitLocked(streams)
 }
 
-func (h *host) submitLocked(streams []*stream) bool {
+func (h *host) submitLocked(streams []*stream) (used string, ok bool) {
 	for i, s := range streams {
 		if h.streams[s.rid] != nil {
 			for _, t := range streams[:i] {
 				delete(h.streams, t.rid)
 			}
-			return false
+			return s.rid, false
 		}
 		h.streams[s.rid] = s
 	}
 	if h.paused {
 		h.held = append(h.held, streams...)
-		return true
+		return "", true
 	}
 	for _, s := range streams {
 		h.dispatch(s, s.received.Sub(h.start))
 	}
-	return true
+	return "", true
 }
 
 // dispatch sends a stream to the scheduler, as having come at the given time.
@@ -240,8 +271,8 @@ func (h *host) run() {
 func (h *host) advance(now time.Duration) time.Duration {
 	next := h.advanceLoop(now)
 	h.release(now)
-	if len(h.going) > 0 && (next < 0 || h.going[0].due < next) {
-		next = h.going[0].due
+	if h.gone < len(h.going) && (next < 0 || h.going[h.gone].due < next) {
+		next = h.going[h.gone].due
 	}
 	return next
 }
@@ -291,39 +322,56 @@ func (h *host) hold(at time.Duration, outputs []Output) {
 
 // release delivers what has passed the front process by now.
 func (h *host) release(now time.Duration) {
-	n := 0
-	for n < len(h.going) && h.going[n].due <= now {
-		due := h.start.Add(h.going[n].due)
-		if n == 0 || h.going[n].due != h.going[n-1].due {
-			h.late.add(time.Since(due))
-		}
-		h.deliver(h.going[n].output, due)
-		n++
+	for h.gone < len(h.going) && h.going[h.gone].due <= now {
+		d := &h.going[h.gone]
+		h.gone++
+		h.deliver(d.output, h.start.Add(d.due))
+		*d = delivery{} // the stream must not be kept alive
 	}
-	h.going = slices.Delete(h.going, 0, n)
+	if h.gone*2 >= len(h.going) { // a front process that is behind has many
+		n := copy(h.going, h.going[h.gone:])
+		clear(h.going[n:])
+		h.going, h.gone = h.going[:n], 0
+	}
 }
 
-// deliver tells a stream what it got.
+// deliver tells a stream what it got, and its handler what the front process is sent of it.
 func (h *host) deliver(o Output, due time.Time) {
 	s := o.Request.Owner.(*stream)
 	before := s.got // written by this goroutine alone
 	got := progress{tokens: before.tokens + o.Tokens, retractions: s.req.Retractions(), cached: s.req.CachedTokens(), finish: o.Finish,
 		entered: s.entered, prefilled: s.prefilled, first: before.first, at: due}
-	if before.tokens == 0 {
-		got.first = due
+	passes := s.passes(got)
+	if passes && got.first.IsZero() {
+		got.first = h.firstTime(s, due)
 	}
 	h.last = due
 	s.mu.Lock()
 	s.got = got
+	if passes && s.pending.IsZero() {
+		s.pending = due
+	}
 	s.mu.Unlock()
-	h.tell(s, before, got)
+	h.tell(s, before, got, passes)
 	if o.Finish != nil {
 		h.forget(s)
+	}
+	if !passes {
+		return
 	}
 	select {
 	case s.notify <- struct{}{}:
 	default: // the handler has not yet seen the last notice and will see this, too
 	}
+}
+
+// firstTime is first_token_time of a stream whose first output has come: of an answer that is not streamed, 0.5.23 takes
+// the end of its prefill (tokenizer_manager.py, _get_scheduler_first_token_time; without metrics nothing shows it).
+func (h *host) firstTime(s *stream, due time.Time) time.Time {
+	if h.meter.patch >= 23 && !s.streaming && s.prefilled > 0 {
+		return h.start.Add(s.prefilled)
+	}
+	return due
 }
 
 // stop ends run and waits for it. What still runs is never delivered.

@@ -166,8 +166,9 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	s.host.mu.Lock()
 	e := s.host.loop.Engine
-	ec, limit, late, rate, maxInput := e.Config(), e.limit, s.host.late.summary(), s.host.meter.lastThroughput(), e.MaxInputLen()
+	ec, limit, rate, maxInput := e.Config(), e.limit, s.host.meter.lastThroughput(), e.MaxInputLen()
 	s.host.mu.Unlock()
+	late := s.StepLateness()
 	t := infoTemplates[s.opts.release.recorded()]()
 	out := s.args(t, ec)
 
@@ -199,7 +200,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	label := s.Simulation()
 	out.set("simulated", object{"profile": label.Profile, "calibrated": label.Calibrated, "known_error": label.KnownError,
 		"gpu": s.profile.GPU, "prefix_cache": s.prefixCache(),
-		"step_lateness_ms": object{"steps": late.Steps, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
+		"step_lateness_ms": object{"pieces": late.Pieces, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
 	s.writeJSON(w, out)
 }
 

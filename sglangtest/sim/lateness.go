@@ -2,29 +2,30 @@ package sim
 
 import (
 	"math/bits"
+	"sync/atomic"
 	"time"
 )
 
-// Lateness says how late a host was: the time from the moment at which the result of a step was due to the moment at
-// which the host had told all streams of the batch. It is the error that real time adds to the simulation. Quantiles
-// are upper bounds of buckets that are 1/8 wide.
+// Lateness says how late a server was: for each piece of an answer, an event of a stream or a whole answer, the time from
+// the moment at which it was due to the moment at which its bytes went to the connection. It is the error that the machine
+// adds to the simulation; the time that a client did not take what was sent before is left out. Of several tokens that
+// share an event the first counts. Quantiles are upper bounds of buckets that are 1/8 wide, over all pieces since the start.
 type Lateness struct {
-	Steps         int64
+	Pieces        int64
 	P50, P99, Max time.Duration
 }
 
-// lateness is a histogram with eight buckets per power of two of a microsecond.
+// lateness is a histogram with eight buckets per power of two of a microsecond. It is safe for concurrent use.
 type lateness struct {
-	count [8 * 40]int64
-	n     int64
-	most  time.Duration
+	count [8 * 40]atomic.Int64
+	most  atomic.Int64
 }
 
 func (l *lateness) add(d time.Duration) {
 	d = max(d, 0)
-	l.most = max(l.most, d)
-	l.n++
-	l.count[latenessBucket(uint64(d/time.Microsecond))]++
+	for most := l.most.Load(); int64(d) > most && !l.most.CompareAndSwap(most, int64(d)); most = l.most.Load() {
+	}
+	l.count[latenessBucket(uint64(d/time.Microsecond))].Add(1)
 }
 
 func latenessBucket(us uint64) int {
@@ -43,16 +44,22 @@ func latenessBound(bucket int) time.Duration {
 	return time.Duration((rest+8+1)<<shift) * time.Microsecond
 }
 
-func (l *lateness) quantile(q float64) time.Duration {
-	want := int64(q * float64(l.n))
-	for i, c := range l.count {
-		if want -= c; want < 0 {
-			return min(latenessBound(i), l.most)
-		}
-	}
-	return l.most
-}
-
 func (l *lateness) summary() Lateness {
-	return Lateness{Steps: l.n, P50: l.quantile(0.5), P99: l.quantile(0.99), Max: l.most}
+	var count [len(l.count)]int64
+	s := Lateness{Max: time.Duration(l.most.Load())}
+	for i := range l.count {
+		count[i] = l.count[i].Load()
+		s.Pieces += count[i]
+	}
+	quantile := func(q float64) time.Duration {
+		want := int64(q * float64(s.Pieces))
+		for i, c := range count {
+			if want -= c; want < 0 {
+				return min(latenessBound(i), s.Max)
+			}
+		}
+		return s.Max
+	}
+	s.P50, s.P99 = quantile(0.5), quantile(0.99)
+	return s
 }

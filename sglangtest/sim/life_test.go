@@ -97,6 +97,7 @@ func TestStringKillsOldScheduler(t *testing.T) {
 		_, err := c.http.Post(c.url+"/set_internal_state", "application/json", strings.NewReader(`{"server_args":{"pp_max_micro_batch_size":`+value+`}}`))
 		require.Error(t, err)
 		<-s.Exited()
+		require.ErrorIs(t, s.Err(), ErrSchedulerDied)
 		require.ErrorContains(t, s.Err(), "the scheduler died of pp_max_micro_batch_size")
 	}
 }
@@ -243,18 +244,31 @@ func (c client) raw(sent string) net.Conn {
 }
 
 func TestClientsThatHoldThingsUp(t *testing.T) {
-	w := newTokensOf()
-	s, c := start(t, slow(), server.Config{}, WithObserver(w))
-	s.bodyTimeout, s.writeTimeout = 50*time.Millisecond, 50*time.Millisecond
+	hold := func(t *testing.T, body, write time.Duration) (*Server, *tokensOf, client) {
+		w := newTokensOf()
+		s, c := start(t, slow(), server.Config{}, WithObserver(w))
+		s.bodyTimeout, s.writeTimeout = body, write
+		return s, w, c
+	}
 	const head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 	t.Run("slow body", func(t *testing.T) {
+		_, _, c := hold(t, 50*time.Millisecond, time.Minute)
 		conn := c.raw(head + "Content-Length: 100\r\n\r\n{")
 		defer conn.Close()
 		answer, _ := io.ReadAll(conn) // ends when the server closes it
 		require.Empty(t, answer)
 	})
+	t.Run("body that nobody reads", func(t *testing.T) {
+		_, _, c := hold(t, 50*time.Millisecond, time.Minute)
+		for _, path := range []string{"/model_info", "/nope"} {
+			conn := c.raw("GET " + path + " HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+			defer conn.Close()
+			_, _ = io.ReadAll(conn) // ends when the server closes it
+		}
+	})
 	t.Run("huge body", func(t *testing.T) {
+		_, _, c := hold(t, time.Minute, time.Minute)
 		conn := c.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n", maxBody+1))
 		defer conn.Close()
 		line, err := bufio.NewReader(conn).ReadString('\n') // none of it need come
@@ -262,6 +276,7 @@ func TestClientsThatHoldThingsUp(t *testing.T) {
 		require.Contains(t, line, "413")
 	})
 	t.Run("half closed", func(t *testing.T) {
+		s, w, c := hold(t, time.Minute, time.Minute)
 		const body = `{"text":"x","rid":"half","stream":true,"sampling_params":{"max_new_tokens":100000}}`
 		conn := c.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body))
 		defer conn.Close()
@@ -270,9 +285,12 @@ func TestClientsThatHoldThingsUp(t *testing.T) {
 		require.NoError(t, s.WaitIdle(t.Context()))
 	})
 	t.Run("no reader", func(t *testing.T) {
-		body := fmt.Sprintf(`{"text":"x","rid":"%s","stream":true,"sampling_params":{"max_new_tokens":100000}}`, strings.Repeat("r", 1<<20))
+		s, w, c := hold(t, time.Minute, 50*time.Millisecond)
+		rid := strings.Repeat("r", 1<<20)
+		body := fmt.Sprintf(`{"text":"x","rid":"%s","stream":true,"sampling_params":{"max_new_tokens":100000}}`, rid)
 		conn := c.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body))
 		defer conn.Close()
+		w.wait(rid, 1)
 		require.NoError(t, s.WaitIdle(t.Context())) // a megabyte in each event fills the socket at once
 	})
 }

@@ -92,14 +92,17 @@ func (h *host) uncached(recent float64) int {
 	if h.meter.patch < 21 || !h.metrics {
 		recent = 0
 	}
-	matched := e.cfg.SchedulePolicy == LPM || e.cfg.SchedulePolicy == DFSWeight
 	n := 0
-	for _, r := range e.Waiting() {
-		length := r.InputLen + r.produced
-		if matched {
-			n += max(0, length-r.matched)
-		} else {
-			n += int(float64(length) * (1 - recent))
+	switch matched := e.cfg.SchedulePolicy == LPM || e.cfg.SchedulePolicy == DFSWeight; {
+	case matched:
+		for _, r := range e.Waiting() {
+			n += max(0, r.queued-r.matched)
+		}
+	case recent == 0:
+		n = e.waiting.tokens
+	default:
+		for _, r := range e.Waiting() {
+			n += int(float64(r.queued) * (1 - recent))
 		}
 	}
 	if r := e.Chunked(); r != nil {
@@ -113,6 +116,7 @@ func (h *host) uncached(recent float64) int {
 func (h *host) refreshIdle(now time.Time) {
 	if h.loop.idle && !h.loop.paused {
 		h.meter.idle(now, h.loop.Engine.State())
+		h.slept(now.Sub(h.start))
 		h.publish(now.Sub(h.start), true)
 	}
 }
@@ -236,12 +240,12 @@ func appendGauges(b []byte, prefix string, fields []loadField) []byte {
 	return b
 }
 
-// load returns the present snapshot and how late the host was.
-func (h *host) load() (loadSnapshot, EngineConfig, Lateness) {
+// load returns the present snapshot.
+func (h *host) load() (loadSnapshot, EngineConfig) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.refreshIdle(time.Now())
-	return h.loads.snapshot, h.loop.Engine.Config(), h.late.summary()
+	return h.loads.snapshot, h.loop.Engine.Config()
 }
 
 // loads is /v1/loads: the last snapshot, in JSON with the member "simulated" besides SGLang's. Unlike SGLang's it
@@ -253,7 +257,7 @@ func (s *Server) loads(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.Atoi(strings.TrimSpace(rank))
 		if err != nil {
 			badRequest(w, fmt.Sprintf("[{'type': 'int_parsing', 'loc': ('query', 'dp_rank'), 'msg': 'Input should be a valid integer, unable to parse "+
-				"string as an integer', 'input': '%s'}]", rank))
+				"string as an integer', 'input': %s}]", pyString(rank)))
 			return
 		}
 		if n != 0 {
@@ -274,10 +278,10 @@ func (s *Server) loads(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	snapshot, cfg, late := s.host.load()
+	snapshot, cfg := s.host.load()
 	s.host.meter.loadsTook(time.Since(begin))
 	fields := snapshot.fields(s.host.meter.patch, cfg, func(section string) bool { return all || slices.Contains(sections, section) })
-	s.writeLoads(w, q.Get("format"), fields, []loadField{{"step_lateness_p99_ms", float64(late.P99) / 1e6}})
+	s.writeLoads(w, q.Get("format"), fields, []loadField{{"step_lateness_p99_ms", float64(s.StepLateness().P99) / 1e6}})
 }
 
 // writeLoads writes one load, or none if there are no fields.
@@ -309,7 +313,7 @@ func (s *Server) writeLoads(w http.ResponseWriter, format string, fields, simula
 
 // getLoad is /get_load, which 0.5.15 to 0.5.18 have for older clients.
 func (s *Server) getLoad(w http.ResponseWriter, _ *http.Request) {
-	l, _, _ := s.host.load()
+	l, _ := s.host.load()
 	b := appendFields([]byte{'['}, []loadField{{"dp_rank", 0}, {"num_reqs", l.running + l.waiting}, {"num_waiting_reqs", l.waiting},
 		{"num_tokens", l.total}, {"num_pending_tokens", l.total - l.used}, {"ts_tic", time.Since(s.host.start).Seconds()}})
 	writeBody(w, http.StatusOK, "application/json", append(b, ']'))

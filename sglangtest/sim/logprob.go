@@ -48,17 +48,22 @@ func (l *logprobs) appendRow(b []byte, place, id int, wanted []int) []byte {
 	return append(b, ']')
 }
 
+// appendList appends a member that is a list of what each appends for a place.
+func appendList(b []byte, name string, from, to int, each func(b []byte, i int) []byte) []byte {
+	b = append(append(append(b, '"'), name...), `":[`...)
+	for i := from; i < to; i++ {
+		if i > from {
+			b = append(b, ',')
+		}
+		b = each(b, i)
+	}
+	return append(b, ']')
+}
+
 // appendTo appends the fields of meta_info for the prompt of s and the tokens of its answer from one to another.
 func (l *logprobs) appendTo(b []byte, s *stream, from, to int) []byte {
 	list := func(b []byte, name string, from, to int, each func(b []byte, i int) []byte) []byte {
-		b = append(append(append(b, `,"`...), name...), `":[`...)
-		for i := from; i < to; i++ {
-			if i > from {
-				b = append(b, ',')
-			}
-			b = each(b, i)
-		}
-		return append(b, ']')
+		return appendList(append(b, ','), name, from, to, each)
 	}
 	start := s.promptTokens
 	if l.start >= 0 {
@@ -104,14 +109,7 @@ func (l *logprobs) appendTo(b []byte, s *stream, from, to int) []byte {
 // appendCompletion appends the logprobs of a text completion for tokens of an answer.
 func (l *logprobs) appendCompletion(b []byte, from, to int) []byte {
 	list := func(b []byte, name string, each func(b []byte, i int) []byte) []byte {
-		b = append(append(append(b, '"'), name...), `":[`...)
-		for i := from; i < to; i++ {
-			if i > from {
-				b = append(b, ',')
-			}
-			b = each(b, i)
-		}
-		return append(b, ']')
+		return appendList(b, name, from, to, each)
 	}
 	b = append(b, '{')
 	b = list(b, "text_offset", func(b []byte, i int) []byte { return append(b, "-1"...) })

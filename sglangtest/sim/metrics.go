@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"net/http"
 	"os"
 	"slices"
@@ -11,9 +12,9 @@ import (
 )
 
 // A meter keeps the metrics of a server: those that /metrics shows and those that /v1/loads repeats. The engine's host
-// tells it what happens; see [Observer]. Its methods are safe for concurrent use.
+// tells it what happens. Its methods are safe for concurrent use.
 //
-// Counters and histograms are exact. Gauges change as SGLang's do (metrics_reporter.py): with each prefill batch, with
+// Counters are exact. The histograms of times are of what SGLang's front process sees: see [stream.passes]. Gauges change as SGLang's do (metrics_reporter.py): with each prefill batch, with
 // every interval-th decode step, and when the scheduler is idle.
 type meter struct {
 	patch    int
@@ -60,7 +61,7 @@ func newMeter(patch, interval int, model string, cfg EngineConfig, now time.Time
 	m.set("page_size", float64(cfg.PageSize))
 	m.set("num_pages", float64(cfg.MaxTotalTokens/cfg.PageSize))
 	m.set("context_len", float64(cfg.ContextLength))
-	m.set("fwd_occupancy", nan)
+	m.set("fwd_occupancy", math.NaN()) // without a device timer
 	m.set("routing_keys_active", 0)
 	for i := 1; i < len(routingKeyBounds); i++ {
 		for _, name := range []string{"routing_key_running_req_count", "routing_key_all_req_count"} {
@@ -94,8 +95,6 @@ func newMeter(patch, interval int, model string, cfg EngineConfig, now time.Time
 	return m
 }
 
-var nan = func() float64 { v, _ := strconv.ParseFloat("NaN", 64); return v }()
-
 func (m *meter) newSeries(name string, extra ...string) *series {
 	s := &series{extra: extra}
 	if n := len(bucketBounds[name]); n > 0 {
@@ -125,8 +124,8 @@ func (m *meter) observe(name string, d time.Duration, extra ...string) {
 	m.at(name, extra...).observe(bucketBounds[name], d.Seconds(), 1)
 }
 
-// Batch counts a step and changes the gauges when it is time.
-func (m *meter) Batch(b Batch) {
+// batch counts a step and changes the gauges when it is time.
+func (m *meter) batch(b *Batch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if b.Retracted > 0 {
@@ -143,7 +142,7 @@ func (m *meter) Batch(b Batch) {
 }
 
 // prefill is report_prefill_stats.
-func (m *meter) prefill(b Batch) {
+func (m *meter) prefill(b *Batch) {
 	m.add("cuda_graph_passes_total", 1, "mode", "prefill_cuda_graph")
 	m.add("realtime_tokens_total", float64(b.NewTokens), "mode", "prefill_compute")
 	if b.CachedTokens > 0 {
@@ -168,11 +167,11 @@ func (m *meter) prefill(b Batch) {
 		m.observe("per_stage_req_latency_seconds", b.Chunk, "stage", "chunked_prefill")
 	}
 	m.set("new_token_ratio", b.NewTokenRatio)
-	m.reportBatch(&b, b.Running)
+	m.reportBatch(b, b.Running)
 }
 
 // decode is report_decode_stats.
-func (m *meter) decode(b Batch) {
+func (m *meter) decode(b *Batch) {
 	m.decodes++
 	m.generated += b.Requests
 	m.add("cuda_graph_passes_total", 1, "mode", "decode_cuda_graph")
@@ -189,7 +188,7 @@ func (m *meter) decode(b Batch) {
 		m.hitGauge = 0
 	}
 	m.set("decode_sum_seq_lens", float64(b.Context))
-	m.reportBatch(&b, b.Requests)
+	m.reportBatch(b, b.Requests)
 }
 
 // report sets the gauges that all reports share (pool_stats_observer.py for those of memory).
@@ -241,49 +240,58 @@ func (m *meter) lastThroughput() float64 {
 	return m.throughput
 }
 
-// Result counts what a request got (tokenizer_manager.py, collect_metrics).
-func (m *meter) Result(r Result) {
+// scheduled counts a request that has its first result: the scheduler's times, health checks included.
+func (m *meter) scheduled(queued, prefill time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	first := r.Previous.IsZero()
-	if first && (r.Finish == nil || !r.Finish.Queued) { // the scheduler's, which count health checks, too
-		m.observe("queue_time_seconds", r.Queued)
-		m.observe("per_stage_req_latency_seconds", 0, "stage", "request_process")
-		m.observe("per_stage_req_latency_seconds", r.Prefill, "stage", "prefill_forward")
+	m.observe("queue_time_seconds", queued)
+	m.observe("per_stage_req_latency_seconds", 0, "stage", "request_process")
+	m.observe("per_stage_req_latency_seconds", prefill, "stage", "prefill_forward")
+}
+
+var streamingLabels = map[bool][]string{false: {"is_streaming", "false"}, true: {"is_streaming", "true"}}
+
+// output counts an output of the front process (tokenizer_manager.py, collect_metrics): s has p, and had s.counted at the
+// output before. An abort in the queue does not pass there.
+func (m *meter) output(s *stream, p progress) {
+	if s.health || p.finish != nil && p.finish.Queued {
+		return
 	}
-	if r.Health || r.Finish != nil && r.Finish.Queued { // an abort in the queue does not pass collect_metrics
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first, n := s.counted.at.IsZero(), p.tokens-s.counted.tokens
+	if !first && n > 0 {
+		if len(m.series["inter_token_latency_seconds"]) == 0 {
+			m.series["inter_token_latency_seconds"] = []*series{m.itl}
+		}
+		m.itl.observe(tokenTimes, p.at.Sub(s.counted.at).Seconds()/float64(n), n)
+	}
+	if !first && p.finish == nil {
 		return
 	}
 	var streaming []string
 	if m.patch >= 18 {
-		streaming = []string{"is_streaming", strconv.FormatBool(r.Streaming)}
+		streaming = streamingLabels[s.streaming]
 	}
-	switch {
-	case first && (r.Finish == nil || r.Finish.Kind != FinishAbort):
-		m.observe("time_to_first_token_seconds", r.At.Sub(r.Received), streaming...)
-	case !first && r.New > 0:
-		if len(m.series["inter_token_latency_seconds"]) == 0 {
-			m.series["inter_token_latency_seconds"] = []*series{m.itl}
-		}
-		m.itl.observe(tokenTimes, r.At.Sub(r.Previous).Seconds()/float64(r.New), r.New)
+	if first && (m.patch < 23 || p.finish == nil || p.finish.Kind != FinishAbort) {
+		m.observe("time_to_first_token_seconds", p.first.Sub(s.received), streaming...)
 	}
-	if r.Finish == nil {
+	if p.finish == nil {
 		return
 	}
-	m.add("prompt_tokens_total", float64(r.PromptTokens), streaming...)
-	m.add("generation_tokens_total", float64(r.Tokens), streaming...)
+	m.add("prompt_tokens_total", float64(s.promptTokens), streaming...)
+	m.add("generation_tokens_total", float64(p.tokens), streaming...)
 	m.add("num_requests_total", 1, streaming...)
-	if r.CachedTokens > 0 {
-		m.add("cached_tokens_total", float64(r.CachedTokens), "cache_source", "device")
+	if p.cached > 0 {
+		m.add("cached_tokens_total", float64(p.cached), "cache_source", "device")
 	}
-	m.observe("e2e_request_latency_seconds", r.At.Sub(r.Received), streaming...)
-	if decode := r.At.Sub(r.First); r.Finish.Kind != FinishAbort && r.Tokens > 1 && decode > 0 {
-		m.observe("request_time_per_output_token_seconds", decode/time.Duration(r.Tokens-1), streaming...)
+	m.observe("e2e_request_latency_seconds", p.at.Sub(s.received), streaming...)
+	if decode := p.at.Sub(p.first); p.finish.Kind != FinishAbort && p.tokens > 1 && decode > 0 {
+		m.observe("request_time_per_output_token_seconds", decode/time.Duration(p.tokens-1), streaming...)
 	}
-	for name, n := range map[string]int{"prompt_tokens_histogram": r.PromptTokens, "uncached_prompt_tokens_histogram": r.PromptTokens - r.CachedTokens,
-		"generation_tokens_histogram": r.Tokens} {
-		m.at(name).observe(tokenCounts, float64(n), 1)
-	}
+	m.at("prompt_tokens_histogram").observe(tokenCounts, float64(s.promptTokens), 1)
+	m.at("uncached_prompt_tokens_histogram").observe(tokenCounts, float64(s.promptTokens-p.cached), 1)
+	m.at("generation_tokens_histogram").observe(tokenCounts, float64(p.tokens), 1)
 }
 
 // aborted counts the calls that abort something: /abort_request, and clients that leave.
@@ -363,25 +371,31 @@ func (w *hitWindow) rate() float64 {
 	return float64(w.hit) / float64(w.total)
 }
 
-// mostEndpoints bounds the endpoints that are told apart, since a client can make up any number. (SGLang's are not bounded.)
+// mostEndpoints bounds the pairs of path and method that are told apart, since a client can make up any number. (SGLang's
+// are not bounded.)
 const mostEndpoints = 1000
 
-// endpoint is the label of a path: that of its route. The meter must be locked.
-func (m *meter) endpoint(path string) string {
+// endpoint returns the labels of a request: the path of its route, and its method. The meter must be locked.
+func (m *meter) endpoint(path, method string) []string {
 	if strings.HasPrefix(path, modelPath) {
-		return modelPath + "{model:path}"
+		path = modelPath + "{model:path}"
 	}
-	if _, ok := routes[path]; !ok && len(m.series["http_requests_total"]) >= mostEndpoints {
-		return "other"
+	labels := []string{"endpoint", path, "method", method}
+	all := m.series["http_requests_total"]
+	if len(all) < mostEndpoints || slices.ContainsFunc(all, func(s *series) bool { return slices.Equal(s.extra, labels) }) {
+		return labels
 	}
-	return path
+	if rt, ok := routes[path]; !ok || !rt.allows(method) {
+		return []string{"endpoint", "other", "method", "other"}
+	}
+	return labels
 }
 
 // countHTTP wraps a handler to count its requests (observability/http_request_metrics.py).
 func (m *meter) countHTTP(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
-		labels := []string{"endpoint", m.endpoint(r.URL.Path), "method", r.Method}
+		labels := m.endpoint(r.URL.Path, r.Method)
 		m.add("http_requests_total", 1, labels...)
 		m.add("http_requests_active", 1, labels...)
 		m.mu.Unlock()

@@ -89,18 +89,20 @@ func usedMeter(patch int) *meter {
 	m.add("http_requests_total", 1, "endpoint", "/generate", "method", "POST")
 	m.add("http_responses_total", 1, "endpoint", "/generate", "method", "POST", "status_code", "200")
 	m.mu.Unlock()
-	m.Batch(Batch{Kind: PrefillStep, At: start.Add(time.Second), Requests: 1, NewTokens: 4, CachedTokens: 2, NewTokenRatio: 0.7, Chunk: time.Millisecond,
+	m.batch(&Batch{Kind: PrefillStep, At: start.Add(time.Second), Requests: 1, NewTokens: 4, CachedTokens: 2, NewTokenRatio: 0.7, Chunk: time.Millisecond,
 		State: State{MaxTotalTokens: 20000, UsedTokens: 4, CachedTokens: 6, FreeTokens: 19990}})
 	for i := range 2 {
-		m.Batch(Batch{Kind: DecodeStep, At: start.Add(time.Duration(i+2) * time.Second), Requests: 1, Decodes: 1, Context: 8 + i,
+		m.batch(&Batch{Kind: DecodeStep, At: start.Add(time.Duration(i+2) * time.Second), Requests: 1, Decodes: 1, Context: 8 + i,
 			State: State{MaxTotalTokens: 20000, UsedTokens: 9}})
 	}
 	for _, streaming := range []bool{false, true} {
-		r := Result{Streaming: streaming, Received: start, First: start.Add(time.Second), At: start.Add(time.Second), New: 1, Tokens: 1, PromptTokens: 6,
-			CachedTokens: 2, Queued: time.Millisecond, Prefill: time.Millisecond}
-		m.Result(r)
-		r.Previous, r.At, r.New, r.Tokens, r.Finish = r.At, start.Add(3*time.Second), 4, 5, finishedByLength
-		m.Result(r)
+		s := &stream{streaming: streaming, received: start, promptTokens: 6}
+		m.scheduled(time.Millisecond, time.Millisecond)
+		p := progress{tokens: 1, cached: 2, first: start.Add(time.Second), at: start.Add(time.Second)}
+		m.output(s, p)
+		s.counted = p
+		p.tokens, p.at, p.finish = 5, start.Add(3*time.Second), finishedByLength
+		m.output(s, p)
 	}
 	m.aborted()
 	m.loadsTook(time.Millisecond)
@@ -159,10 +161,8 @@ func TestMetricsText(t *testing.T) {
 		require.Contains(t, page, want)
 	}
 	for text, v := range map[string]float64{"3.218719e+06": 3218719, "1e+06": 1e6, "941331.0": 941331, "0.0": 0, "1e-05": 1e-5, "0.0001": 1e-4,
-		"12345678901.5": 0, "1.23456789015e+010": 12345678901.5, "-1.0": -1} {
-		if v != 0 || text == "0.0" {
-			require.Equal(t, text, goFloat(v))
-		}
+		"1.23456789015e+010": 12345678901.5, "-1.0": -1} {
+		require.Equal(t, text, goFloat(v))
 	}
 }
 
@@ -191,7 +191,7 @@ func TestMetricsCountWhatWasServed(t *testing.T) {
 	require.Equal(t, 200, status)
 	m := parseMetrics(t, page)
 	for series, want := range map[string]float64{"prompt_tokens_total": 20, "generation_tokens_total": 52, "num_requests_total": 4, "num_aborted_requests_total": 0,
-		"cached_tokens_total": 8, "time_to_first_token_seconds_count": 4, "e2e_request_latency_seconds_count": 4, "inter_token_latency_seconds_count": 48,
+		"cached_tokens_total": 8, "time_to_first_token_seconds_count": 4, "e2e_request_latency_seconds_count": 4, "inter_token_latency_seconds_count": 19,
 		"queue_time_seconds_count": 4, "generation_tokens_histogram_sum": 52, "prompt_tokens_histogram_sum": 20, "uncached_prompt_tokens_histogram_sum": 12,
 		"request_time_per_output_token_seconds_count": 2, "num_running_reqs": 0, "num_retracted_reqs": 0, "http_requests_total": 6,
 		"http_responses_total": 5, "http_requests_active": 1} {
@@ -246,6 +246,9 @@ func (d *driver) step() bool {
 	at, ok := d.h.loop.Next()
 	if ok {
 		for _, o := range d.h.advanceObserved(at) {
+			if s := o.Request.Owner.(*stream); s.prefilled == 0 {
+				s.prefilled = at // as hold does
+			}
 			d.h.deliver(o, d.h.start.Add(at))
 		}
 	}
@@ -286,8 +289,44 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Zero(t, old.running)
 }
 
+// The scheduler sends the front process the tokens of an answer that is not streamed by fifties, and what the histograms of
+// times see are these.
+func TestTimesAreThoseOfOutputs(t *testing.T) {
+	for _, c := range []struct {
+		patch, interval int // interval 0: not streamed
+		first           int // token whose time is the first; 0: the end of the prefill
+		tokens          float64
+	}{{21, 0, 50, 70}, {23, 0, 0, 70}, {21, 1, 1, 119}, {23, 1, 1, 119}, {23, 30, 1, 119}} {
+		d := driveHost(t, quick().EngineConfig(), func(o *options) { o.metrics, o.release.patch = true, c.patch })
+		s := d.add(0, 100, 120)
+		s.streaming, s.interval = c.interval > 0, c.interval
+		var at, last time.Duration // of the token that counts as the first, and of the last
+		outputs, seen := 0, progress{}
+		for d.step() {
+			if at == 0 && s.got.tokens > 0 && s.got.tokens >= c.first {
+				at = s.got.at.Sub(d.h.start) // with no time between scheduler and front process, also the end of the prefill
+			}
+			if s.counted.tokens != seen.tokens {
+				outputs++
+				seen = s.counted
+			}
+			last = max(last, s.got.at.Sub(d.h.start))
+		}
+		page := parseMetrics(t, string(d.h.meter.page()))
+		name := fmt.Sprint(c)
+		require.Equal(t, map[int]int{0: 3, 1: 120, 30: 5}[c.interval], outputs, name)
+		require.Equal(t, 1.0, total(page, "time_to_first_token_seconds_count"), name)
+		require.InDelta(t, at.Seconds(), total(page, "time_to_first_token_seconds_sum"), 1e-9, name)
+		require.Equal(t, c.tokens, total(page, "inter_token_latency_seconds_count"), name)
+		require.InDelta(t, last.Seconds(), total(page, "e2e_request_latency_seconds_sum"), 1e-9, name)
+		if c.patch >= 23 {
+			require.InDelta(t, (last-at).Seconds()/119, total(page, "request_time_per_output_token_seconds_sum"), 1e-9, name)
+		}
+	}
+}
+
 func TestHealthChecksAreLeftOut(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig())
+	d := driveHost(t, quick().EngineConfig(), func(o *options) { o.metrics = true })
 	d.add(0, 1, 1).health = true
 	for d.step() {
 	}
@@ -301,16 +340,18 @@ func TestHealthChecksAreLeftOut(t *testing.T) {
 func TestEndpointsAreBounded(t *testing.T) {
 	m := usedMeter(23)
 	for i := range 2 * mostEndpoints {
-		m.add("http_requests_total", 1, "endpoint", m.endpoint(fmt.Sprintf("/%d", i)))
+		m.add("http_requests_total", 1, m.endpoint(fmt.Sprintf("/%d", i), "GET")...)
+		m.add("http_requests_total", 1, m.endpoint("/generate", fmt.Sprintf("M%d", i))...)
 	}
 	require.Len(t, m.series["http_requests_total"], mostEndpoints+1)
-	require.Equal(t, "/generate", m.endpoint("/generate"))
+	require.Equal(t, []string{"endpoint", "/generate", "method", "PUT"}, m.endpoint("/generate", "PUT"))
+	require.Equal(t, []string{"endpoint", "/3", "method", "GET"}, m.endpoint("/3", "GET"), "it was told apart before")
 }
 
 func TestRetractionsAreCounted(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxTotalTokens, cfg.DisableRadixCache, cfg.ScheduleConservativeness = 600, false, 0.1
-	d := driveHost(t, cfg)
+	d := driveHost(t, cfg, func(o *options) { o.metrics = true })
 	var all []*stream
 	for range 6 {
 		s := d.add(0, 20, 180)
@@ -354,12 +395,13 @@ func BenchmarkMetricsPage(b *testing.B) {
 	}
 }
 
-func BenchmarkMeterResult(b *testing.B) {
+func BenchmarkMeterOutput(b *testing.B) {
 	m := usedMeter(23)
 	at := time.Unix(2000, 0)
-	r := Result{Streaming: true, Received: at, First: at, Previous: at, At: at.Add(time.Millisecond), New: 1, Tokens: 10}
+	s := &stream{streaming: true, received: at, counted: progress{tokens: 9, at: at}}
+	p := progress{tokens: 10, first: at, at: at.Add(time.Millisecond)}
 	b.ReportAllocs()
 	for b.Loop() {
-		m.Result(r)
+		m.output(s, p)
 	}
 }

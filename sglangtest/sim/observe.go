@@ -46,7 +46,6 @@ type Result struct {
 	Streaming    bool
 	Health       bool // a health check's generation, which metrics leave out
 	Received     time.Time
-	First        time.Time // of the first result
 	Previous     time.Time // of the result before; zero for the first
 	At           time.Time
 	New, Tokens  int // output tokens that came, and all so far
@@ -70,8 +69,8 @@ type observed struct {
 	observers []Observer
 	planned   []Batch // steps under way, oldest first
 
-	meter   *meter // is among the observers
-	metrics bool   // /metrics is answered
+	meter   *meter
+	metrics bool // /metrics is answered
 	loads   published
 	asleep  bool          // the loop has nothing to do
 	since   time.Duration // from here on
@@ -97,12 +96,18 @@ func (h *host) advanceObserved(at time.Duration) []Output {
 
 // beforeAdvance publishes the load, as SGLang does before it processes a result, and counts the time that the loop slept.
 func (h *host) beforeAdvance(at time.Duration) {
-	if h.asleep {
-		h.meter.asleep(at - h.since)
-		h.asleep = false
-	}
+	h.slept(at)
+	h.asleep = false
 	if l := h.loop; l.due {
 		h.publish(at, l.pending.step.Kind != DecodeStep)
+	}
+}
+
+// slept counts the time until now in which the loop slept.
+func (h *host) slept(now time.Duration) {
+	if h.asleep && now > h.since {
+		h.meter.asleep(now - h.since)
+		h.since = now
 	}
 }
 
@@ -123,9 +128,6 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 			st.entered = at
 		}
 	}
-	if len(h.observers) == 0 {
-		return
-	}
 	e := h.loop.Engine
 	b := Batch{Kind: s.Kind, Requests: len(s.Rows), Decodes: len(s.Decode), Context: s.Shape.Context,
 		Took: f.end - max(at, free), Retracted: len(e.Retracted()), NewTokenRatio: e.ratio}
@@ -136,10 +138,7 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	if s.Kind == DecodeStep {
 		b.Requests = len(s.Decode)
 	} else {
-		b.Running = len(e.Running())
-		for _, r := range e.Waiting() {
-			b.PendingTokens += r.InputLen + r.Produced()
-		}
+		b.Running, b.PendingTokens = len(e.Running()), e.waiting.tokens
 	}
 	for i := range s.Rows {
 		row := &s.Rows[i]
@@ -182,33 +181,55 @@ func (h *host) completed(at time.Duration) {
 	if !b.health {
 		h.loads.counters.add(h.meter.patch, &b, at)
 	}
+	h.meter.batch(&b)
 	for _, o := range h.observers {
 		o.Batch(b)
 	}
 }
 
-// tell tells the observers what s got.
-func (h *host) tell(s *stream, previous, got progress) {
+// tell tells the observers what s got, and the meter if it is told to the front process, too.
+func (h *host) tell(s *stream, previous, got progress, passes bool) {
+	if h.metrics {
+		if previous.at.IsZero() && !(got.finish != nil && got.finish.Queued) {
+			h.meter.scheduled(s.queued(), s.prefilling())
+		}
+		if passes {
+			h.meter.output(s, got)
+			s.counted = got
+		}
+	}
 	if len(h.observers) == 0 {
 		return
 	}
-	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, First: got.first, Previous: previous.at, At: got.at,
+	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, Previous: previous.at, At: got.at,
 		New: got.tokens - previous.tokens, Tokens: got.tokens, PromptTokens: s.promptTokens, CachedTokens: got.cached,
-		Retractions: got.retractions, Finish: got.finish}
-	if s.entered > 0 {
-		r.Queued = max(0, s.entered-s.arrives)
-		r.Prefill = max(0, s.prefilled-s.entered)
-	}
+		Retractions: got.retractions, Queued: s.queued(), Prefill: s.prefilling(), Finish: got.finish}
 	for _, o := range h.observers {
 		o.Result(r)
 	}
 }
 
-// observe makes the meter and names all observers.
+// queued is the time in the scheduler's queue before the first step; 0 until that was planned.
+func (s *stream) queued() time.Duration {
+	if s.entered == 0 {
+		return 0
+	}
+	return max(0, s.entered-s.arrives)
+}
+
+// prefilling is the time from there to the end of the prompt's computation.
+func (s *stream) prefilling() time.Duration {
+	if s.entered == 0 {
+		return 0
+	}
+	return max(0, s.prefilled-s.entered)
+}
+
+// observe makes the meter and names the observers.
 func (h *host) observe(o *options, model string) {
 	h.metrics = o.metrics
 	h.loads.interval = o.loadInterval
 	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
-	h.observers = append([]Observer{h.meter}, o.observers...)
+	h.observers = o.observers
 	h.loop.processed = h.completed
 }

@@ -238,7 +238,7 @@ func (o openAI) appendHead(b []byte, id, object string) []byte {
 	return appendString(b, o.model)
 }
 
-func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, first bool, p progress) []byte {
+func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, p progress) []byte {
 	if f := p.finish; f != nil && f.Kind == FinishAbort && f.Status != 0 {
 		kind := map[int]string{400: "BadRequestError", 503: "SERVICE_UNAVAILABLE"}[f.Status]
 		if kind == "" {
@@ -251,7 +251,7 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, first bool
 		b = append(b, "data: "...)
 		b = o.appendHead(b, st.rid, "text_completion")
 		b = o.appendChoice(b, st, `"text":"`)
-		if first && o.echo {
+		if sent == 0 && o.echo {
 			b = appendEscaped(b, st.prompt.Text)
 		}
 		b = appendText(b, textLen(sent), st.textEnd(p))
@@ -266,7 +266,7 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, first bool
 		}
 		return append(b, "}\n\n"...)
 	}
-	if first {
+	if sent == 0 {
 		b = o.appendChunk(b, st, `,"role":"assistant","content":""`)
 		b = append(b, `,"logprobs":null,"finish_reason":null,"matched_stop":null}]}`+"\n\n"...)
 	}

@@ -41,6 +41,12 @@ func WithMiddleware(wrap func(http.Handler) http.Handler) Option {
 	return func(o *options) error { o.middleware = append(o.middleware, wrap); return nil }
 }
 
+// WithListener makes [Server.Start] serve on ln instead of listening on the host and port of its configuration. The server
+// closes it. Its Accept may wait while connections are refused, which is how a host simulates that.
+func WithListener(ln net.Listener) Option {
+	return func(o *options) error { o.listener = ln; return nil }
+}
+
 // WithServerArgs sets arguments as /server_info reports them, by their names there, beyond those of the server's config.
 // They change nothing else. An argument that the version does not have is an error.
 func WithServerArgs(args map[string]any) Option {

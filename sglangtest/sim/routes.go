@@ -102,6 +102,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1)
 	s.mu.Unlock()
 	defer s.handlers.Done()
+	if r.ContentLength != 0 { // also for a body that nobody reads: net/http reads it before it answers
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.bodyTimeout)) // without an effect behind a middleware that hides it
+	}
 	h := w.Header()
 	h[serverHeader] = uvicorn
 	h[load.SimulatedByHeader] = s.label
@@ -188,8 +191,6 @@ const (
 // readBody reads the body and tells when its last byte had come. It reports false if it has answered that
 // there is too much of it.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, received time.Time, ok bool) {
-	control := http.NewResponseController(w)
-	control.SetReadDeadline(time.Now().Add(s.bodyTimeout)) // without an effect behind a middleware that hides it
 	err := error(&http.MaxBytesError{})
 	if r.ContentLength <= maxBody {
 		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -202,6 +203,6 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, 
 	} else if err != nil {
 		panic(http.ErrAbortHandler) // the client has gone, or is too slow
 	}
-	control.SetReadDeadline(time.Time{})
+	http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return body, received, true
 }

@@ -158,6 +158,9 @@ func (s *Server) Drain() {
 	}
 }
 
+// ErrSchedulerDied is what [Server.Err] wraps when a request killed the scheduler, as some do with old versions of SGLang.
+var ErrSchedulerDied = errors.New("sim: the scheduler died")
+
 // crash ends the server as the death of its scheduler does: all connections break.
 func (s *Server) crash(err error) {
 	s.status.Store(statusStopping)
@@ -193,7 +196,7 @@ func (s *Server) WaitIdle(ctx context.Context) error {
 // Exited is closed when a server that was started has ended, by [Server.Close] or by itself.
 func (s *Server) Exited() <-chan struct{} { return s.ended }
 
-// Err returns why the server ended by itself, or nil.
+// Err returns why the server ended by itself, or nil: it wraps [ErrSchedulerDied], or the HTTP server failed.
 func (s *Server) Err() error {
 	select {
 	case <-s.ended:
@@ -203,15 +206,15 @@ func (s *Server) Err() error {
 	}
 }
 
+// EngineConfig returns the effective configuration of the server's scheduler: that of the profile with what the
+// server's config sets. It is known before Start.
+func (s *Server) EngineConfig() EngineConfig { return s.host.loop.Engine.Config() }
+
 // URL returns the base URL, without a trailing slash. The server must have been started.
 func (s *Server) URL() string { return "http://" + s.addr.String() }
 
-// StepLateness returns how late this host was so far.
-func (s *Server) StepLateness() Lateness {
-	s.host.mu.Lock()
-	defer s.host.mu.Unlock()
-	return s.host.late.summary()
-}
+// StepLateness returns how late the results of steps went out so far.
+func (s *Server) StepLateness() Lateness { return s.host.late.summary() }
 
 // Close ends the server and returns when its goroutines have ended and its port is free. It takes no new connections
 // but lets the requests under way finish; when ctx is done their connections break, as when a server is killed: a

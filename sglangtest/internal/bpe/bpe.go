@@ -50,6 +50,9 @@ const (
 	longestWord = 64 // bytes of a word worth keeping
 )
 
+// longestSpare is the longest word, in bytes, whose scratch space is kept.
+const longestSpare = 1 << 16
+
 type cachedWord struct {
 	word string
 	ids  []int32
@@ -70,7 +73,11 @@ func (t *Tokenizer) Append(ids []int32, text string) []int32 {
 	if m == nil {
 		m = new(merger)
 	}
-	defer t.spares.Put(m)
+	defer func() {
+		if cap(m.parts) <= longestSpare {
+			t.spares.Put(m)
+		}
+	}()
 	t.raw.cut(text, func(piece string, id int32) {
 		if id >= 0 {
 			ids = append(ids, id)
@@ -93,9 +100,6 @@ func (t *Tokenizer) Append(ids []int32, text string) []int32 {
 	})
 	return ids
 }
-
-// Count returns the number of ids that [Tokenizer.Encode] returns.
-func (t *Tokenizer) Count(text string) int { return len(t.Encode(text)) }
 
 // Decode returns the text of ids without special tokens (skip_special_tokens, SGLang's default). Ids that do not exist
 // are left out, and what is not UTF-8 becomes U+FFFD, one for each part of a character that is broken off.

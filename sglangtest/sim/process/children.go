@@ -43,7 +43,8 @@ type order struct {
 type children struct {
 	procs  []*proc
 	exits  chan *proc    // each process that has ended
-	ready  chan struct{} // closed when all are up
+	ready  chan struct{} // closed when all are up, or cannot be any more
+	failed error         // then why; nil: they are up
 	doomed bool          // the first scheduler was ordered to fail
 }
 
@@ -78,9 +79,10 @@ func (c *children) spawn(jobs []job) error {
 	c.ready = make(chan struct{})
 	go func() {
 		defer r.Close()
-		if _, err := io.ReadFull(r, make([]byte, waiting)); err == nil {
-			close(c.ready)
+		if n, err := io.ReadFull(r, make([]byte, waiting)); err != nil {
+			c.failed = fmt.Errorf("sglang-sim: %d of %d child processes did not come up: %w", waiting-n, waiting, err)
 		}
+		close(c.ready)
 	}()
 	return nil
 }
@@ -213,9 +215,12 @@ func runChild(text string) int {
 	}
 	signal.Ignore(syscall.SIGINT) // Ctrl+C goes to the whole group; the main process ends its children
 	if j.Socket != "" {
-		if ln := bindIPC(j.Socket); ln != nil {
-			defer ln.Close()
+		ln, err := bindIPC(j.Socket)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
+		defer ln.Close()
 	}
 	ready := os.NewFile(fdReady, "ready")
 	if _, err := ready.Write([]byte{1}); err != nil {
@@ -296,12 +301,12 @@ func killSelf() {
 }
 
 // bindIPC makes a socket in place of the file, as ZeroMQ does for ipc:// addresses. The file stays when it is closed.
-func bindIPC(path string) net.Listener {
+func bindIPC(path string) (net.Listener, error) {
 	os.Remove(path)
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil // only what a launcher finds on disk is missing
+		return nil, fmt.Errorf("sglang-sim: bind an ipc socket (a long TMPDIR is the usual reason): %w", err)
 	}
 	ln.SetUnlinkOnClose(false)
-	return ln
+	return ln, nil
 }

@@ -38,9 +38,11 @@ func (f *files) ipcFiles() error {
 		f.ipc = append(f.ipc, name)
 	}
 	for _, name := range f.ipc[:2] {
-		if ln := bindIPC(name); ln != nil {
-			f.listeners = append(f.listeners, ln)
+		ln, err := bindIPC(name)
+		if err != nil {
+			return err
 		}
+		f.listeners = append(f.listeners, ln)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
@@ -59,7 +60,7 @@ func (h *httpFaults) start(p *mainProc) {
 	h.p, h.rng = p, rand.New(rand.NewPCG(p.seed, 0))
 }
 
-// active returns the value of a fault that goes on.
+// has returns a fault that goes on.
 func (h *httpFaults) has(name string) (planned, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -121,7 +122,7 @@ func (h *httpFaults) wrap(next http.Handler) http.Handler {
 			if f, ok := h.has("error-rate"); ok {
 				fraction, status, _ := f.rate() // checked when it was planned
 				if h.draw() < fraction {
-					refuse(l, status)
+					h.refuse(l, status)
 					return
 				}
 			}
@@ -136,11 +137,13 @@ func (h *httpFaults) wrap(next http.Handler) http.Handler {
 }
 
 // refuse answers as SGLang does to a request that its scheduler aborts with a status.
-func refuse(w http.ResponseWriter, status int) {
+func (h *httpFaults) refuse(w http.ResponseWriter, status int) {
 	message := http.StatusText(status)
 	if status == http.StatusServiceUnavailable {
 		message = "The request queue is full."
 	}
+	w.Header().Set("Server", "uvicorn")
+	w.Header().Set(load.SimulatedByHeader, h.p.profile.Name)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	fmt.Fprintf(w, `{"object":"error","message":%q,"type":"%d","param":null,"code":%[2]d}`, message, status)

@@ -23,12 +23,13 @@ const (
 // levelOf maps --log-level; SGLang passes the name to Python's logging.
 var levelOf = map[string]level{"debug": debug, "info": info, "warning": warning, "error": failure, "critical": failure + 1}
 
-// A sink writes to one stream. Writing happens in a goroutine of its own, so that a reader who is behind does not hold up
-// the engine; flush waits for it.
+// A sink writes to one stream. Writing happens in a goroutine of its own, so that a reader who is a little behind does not
+// hold up the engine; flush waits for it. Who reads nothing holds up everything in the end, as with SGLang.
 type sink struct {
 	mu      sync.Mutex
 	pending []byte
 	more    sync.Cond // pending is not empty, or closed
+	less    sync.Cond // pending is empty
 	written sync.Cond // pending is empty and nothing is being written
 	writing bool
 	closed  bool
@@ -37,7 +38,7 @@ type sink struct {
 
 func newSink(w io.Writer) *sink {
 	s := &sink{ended: make(chan struct{})}
-	s.more.L, s.written.L = &s.mu, &s.mu
+	s.more.L, s.less.L, s.written.L = &s.mu, &s.mu, &s.mu
 	go s.run(w)
 	return s
 }
@@ -55,6 +56,7 @@ func (s *sink) run(w io.Writer) {
 		}
 		b := s.pending
 		s.pending, s.writing = nil, true
+		s.less.Broadcast()
 		s.mu.Unlock()
 		_, _ = w.Write(b) // who closed our output does not want to know
 		s.mu.Lock()
@@ -65,10 +67,16 @@ func (s *sink) run(w io.Writer) {
 	}
 }
 
+// mostPending is from how many bytes on that nobody has read a writer waits.
+const mostPending = 1 << 20
+
 // raw writes text as it is.
 func (s *sink) raw(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for len(s.pending) >= mostPending {
+		s.less.Wait()
+	}
 	s.pending = append(s.pending, text...)
 	s.more.Signal()
 }

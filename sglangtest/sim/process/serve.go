@@ -155,6 +155,9 @@ func (p *mainProc) start() error {
 	if err := p.until(p.kids.ready, nil); err != nil {
 		return err
 	}
+	if p.kids.failed != nil {
+		return p.kids.failed
+	}
 	return p.load()
 }
 
@@ -284,13 +287,13 @@ func (p *mainProc) load() error {
 		return err
 	}
 	if p.str("load_format") != "dummy" {
-		if err := p.progress(p.took(load), 4, true, func(int) string { return "Loading safetensors checkpoint shards" }); err != nil {
+		if err := p.progress(p.took(loading), 4, true, func(int) string { return "Loading safetensors checkpoint shards" }); err != nil {
 			return err
 		}
-	} else if err := p.wait(p.took(load)); err != nil {
+	} else if err := p.wait(p.took(loading)); err != nil {
 		return err
 	}
-	say("Load weight end. elapsed=%.2f s, type=LlamaForCausalLM, avail mem=%.2f GB, mem usage=%.2f GB.", p.took(load).Seconds(), after, weightGB)
+	say("Load weight end. elapsed=%.2f s, type=LlamaForCausalLM, avail mem=%.2f GB, mem usage=%.2f GB.", p.took(loading).Seconds(), after, weightGB)
 	if err := errors.Join(p.fail(pool), p.wait(p.took(allocate))); err != nil {
 		return err
 	}
@@ -327,8 +330,8 @@ func (p *mainProc) load() error {
 	}
 	if p.release >= v18 {
 		p.log.logf(info, "Engine startup timings (s): load_weight=%.2f, kv_cache_allocation=%.2f, scheduler_e2e=%.2f, cuda_graph={prefill=%.2f, decode=%.2f, "+
-			"target_verify=0.00, draft_prefill=0.00, draft_decode=0.00, draft_extend=0.00}, tokenizer_e2e=%.2f", p.took(load).Seconds(), p.took(allocate).Seconds(),
-			(p.took(load) + p.took(allocate) + p.took(prefills) + p.took(decodes)).Seconds(), p.took(prefills).Seconds(), p.took(decodes).Seconds(), p.startup.Seconds())
+			"target_verify=0.00, draft_prefill=0.00, draft_decode=0.00, draft_extend=0.00}, tokenizer_e2e=%.2f", p.took(loading).Seconds(), p.took(allocate).Seconds(),
+			(p.took(loading) + p.took(allocate) + p.took(prefills) + p.took(decodes)).Seconds(), p.took(prefills).Seconds(), p.took(decodes).Seconds(), p.startup.Seconds())
 	}
 	p.web.uvicorn(info, "Started server process [%d]", os.Getpid())
 	p.web.uvicorn(info, "Waiting for application startup.")

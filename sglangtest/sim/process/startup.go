@@ -25,7 +25,7 @@ type phase struct {
 var (
 	resolve    = phase{"resolve", 3.6}
 	spawn      = phase{"spawn", 30.5}
-	load       = phase{"load", 3.3}
+	loading    = phase{"load", 3.3}
 	allocate   = phase{"allocate", 7.0}
 	prefills   = phase{"prefill graphs", 9.6}
 	decodes    = phase{"decode graphs", 3.8}

@@ -4,6 +4,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -30,7 +31,7 @@ const (
 	warmUpLimit   = 600 * time.Second
 )
 
-// lateLimit is the lateness of the simulation's own steps from which the log tells of it.
+// lateLimit is the lateness of the simulation's answers, at p99, from which the log tells of it.
 const lateLimit = 5 * time.Millisecond
 
 // serve is the life of the server from the open socket on.
@@ -58,7 +59,7 @@ func (p *mainProc) serve() error {
 				p.killTree()
 			}
 			for _, f := range p.faults {
-				if f.when == running {
+				if f.when == running && !p.early(f) {
 					p.plan(f)
 				}
 			}
@@ -114,10 +115,10 @@ func (p *mainProc) serve() error {
 			}
 		case <-exited: // a request was one that kills the scheduler, or the HTTP server failed
 			exited = nil
-			f := fault{frames: "frames-loop", err: "ValueError: sleep length must be non-negative"} // /slow_down
-			if err := p.sim.Err(); err != nil && strings.Contains(err.Error(), "pp_max_micro_batch_size") {
-				f.err = "TypeError: '>' not supported between instances of 'str' and 'int'" // recorded on 0.5.15.post1
+			if err := p.sim.Err(); !errors.Is(err, sim.ErrSchedulerDied) {
+				return err
 			}
+			f := fault{frames: "frames-loop", err: "TypeError: '>' not supported between instances of 'str' and 'int'"} // recorded on 0.5.15.post1
 			p.log.flush()
 			if err := p.kids.fail(order{Text: f.text(f.frames, p.fill)}); err != nil {
 				return err
@@ -160,7 +161,7 @@ func (p *mainProc) look(w *watcher) {
 	}
 	if late := p.sim.StepLateness(); late.P99 > lateLimit && late.P99 > w.told {
 		w.told = late.P99
-		p.log.logf(warning, "sglang-sim: this host is behind its own simulation: results were late by %v at p50, %v at p99, %v at most, of %d", late.P50, late.P99, late.Max, late.Steps)
+		p.log.logf(warning, "sglang-sim: this host is behind its own simulation: events were late by %v at p50, %v at p99, %v at most, of %d so far", late.P50, late.P99, late.Max, late.Pieces)
 	}
 }
 
@@ -239,20 +240,45 @@ func (p *mainProc) plan(f planned) {
 	}
 }
 
+// early reports whether a fault is in place before the readiness line, so that who waits for that finds it: one that goes on
+// from readiness, or that counts requests.
+func (p *mainProc) early(f planned) bool {
+	return f.when == running && (f.Requests > 0 || f.exit == "" && f.After == 0)
+}
+
+// planEarly puts those faults in place.
+func (p *mainProc) planEarly() error {
+	for _, f := range p.faults {
+		switch {
+		case !p.early(f):
+		case f.Requests > 0:
+			p.plan(f)
+		default:
+			if err := p.strike(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // due lets the faults strike that wait for the n-th request.
 func (p *mainProc) due(n int64) {
+	var now []planned
 	p.http.mu.Lock()
-	defer p.http.mu.Unlock()
 	p.http.counted = slices.DeleteFunc(p.http.counted, func(f planned) bool {
-		if f.Requests > n {
-			return false
+		if f.Requests <= n {
+			now = append(now, f)
 		}
+		return f.Requests <= n
+	})
+	p.http.mu.Unlock()
+	for _, f := range now {
 		if f.exit != "" && stepFaults[f.name] == nil {
 			p.die() // this request is not answered
 		}
 		p.strikes <- f
-		return true
-	})
+	}
 }
 
 // clear ends a fault that goes on.
@@ -382,6 +408,9 @@ func (p *mainProc) warmUp(ctx context.Context, warm chan<- error) {
 		}
 		p.sim.Up()
 		_ = p.call(ctx, client, http.MethodPost, base+"/freeze_gc", "") // SGLang only warns
+		if err := p.planEarly(); err != nil {
+			return err
+		}
 		p.log.logf(info, "The server is fired up and ready to roll!")
 		return nil
 	}()

@@ -13,10 +13,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
-// EngineConfig returns the effective configuration of the server's scheduler: that of the profile with what the
-// server's config sets. It is known before Start.
-func (s *Server) EngineConfig() EngineConfig { return s.host.loop.Engine.Config() }
-
 // settings are what the arguments of a server set.
 type settings struct {
 	given  map[string]any // by name, for /server_info
