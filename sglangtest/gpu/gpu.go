@@ -6,16 +6,23 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
 // Devices are the NVIDIA GPUs of this host. It is safe for concurrent use; readings are made one at a time.
 type Devices struct {
-	mu     sync.Mutex
 	source source
+	name   string
+	turn   chan struct{} // has an element while the source is asked
 }
+
+// openTimeout bounds each way that Open tries: seconds are normal where the driver is not kept loaded.
+const openTimeout = 15 * time.Second
+
+// lastWait is how long a call waits for the source after its context was done: nvidia-smi is killed then.
+const lastWait = 2 * time.Second
 
 // A source is one way to ask for the state of GPUs.
 type source interface {
@@ -80,20 +87,27 @@ func Open(ctx context.Context, opts ...Option) (*Devices, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("gpu: open: %w", err)
 	}
-	try := func(s source, err error) (*Devices, error) {
-		if err != nil {
-			return nil, err
-		}
-		if _, err := s.read(ctx); err != nil {
-			return nil, errors.Join(err, s.close())
-		}
-		return &Devices{source: s}, nil
+	try := func(open func() (source, error)) (*Devices, error) {
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		d := &Devices{turn: make(chan struct{}, 1)}
+		_, err := ask(ctx, d, func() (readings []reading, err error) {
+			if d.source, err = open(); err != nil {
+				return nil, err
+			}
+			if readings, err = d.source.read(ctx); err != nil {
+				return nil, errors.Join(err, d.source.close())
+			}
+			d.name = d.source.name()
+			return readings, nil
+		})
+		return d, err
 	}
-	d, nvml := try(o.nvml())
+	d, nvml := try(o.nvml)
 	if nvml == nil {
 		return d, nil
 	}
-	d, smi := try(findSMI(o.smi))
+	d, smi := try(func() (source, error) { return findSMI(o.smi) })
 	if smi == nil {
 		return d, nil
 	}
@@ -101,15 +115,11 @@ func Open(ctx context.Context, opts ...Option) (*Devices, error) {
 }
 
 // Source says how the GPUs are asked, such as "NVML, driver 580.159.04".
-func (d *Devices) Source() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.source.name()
-}
+func (d *Devices) Source() string { return d.name }
 
 // GPUs returns the GPUs of this host in order of index, which is the order of their PCI addresses: CUDA numbers them
-// likewise if CUDA_DEVICE_ORDER is PCI_BUS_ID. CUDA_VISIBLE_DEVICES has no influence. With NVML the call cannot
-// be interrupted.
+// likewise if CUDA_DEVICE_ORDER is PCI_BUS_ID. CUDA_VISIBLE_DEVICES has no influence. A driver that hangs holds the call
+// up until ctx is done, and each one after it.
 func (d *Devices) GPUs(ctx context.Context) ([]server.GPU, error) {
 	readings, err := d.read(ctx)
 	if err != nil {
@@ -133,9 +143,7 @@ func (d *Devices) Processes(ctx context.Context, index int) ([]Process, error) {
 	if i < 0 {
 		return nil, unknownGPU(index, gpus)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	ps, err := d.source.processes(ctx, gpus[i].UUID)
+	ps, err := ask(ctx, d, func() ([]Process, error) { return d.source.processes(ctx, gpus[i].UUID) })
 	if err != nil {
 		return nil, fmt.Errorf("gpu: processes of GPU %d: %w", index, err)
 	}
@@ -153,25 +161,56 @@ func (d *Devices) Processes(ctx context.Context, index int) ([]Process, error) {
 
 // Close gives NVML back. The devices must not be used afterwards.
 func (d *Devices) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.source.close(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), lastWait)
+	defer cancel()
+	_, err := ask(ctx, d, func() (struct{}, error) { return struct{}{}, d.source.close() })
+	if err != nil {
 		return fmt.Errorf("gpu: close: %w", err)
 	}
 	return nil
 }
 
 func (d *Devices) read(ctx context.Context) ([]reading, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := ctx.Err(); err != nil { // NVML would not look at it
-		return nil, fmt.Errorf("gpu: read: %w", err)
-	}
-	readings, err := d.source.read(ctx)
+	readings, err := ask(ctx, d, func() ([]reading, error) { return d.source.read(ctx) })
 	if err != nil {
 		return nil, fmt.Errorf("gpu: read: %w", err)
 	}
 	return readings, nil
+}
+
+// ask calls f, which asks the source of d, when no other call does. It gives up soon after ctx is done, since neither a
+// call of NVML nor a program that the kernel holds can be interrupted: f then goes on, and nobody else gets a turn.
+func ask[T any](ctx context.Context, d *Devices, f func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	var none T
+	if ctx.Err() != nil { // NVML would not look at it
+		return none, context.Cause(ctx)
+	}
+	select {
+	case d.turn <- struct{}{}:
+	case <-ctx.Done():
+		return none, fmt.Errorf("the driver has not answered the call before: %w", context.Cause(ctx))
+	}
+	got := make(chan answer, 1)
+	go func() {
+		v, err := f()
+		<-d.turn
+		got <- answer{v, err}
+	}()
+	select {
+	case a := <-got:
+		return a.value, a.err
+	case <-ctx.Done():
+	}
+	select {
+	case a := <-got:
+		return a.value, a.err
+	case <-time.After(lastWait):
+		return none, fmt.Errorf("the driver does not answer: %w", context.Cause(ctx))
+	}
 }
 
 func unknownGPU(index int, gpus []server.GPU) error {

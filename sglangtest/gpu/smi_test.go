@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -82,7 +83,7 @@ func TestSMI(t *testing.T) {
 // A GPU that fell off the bus must not hand its series to another one.
 func TestSamplerOfLostGPU(t *testing.T) {
 	f := &fakeSource{readings: []reading{{gpu: first}, {gpu: second}}}
-	d := &Devices{source: f}
+	d := &Devices{source: f, turn: make(chan struct{}, 1)}
 	s, err := d.Sampler(t.Context(), 1)
 	require.NoError(t, err)
 	f.readings = f.readings[:1]
@@ -102,13 +103,44 @@ func TestSamplerOfLostGPU(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
+// A driver that hangs holds nobody up for longer than he is ready to wait.
+func TestDriverHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeSource{readings: []reading{{gpu: first}}}
+		d := &Devices{source: f, turn: make(chan struct{}, 1)}
+		s, err := d.Sampler(t.Context())
+		require.NoError(t, err)
+		f.hangs = make(chan struct{})
+		start := time.Now()
+		_, err = s.Sample(t.Context())
+		require.EqualError(t, err, "gpu: read: the driver does not answer: context deadline exceeded")
+		require.Equal(t, sampleTimeout+lastWait, time.Since(start))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = d.GPUs(ctx)
+		require.EqualError(t, err, "gpu: read: the driver has not answered the call before: context deadline exceeded")
+		require.ErrorIs(t, d.Close(), context.DeadlineExceeded)
+		require.Equal(t, sampleTimeout+lastWait+time.Second+lastWait, time.Since(start))
+		close(f.hangs)
+		_, err = s.Sample(t.Context())
+		require.NoError(t, err, "it goes on")
+	})
+}
+
 type fakeSource struct {
 	readings []reading
 	err      error
+	hangs    chan struct{} // not nil: until it is closed
+}
+
+func (f *fakeSource) read(context.Context) ([]reading, error) {
+	if f.hangs != nil {
+		<-f.hangs
+	}
+	return f.readings, f.err
 }
 
 func (f *fakeSource) name() string                                         { return "fake" }
-func (f *fakeSource) read(context.Context) ([]reading, error)              { return f.readings, f.err }
 func (f *fakeSource) processes(context.Context, string) ([]Process, error) { return nil, nil }
 func (f *fakeSource) close() error                                         { return nil }
 

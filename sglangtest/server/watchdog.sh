@@ -34,9 +34,9 @@ find_members() {
 }
 
 find_members
-for pid in $members; do kill -STOP "$pid" 2>/dev/null; done # while their maps are read
+for pid in $members; do kill -STOP "$pid" 2>/dev/null; done # while their files are read
 for pid in $members; do
-	for file in $(grep -oE '/dev/shm/(sglang_loads_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-)[^ ]*' "/proc/$pid/maps" 2>/dev/null); do
+	for file in $({ cat "/proc/$pid/maps"; ls -l "/proc/$pid/fd"; } 2>/dev/null | grep -oE '/dev/shm/(sglang_loads_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-)[^ ]*'); do
 		shared="$shared $file"
 	done
 done

@@ -168,6 +168,12 @@ func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 			}
 		}
 	})
+	for _, env := range os.Environ() {
+		name, _, _ := strings.Cut(env, "=")
+		if own, ok := strings.CutPrefix(name, "SGLANG_SIM_"); ok && fs.Lookup("sim-"+strings.ToLower(strings.ReplaceAll(own, "_", "-"))) == nil {
+			errs = append(errs, fmt.Errorf("%s is set: want the name of an argument --sim-", name))
+		}
+	}
 	argv, own := split(argv)
 	if err := errors.Join(append(errs, fs.Parse(own))...); err != nil {
 		return fail(err)

@@ -124,6 +124,10 @@ func TestOwnFlags(t *testing.T) {
 		require.Equal(t, 2, status)
 		require.Contains(t, stderr, want)
 	}
+	t.Setenv("SGLANG_SIM_FUALT", "crash")
+	_, status, _, stderr = parsed("--model", "m")
+	require.Equal(t, 2, status)
+	require.Contains(t, stderr, "SGLANG_SIM_FUALT is set: want the name of an argument --sim-")
 }
 
 // What the simulation does not have is accepted and reported, of arguments as of values; help lists what has an effect.
