@@ -217,8 +217,8 @@ func (s *Server) generateError(w http.ResponseWriter, r *http.Request, stream bo
 func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) error {
 	var f faults
 	f.boolean("stream", fields["stream"], &d.stream)
-	var priority, start, top lax
-	f.number("priority", fields["priority"], &priority, true)
+	var start, top lax
+	f.number("priority", fields["priority"], &d.priority, true)
 	text, ids := fields["text"], fields["input_ids"]
 	isText := true
 	if !isNull(text) {
@@ -247,7 +247,6 @@ func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) err
 	if f != nil {
 		return f
 	}
-	d.priority = int(priority.v)
 	if err := s.parseSampling(fields["sampling_params"], d); err != nil {
 		return err
 	}

@@ -11,20 +11,8 @@ import (
 	"time"
 )
 
-// DefaultLoadSnapshotInterval is SGLang's --load-snapshot-publish-interval.
-const DefaultLoadSnapshotInterval = 15
-
-// WithLoadSnapshotInterval sets after how many decode steps what /v1/loads says is renewed
-// (--load-snapshot-publish-interval). Without it, that is [DefaultLoadSnapshotInterval].
-func WithLoadSnapshotInterval(steps int) Option {
-	return func(o *options) error {
-		if steps < 1 {
-			return fmt.Errorf("sim: load_snapshot_publish_interval is %d: want at least 1", steps)
-		}
-		o.loadInterval = steps
-		return nil
-	}
-}
+// defaultLoadInterval is SGLang's --load-snapshot-publish-interval.
+const defaultLoadInterval = 15
 
 // A loadSnapshot is what the scheduler last published of its load (managers/load_snapshot.py).
 type loadSnapshot struct {

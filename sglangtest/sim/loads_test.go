@@ -94,7 +94,7 @@ func TestLoadsQuery(t *testing.T) {
 }
 
 func TestSnapshotIsRenewedByTheRule(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig(), options{})
+	d := driveHost(t, quick().EngineConfig())
 	h := d.h
 	type renewal struct{ decodes, running, waiting, used int }
 	var got []renewal
@@ -118,7 +118,7 @@ func TestSnapshotIsRenewedByTheRule(t *testing.T) {
 	m := h.loads.snapshot.moments
 	require.Equal(t, [6]float64{38, 38, m[2], 38, m[2], 38}, m, "all decode steps but the first have one before them")
 
-	d = driveHost(t, quick().EngineConfig(), options{loadInterval: 1})
+	d = driveHost(t, quick().EngineConfig(), func(o *options) { o.loadInterval = 1 })
 	h, got, last = d.h, nil, time.Time{}
 	d.add(0, 100, 10)
 	for d.step() {
@@ -130,7 +130,7 @@ func TestSnapshotIsRenewedByTheRule(t *testing.T) {
 func TestWaitingTokensAreEstimatedByTheHitRate(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxRunningRequests = 1
-	d := driveHost(t, cfg, options{})
+	d := driveHost(t, cfg)
 	d.add(0, 100, 10)
 	d.step()
 	d.add(0, 200, 10)

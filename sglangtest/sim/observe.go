@@ -228,9 +228,6 @@ func (s *stream) prefilling() time.Duration {
 func (h *host) observe(o *options, model string) {
 	h.metrics = o.metrics
 	h.loads.interval = o.loadInterval
-	if h.loads.interval == 0 {
-		h.loads.interval = DefaultLoadSnapshotInterval
-	}
 	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
 	h.observers = o.observers
 	h.loop.processed = h.completed

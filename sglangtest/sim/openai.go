@@ -111,7 +111,7 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 	if n := number("n", true); n.set {
 		d.n = int(n.v)
 	}
-	d.priority = int(number("priority", true).v)
+	d.priority = number("priority", true)
 	limit := number("max_tokens", true)
 	if most := number("max_completion_tokens", true); o.chat && most.set {
 		limit = most
