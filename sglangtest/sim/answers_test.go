@@ -174,7 +174,7 @@ func FuzzGenerate(f *testing.F) {
 func FuzzOpenAI(f *testing.F) {
 	s := []*Server{unstarted(f, "0.5.15.post1"), unstarted(f, "0.5.23")}
 	for _, seed := range []string{`{"model":"m","prompt":"x","max_tokens":3,"n":2,"stream":true,"stream_options":{"include_usage":true},"echo":true,"logprobs":2}`,
-		`{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"logprobs":true,"top_logprobs":3}`, `{"prompt":[[1],[2]]}`, `{"prompt":5}`} {
+		`{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"logprobs":true,"top_logprobs":3}`, `{"prompt":[[1],[2]]}`, `{"prompt":5}`, `{}`, ` { } `} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
