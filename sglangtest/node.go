@@ -102,8 +102,9 @@ type NodeRun struct {
 //
 // Everything that can be wrong with the config, the dataset or the output folder is an error before a server is
 // launched, and a workload or schedule that does not fit the server one before a request is sent; then the output
-// folder is as it was. If the run was under way when it failed or ctx was done, RunNode returns what was measured
-// together with the error, and stores it as a failed run.
+// folder is as it was, but for the log of a server that failed. If the run was under way when it failed, ctx was done or
+// the server ended, RunNode returns what was measured together with the error, and stores it as a failed run. A server
+// that ended by itself ends the run at once: the error is a [server.ExitedError], which says why.
 //
 // It is made of the parts of the packages below and nothing else; the module's example "parts" shows the same by hand.
 func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeRun, err error) {
@@ -188,7 +189,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		collect = append(collect, metrics.WithSampler(node.MetricsSampler(), interval))
 	}
 	if o.gpus != nil {
-		sampler, err := o.gpus.Sampler(ctx, srv.GPUs...)
+		sampler, err := o.gpus.Sampler(ctx, node.Config().GPUs...)
 		if err != nil {
 			return nil, err
 		}
@@ -202,7 +203,9 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		return nil, err
 	}
 
-	how := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col))}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	how := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col)), load.WithBackground(watchServer(node, col, end))}
 	if cfg.WarmupRequests > 0 {
 		how = append(how, load.WithAfterWarmup(func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, flushTimeout)
@@ -222,6 +225,9 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		how = append(how, load.WithBackground(reportProgress(col, o.progress)))
 	}
 	err = load.Run(ctx, gen, sender, col, how...)
+	if why := node.Err(); why != nil && !errors.Is(err, why) { // it ended during the warm-up, or with the run
+		err = errors.Join(err, fmt.Errorf("sglangtest: %s: %w", node.Name(), &server.ExitedError{Err: why}))
+	}
 	if err != nil && col.Progress().Elapsed == 0 {
 		return nil, err // it never began
 	}
@@ -333,6 +339,20 @@ func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) fu
 					watching.Go(func() { watchInForce(ctx, clock, node, col, u, moments) })
 				}
 			}
+		}
+		return nil
+	}
+}
+
+// watchServer returns a background task that puts the end of the server into the time line and ends the run with it.
+func watchServer(node *server.Server, col *metrics.Collector, end context.CancelCauseFunc) func(context.Context, load.Clock) error {
+	return func(ctx context.Context, clock load.Clock) error {
+		select {
+		case <-node.Exited():
+			why := &server.ExitedError{Err: node.Err()}
+			col.Event(metrics.Event{At: clock.Now(), Kind: "server_ended", Source: node.Name(), Data: map[string]any{"error": why.Error()}})
+			end(why)
+		case <-ctx.Done():
 		}
 		return nil
 	}

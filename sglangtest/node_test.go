@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +42,65 @@ func TestMain(m *testing.M) {
 // short is an experiment of about half a second.
 func short() NodeConfig {
 	return NodeConfig{DatasetName: "random", RandomInputLen: 64, RandomOutputLen: 16, NumPrompts: 20, RequestRate: 50, Seed: 3}
+}
+
+// crashes launches simulated servers that end by themselves, as it seems, after a while.
+type crashes struct {
+	server.Launcher
+	after time.Duration
+}
+
+type crashing struct {
+	server.Instance
+	exited chan struct{}
+	once   sync.Once
+	err    error // written before exited is closed
+}
+
+func (c crashes) Launch(ctx context.Context, spec server.Spec) (server.Instance, error) {
+	inst, err := c.Launcher.Launch(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	i := &crashing{Instance: inst, exited: make(chan struct{})}
+	time.AfterFunc(c.after, func() { i.end(errCrash) })
+	return i, nil
+}
+
+func (i *crashing) end(err error)           { i.once.Do(func() { i.err = err; close(i.exited) }) }
+func (i *crashing) Exited() <-chan struct{} { return i.exited }
+
+func (i *crashing) Err() error {
+	<-i.exited // the manager asks afterwards
+	return i.err
+}
+
+func (i *crashing) Stop(ctx context.Context) error {
+	defer i.end(nil)
+	return i.Instance.Stop(ctx)
+}
+
+var errCrash = errors.New("CUDA out of memory")
+
+// A run whose server ends does not go on against nothing, and says why it ended.
+func TestServerEndsDuringRun(t *testing.T) {
+	cfg := short()
+	cfg.NumPrompts, cfg.RequestRate = 1000, 10 // 100 s
+	cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+	run, err := RunNode(t.Context(), cfg, WithLauncher(crashes{defaultLauncher(), time.Second}))
+	require.ErrorIs(t, err, errCrash)
+	require.ErrorAs(t, err, new(*server.ExitedError))
+	require.Equal(t, 1, strings.Count(err.Error(), errCrash.Error()), err)
+	require.Positive(t, run.Summary.Requests.OK)
+	require.Less(t, run.Summary.Requests.Arrived, 1000)
+	kinds := map[string]bool{}
+	for _, e := range run.Collector.Events() {
+		kinds[e.Kind] = true
+	}
+	require.True(t, kinds["server_ended"])
+	stored, err := results.Open(run.Dir)
+	require.NoError(t, err)
+	require.Equal(t, results.StateFailed, stored.State)
 }
 
 func TestRunNode(t *testing.T) {
@@ -135,7 +196,7 @@ func TestSimulationIsLabelledByItsAnswers(t *testing.T) {
 
 func TestScheduledParameterChange(t *testing.T) {
 	cfg := short()
-	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 60, Inf, 24, 16
+	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 200, Inf, 24, 16
 	cfg.MetricsInterval, cfg.EnableDynamicParams = 0.02, true
 	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0: {"max_running_requests": 2}, 0.3: {"max_running_requests": 16}}
 	run, err := RunNode(t.Context(), cfg)

@@ -203,6 +203,30 @@ func (c Config) With(args Args) (Config, error) {
 	return out, nil
 }
 
+// set sets an argument by its name, whatever it was before.
+func (c *Config) set(name string, value any) error {
+	out := c.clone()
+	if i, ok := typed[name]; ok {
+		reflect.ValueOf(&out).Elem().Field(i).SetZero()
+	}
+	delete(out.Args, name)
+	out, err := out.With(Args{name: value})
+	if err == nil {
+		*c = out
+	}
+	return err
+}
+
+// clone returns a copy that shares nothing that a caller could change.
+func (c Config) clone() Config {
+	c.Args, c.GPUs, c.CUDAGraphBSDecode = maps.Clone(c.Args), slices.Clone(c.GPUs), slices.Clone(c.CUDAGraphBSDecode)
+	if c.RandomSeed != nil {
+		seed := *c.RandomSeed
+		c.RandomSeed = &seed
+	}
+	return c
+}
+
 // toValue is the value of an argument for a message, if it is no secret.
 func toValue(name string, v any) string {
 	if name == apiKeyName || name == adminAPIKeyName {
@@ -431,14 +455,24 @@ func (c Config) contradictions() []error {
 		refuse(math.Mod(float64(max(c.TPSize, 1)*max(c.PPSize, 1)), nodes) != 0, "tp_size: %d with pp_size %d; want a product that is a multiple of args.nnodes, which is %v",
 			max(c.TPSize, 1), max(c.PPSize, 1), nodes)
 	}
-	need := max(c.TPSize, 1) * max(c.PPSize, 1)
-	if c.Args["enable_dp_attention"] != true {
-		need *= max(c.DPSize, 1)
+	formula := "dp_size × tp_size × pp_size"
+	if nodes > 1 {
+		formula += " / args.nnodes"
 	}
-	refuse(len(c.GPUs) > 0 && nodes <= 1 && len(c.GPUs) < need, "gpus: %d given; want %d, which is dp_size × tp_size × pp_size", len(c.GPUs), need)
+	refuse(len(c.GPUs) > 0 && len(c.GPUs) < c.gpuCount(), "gpus: %d given; want %d, which is %s", len(c.GPUs), c.gpuCount(), formula)
 	twice := slices.Sorted(slices.Values(c.GPUs))
 	refuse(len(slices.Compact(twice)) < len(c.GPUs), "gpus: %v; want each once", c.GPUs)
 	return faults
+}
+
+// gpuCount returns the number of GPUs that the server uses on this host.
+func (c Config) gpuCount() int {
+	n := max(1, c.TPSize) * max(1, c.PPSize)
+	if c.Args["enable_dp_attention"] != true { // else its ranks share those of TPSize
+		n *= max(1, c.DPSize)
+	}
+	nodes, _ := c.Args.number("nnodes")
+	return int(math.Ceil(float64(n) / max(1, nodes)))
 }
 
 // address returns the address to listen on.

@@ -55,6 +55,7 @@ func TestConfigFaults(t *testing.T) {
 		}},
 		{"keys", Config{APIKey: "secret", Args: Args{"tokenizer_worker_num": 2}}, []string{"api_key: excludes args.tokenizer_worker_num above 1"}},
 		{"GPUs", Config{TPSize: 2, DPSize: 2, GPUs: []int{0, 1}}, []string{"gpus: 2 given; want 4, which is dp_size × tp_size × pp_size"}},
+		{"GPUs of one node", Config{TPSize: 16, GPUs: []int{0, 1}, Args: Args{"nnodes": 2}}, []string{"gpus: 2 given; want 8, which is dp_size × tp_size × pp_size / args.nnodes"}},
 		{"versions", Config{Args: Args{"attn_dp_size": 2, "elastic_ep_rejoin": true}, TPSize: 2}, []string{
 			"no known version of SGLang takes all of these: args.attn_dp_size (0.5.23), args.elastic_ep_rejoin (0.5.15.post1, 0.5.18)",
 		}},

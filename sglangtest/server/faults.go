@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Planned failures of an experiment. A server that refuses connections while it lives is not among them: that needs
@@ -60,9 +61,10 @@ func (s *Server) Resume() error {
 	return nil
 }
 
-// Restart stops the server, if it has not ended, and launches it again under the same name, on the same port and
-// GPUs, with its config as change leaves it; nil changes nothing. It returns when the server is ready. If it fails,
-// nothing of the server is left, and it may be restarted again. A Stop meanwhile makes it fail.
+// Restart stops the server, if it has not ended, and launches it again under the same name, with its config as change
+// leaves it; nil changes nothing, and host, port, GPUs and API keys cannot be changed. It returns when the server is ready.
+// If it fails, nothing of the server is left, and it may be restarted again; a faulty change leaves the server as it is. A
+// Stop meanwhile makes it fail.
 func (s *Server) Restart(ctx context.Context, change func(*Config) error) error {
 	if !s.restarting.TryLock() {
 		return s.wrap("restart", errors.New("it is being restarted already"))
@@ -72,7 +74,7 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 	if _, running := l.inst.(*attached); running {
 		return s.wrap("restart", errNoProcess)
 	}
-	cfg := l.reservation.config
+	cfg := l.reservation.config.clone()
 	if change != nil {
 		if err := change(&cfg); err != nil {
 			return s.wrap("restart", err)
@@ -82,7 +84,9 @@ func (s *Server) Restart(ctx context.Context, change func(*Config) error) error 
 		return s.wrap("restart", fmt.Errorf("config:\n%w", err))
 	}
 	before := l.reservation.config
-	cfg.Port, cfg.GPUs, cfg.Host = before.Port, before.GPUs, before.Host
+	if cfg.Host != before.Host || cfg.Port != before.Port || !slices.Equal(cfg.GPUs, before.GPUs) || cfg.APIKey != before.APIKey || cfg.AdminAPIKey != before.AdminAPIKey {
+		return s.wrap("restart", errors.New("host, port, GPUs and API keys stay as they are: launch another server for other ones"))
+	}
 	if cfg.Port == 0 { // the launcher chose it
 		var err error
 		if cfg.Port, err = portOf(s.URL()); err != nil {

@@ -48,6 +48,8 @@ func (s *Server) WaitInForce(ctx context.Context, u ParamUpdate) (ParamUpdate, e
 	switch {
 	case u.Name != ParamMaxRunningRequests || u.Accepted.IsZero():
 		return u, fmt.Errorf("server: %s: wait in force: want an accepted update of %s", s.name, ParamMaxRunningRequests)
+	case u.Previous == 0:
+		return u, fmt.Errorf("server: %s: wait in force: the limit before is not known, so that a raise cannot be told from a cut", s.name)
 	case shared:
 		return u, fmt.Errorf("server: %s: wait in force: with pipeline parallelism the limit holds for each micro-batch, whose running requests the server does not tell", s.name)
 	case u.Mechanism == "restart" || u.Value == u.Previous:
@@ -100,7 +102,7 @@ type watch struct {
 	age              time.Duration // of the last look's oldest answer
 }
 
-func (w *watch) raised() bool { return w.update.Previous > 0 && w.update.Value > w.update.Previous }
+func (w *watch) raised() bool { return w.update.Value > w.update.Previous }
 
 // obeyed takes one look. A raise shows as a rise beyond the old limit: a count that is above it and falls is left over
 // from a larger limit before.

@@ -11,5 +11,6 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(fakeVariable); mode != "" { // this test binary as another program
 		os.Exit(fakeProgram(mode))
 	}
+	os.Unsetenv("CUDA_VISIBLE_DEVICES") // of the host that runs the tests
 	goleak.VerifyTestMain(m)
 }

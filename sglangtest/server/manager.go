@@ -81,7 +81,8 @@ func WithAPIKey(key string) Option {
 }
 
 // WithGPUs makes the manager check, before it launches a process on this host, that its GPUs exist and have memory, choose
-// GPUs for a config that names none, and wait after its end until their memory is back.
+// GPUs for a config that names none, among those of CUDA_VISIBLE_DEVICES if that is set, and wait after its end until
+// their memory is back.
 func WithGPUs(inventory GPUInventory) Option {
 	return func(m *ServerManager) error {
 		if inventory == nil {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -117,6 +116,13 @@ func (s *Server) updateLimit(ctx context.Context, u *ParamUpdate) (restartHelps 
 		for _, l := range loads {
 			u.Running = append(u.Running, l.NumRunning)
 		}
+	}
+	if u.Previous == 0 { // the answer to the change before was lost
+		var info serverInfo
+		if err := s.readInfo(ctx, &info); err != nil {
+			return false, fmt.Errorf("server: %s: read %s: %w", s.name, u.Name, err)
+		}
+		u.Previous = other(info.limits(), 0)
 	}
 	s.setLimit(0) // not known until it has been read back
 	u.Asked = time.Now()
@@ -271,18 +277,9 @@ func (s *Server) readBack(ctx context.Context, u *ParamUpdate) error {
 	return u.compare()
 }
 
-// A restarter starts its server again with a changed config, on the same port, and returns when it is ready.
-type restarter interface {
-	Restart(ctx context.Context, change func(*Config) error) error
-}
-
 func (s *Server) updateByRestart(ctx context.Context, u *ParamUpdate) error {
-	r, ok := any(s).(restarter)
-	if !ok {
-		return &ParamError{u.Name, u.Value, "this server cannot be started again from here"}
-	}
 	u.Asked = time.Now()
-	if err := r.Restart(ctx, func(cfg *Config) error { return setArgument(cfg, u.Name, u.Value) }); err != nil {
+	if err := s.Restart(ctx, func(cfg *Config) error { return cfg.set(u.Name, u.Value) }); err != nil {
 		return err
 	}
 	u.Accepted, u.Mechanism, u.Running = time.Now(), "restart", nil
@@ -291,28 +288,4 @@ func (s *Server) updateByRestart(ctx context.Context, u *ParamUpdate) error {
 	}
 	u.Verified, u.ReadBack = time.Now(), s.Info().MaxRunningRequests
 	return u.compare()
-}
-
-// setArgument sets the argument of a config that has the given JSON name.
-func setArgument(cfg *Config, name string, value int) error {
-	data, err := json.Marshal(cfg)
-	if err != nil {
-		return err
-	}
-	args := map[string]any{}
-	if err := json.Unmarshal(data, &args); err != nil {
-		return err
-	}
-	args[name] = value
-	if data, err = json.Marshal(args); err != nil {
-		return err
-	}
-	var changed Config
-	in := json.NewDecoder(bytes.NewReader(data))
-	in.DisallowUnknownFields()
-	if err := in.Decode(&changed); err != nil {
-		return fmt.Errorf("%s is not a whole-number argument of a server: %w", name, err)
-	}
-	*cfg = changed
-	return nil
 }

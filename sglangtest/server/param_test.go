@@ -61,7 +61,7 @@ func TestUpdateParamRanks(t *testing.T) {
 	}
 }
 
-// A change whose answer is lost may have been made: the value before the next one is not known.
+// A change whose answer is lost may have been made: before the next one the server is asked.
 func TestUpdateParamLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newPlayback(t).tiny()
@@ -73,7 +73,7 @@ func TestUpdateParamLost(t *testing.T) {
 		require.Equal(t, 30*time.Second, time.Since(start))
 		u, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 8)
 		require.NoError(t, err)
-		require.Zero(t, u.Previous)
+		require.Equal(t, 8, u.Previous)
 	})
 }
 
@@ -157,10 +157,16 @@ func TestUpdateParamByRoute(t *testing.T) {
 	}
 }
 
-func TestSetArgument(t *testing.T) {
-	cfg := Config{ModelPath: "m", MaxRunningRequests: 8, GPUs: []int{1}}
-	require.NoError(t, setArgument(&cfg, "chunked_prefill_size", 2048))
-	require.NoError(t, setArgument(&cfg, "max_running_requests", 16))
-	require.Equal(t, Config{ModelPath: "m", MaxRunningRequests: 16, ChunkedPrefillSize: 2048, GPUs: []int{1}}, cfg)
-	require.ErrorContains(t, setArgument(&cfg, "model_path", 1), "model_path is not a whole-number argument of a server")
+func TestConfigSet(t *testing.T) {
+	shared := Args{"page_size": 1}
+	cfg := Config{ModelPath: "m", MaxRunningRequests: 8, GPUs: []int{1}, Args: shared}
+	require.NoError(t, cfg.set("chunked_prefill_size", 2048))
+	require.NoError(t, cfg.set("max_running_requests", 16))
+	require.NoError(t, cfg.set("page_size", 16))
+	require.NoError(t, cfg.set("decode_log_interval", 1))
+	require.Equal(t, Config{ModelPath: "m", MaxRunningRequests: 16, ChunkedPrefillSize: 2048, GPUs: []int{1}, Args: Args{"page_size": 16, "decode_log_interval": 1}}, cfg)
+	require.Equal(t, Args{"page_size": 1}, shared)
+	before := cfg
+	require.ErrorContains(t, cfg.set("model_path", 1), "model_path: 1; want a string")
+	require.Equal(t, before, cfg)
 }

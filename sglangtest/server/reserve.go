@@ -7,8 +7,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -52,7 +54,7 @@ func (m *ServerManager) reserve(ctx context.Context, cfg Config) (*reservation, 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := &reservation{name: "server-" + strconv.Itoa(m.named), config: cfg, stops: m.stops, used: map[int]int64{}, m: m}
+	r := &reservation{name: "server-" + strconv.Itoa(m.named), config: cfg.clone(), stops: m.stops, used: map[int]int64{}, m: m}
 	if onHost {
 		if err := r.takeGPUs(gpus); err != nil {
 			return nil, err
@@ -194,15 +196,20 @@ func (r *reservation) takeGPUs(gpus []GPU) error {
 	if len(r.config.GPUs) == 0 && r.m.gpus != nil {
 		var faults []error
 		var ids []int
-		for _, g := range gpus {
+		ours, err := visible(gpus)
+		if err != nil {
+			return err
+		}
+		for _, g := range ours {
 			if err := check(g.Index); err != nil {
 				faults = append(faults, err)
-			} else if ids = append(ids, g.Index); len(ids) == gpuCount(r.config) {
+			} else if ids = append(ids, g.Index); len(ids) == r.config.gpuCount() {
 				break
 			}
 		}
-		if len(ids) < gpuCount(r.config) {
-			return fmt.Errorf("server: %d GPUs are needed and %d free:\n%w", gpuCount(r.config), len(ids), errors.Join(faults...))
+		if len(ids) < r.config.gpuCount() {
+			few := fmt.Errorf("server: %d GPUs are needed and %d of %d are free", r.config.gpuCount(), len(ids), len(ours))
+			return errors.Join(append([]error{few}, faults...)...)
 		}
 		r.config.GPUs = ids
 	}
@@ -223,13 +230,28 @@ func (r *reservation) takeGPUs(gpus []GPU) error {
 	return nil
 }
 
-// gpuCount returns the number of GPUs that a server with the config uses.
-func gpuCount(cfg Config) int {
-	n := max(1, cfg.TPSize) * max(1, cfg.PPSize)
-	if cfg.Args["enable_dp_attention"] != true { // else its ranks share those of TPSize
-		n *= max(1, cfg.DPSize)
+// visible returns those of the GPUs that this program may use: by CUDA_VISIBLE_DEVICES a batch system gives a job its GPUs.
+func visible(gpus []GPU) ([]GPU, error) {
+	const variable = "CUDA_VISIBLE_DEVICES"
+	list, set := os.LookupEnv(variable)
+	if !set {
+		return gpus, nil
 	}
-	return n
+	var ours []GPU
+	for name := range strings.SplitSeq(list, ",") {
+		name = strings.TrimSpace(name)
+		if name == "" || name == "-1" { // CUDA looks no further
+			break
+		}
+		i := slices.IndexFunc(gpus, func(g GPU) bool {
+			return strconv.Itoa(g.Index) == name || strings.HasPrefix(name, "GPU-") && strings.HasPrefix(g.UUID, name)
+		})
+		if i < 0 {
+			return nil, fmt.Errorf("server: %s is %q, and %q is no GPU of this host: name the GPUs in the config", variable, list, name)
+		}
+		ours = append(ours, gpus[i])
+	}
+	return ours, nil
 }
 
 func gib(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }

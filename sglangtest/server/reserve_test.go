@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -42,7 +44,7 @@ const gibibyte = 1 << 30
 func fourGPUs() *gpuList {
 	g := &gpuList{}
 	for i := range 4 {
-		g.list = append(g.list, GPU{Index: i, MemoryTotal: 80 * gibibyte, MemoryUsed: gibibyte})
+		g.list = append(g.list, GPU{Index: i, UUID: "GPU-" + string(rune('a'+i)), MemoryTotal: 80 * gibibyte, MemoryUsed: gibibyte})
 	}
 	return g
 }
@@ -62,8 +64,17 @@ func TestGPUsAreExclusive(t *testing.T) {
 	launch(t, m, Config{GPUs: []int{2}})
 	require.NoError(t, first.Stop(t.Context()))
 	again := launch(t, m, Config{GPUs: []int{1}})
-	require.NoError(t, again.Restart(t.Context(), func(cfg *Config) error { cfg.GPUs = []int{3}; return nil }))
-	require.Equal(t, []int{1}, again.Config().GPUs, "a restart keeps them")
+	for _, change := range []func(*Config) error{
+		func(cfg *Config) error { cfg.GPUs = []int{3}; return nil },
+		func(cfg *Config) error { cfg.GPUs[0] = 3; return nil },
+		func(cfg *Config) error { cfg.Port++; return nil },
+		func(cfg *Config) error { cfg.APIKey = "new"; return nil },
+	} {
+		require.ErrorContains(t, again.Restart(t.Context(), change), "host, port, GPUs and API keys stay as they are")
+		require.Equal(t, StateReady, again.State())
+	}
+	require.NoError(t, again.Restart(t.Context(), nil))
+	require.Equal(t, []int{1}, again.Config().GPUs)
 	launch(t, m, Config{GPUs: []int{3}})
 }
 
@@ -77,13 +88,35 @@ func TestGPUInventory(t *testing.T) {
 	launch(t, m, Config{GPUs: []int{1}, MemFractionStatic: 0.1})
 	require.Equal(t, []int{0, 2}, launch(t, m, Config{TPSize: 2}).Config().GPUs, "free ones are chosen")
 	_, err = m.Launch(t.Context(), Config{DPSize: 2})
-	require.EqualError(t, err, "server: 2 GPUs are needed and 1 free:\nserver: GPU 0 is taken by server-1: choose others\n"+
+	require.EqualError(t, err, "server: 2 GPUs are needed and 1 of 4 are free\nserver: GPU 0 is taken by server-1: choose others\n"+
 		"server: GPU 1 is taken by server-0: choose others\nserver: GPU 2 is taken by server-1: choose others")
 	require.Equal(t, []int{3}, launch(t, m, Config{}).Config().GPUs)
 
 	gpus.err = errors.New("no driver")
 	_, err = m.Launch(t.Context(), Config{})
 	require.EqualError(t, err, "server: list GPUs: no driver")
+}
+
+// A job of a batch system has some of the GPUs, and leaves those of others alone.
+func TestGPUsOfThisJob(t *testing.T) {
+	for list, want := range map[string]string{
+		"2": "[2]", "3,1": "[3 1]", " 3 , 2": "[3 2]", "1,-1,3": "[1]", "GPU-c": "[2]",
+		"":      "server: 1 GPUs are needed and 0 of 0 are free",
+		"MIG-7": `server: CUDA_VISIBLE_DEVICES is "MIG-7", and "MIG-7" is no GPU of this host: name the GPUs in the config`,
+	} {
+		t.Setenv("CUDA_VISIBLE_DEVICES", list)
+		cfg := Config{TPSize: max(1, strings.Count(want, " ")+1)}
+		if !strings.HasPrefix(want, "[") {
+			cfg.TPSize = 1
+		}
+		s, err := newHostManager(t, newPlayback(t).tiny(), WithGPUs(fourGPUs())).Launch(t.Context(), cfg)
+		if err != nil {
+			require.EqualError(t, err, want, list)
+			continue
+		}
+		require.Equal(t, want, fmt.Sprint(s.Config().GPUs))
+		require.NoError(t, s.Stop(t.Context()))
+	}
 }
 
 func TestGPUMemoryIsBackBeforeStopReturns(t *testing.T) {

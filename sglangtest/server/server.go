@@ -220,7 +220,7 @@ func (s *Server) Name() string { return s.name }
 func (s *Server) URL() string { return s.present().inst.URL() }
 
 // Config returns the config that the server was launched with, its port and its GPUs filled in.
-func (s *Server) Config() Config { return s.present().reservation.config }
+func (s *Server) Config() Config { return s.present().reservation.config.clone() }
 
 // State returns the present state.
 func (s *Server) State() State {
