@@ -156,9 +156,9 @@ func startupInOrder(t *testing.T, s *server.Server, also ...server.PhaseName) {
 	}
 }
 
-// closedLoop keeps n requests of different lengths at the server, from least output tokens to four times as many, until the
+// closedLoop keeps n requests of different lengths at the server, from a quarter of the tokens to all of them, until the
 // function that it returns is called.
-func closedLoop(t *testing.T, s *server.Server, n, least int) (end func()) {
+func closedLoop(t *testing.T, s *server.Server, n, tokens int) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n}}
 	var wg sync.WaitGroup
@@ -166,7 +166,7 @@ func closedLoop(t *testing.T, s *server.Server, n, least int) (end func()) {
 		wg.Go(func() {
 			lengths := rand.New(rand.NewPCG(1, uint64(i)))
 			for ctx.Err() == nil {
-				body := fmt.Sprintf(`{"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": %d, "ignore_eos": true}}`, least+lengths.IntN(3*least))
+				body := fmt.Sprintf(`{"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": %d, "ignore_eos": true}}`, tokens/4+lengths.IntN(tokens*3/4))
 				req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL()+"/generate", strings.NewReader(body))
 				if err != nil {
 					t.Error(err)
@@ -192,15 +192,16 @@ func closedLoop(t *testing.T, s *server.Server, n, least int) (end func()) {
 	}
 }
 
-// changeLimits goes from 64 to 4, 16 and 64 while 24 requests are there: each limit is obeyed, and a raised one is in force
-// only when a request of the full batch has finished (SGLang's batch_is_full).
-func changeLimits(t *testing.T, s *server.Server, least int) (changes []server.ParamUpdate) {
-	const clients = 24
+// changeLimits goes from 64 to 4, 16 and 64, each time with 48 requests at the server: each limit is obeyed, and a raised one is
+// in force only when a request of the full batch has ended (SGLang's batch_is_full), which here takes as long as a request.
+func changeLimits(t *testing.T, s *server.Server, tokens int) (changes []server.ParamUpdate) {
+	const clients = 48
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	defer closedLoop(t, s, clients, least)()
-	awaitLoad(t, s, func(l server.Load) bool { return l.NumRunning == clients })
-	for _, limit := range []int{4, 16, 64} {
+	running := func(limit int) {
+		awaitLoad(t, s, func(l server.Load) bool { return l.NumRunning == min(limit, clients) })
+	}
+	set := func(limit int) {
 		u, err := s.UpdateParam(ctx, server.ParamMaxRunningRequests, limit)
 		require.NoError(t, err)
 		u, err = s.WaitInForce(ctx, u)
@@ -209,8 +210,19 @@ func changeLimits(t *testing.T, s *server.Server, least int) (changes []server.P
 		t.Logf("%d → %d with %v running: accepted after %v, in force after %v to %v", u.Previous, u.Value, u.Running,
 			u.Accepted.Sub(u.Asked), u.NotBefore.Sub(u.Asked), u.InForce.Sub(u.Asked))
 		require.True(t, u.Asked.Before(u.Accepted) && u.Accepted.Before(u.InForce))
-		awaitLoad(t, s, func(l server.Load) bool { return l.NumRunning == min(limit, clients) })
 		changes = append(changes, u)
+	}
+	end := closedLoop(t, s, clients, tokens)
+	running(64)
+	set(4)
+	running(4)
+	end()
+	for _, limit := range []int{16, 64} {
+		running(0)
+		end := generate(t, s, clients, tokens)
+		running(changes[len(changes)-1].Value)
+		set(limit)
+		end()
 	}
 	return changes
 }

@@ -110,7 +110,7 @@ func TestRealProcessLife(t *testing.T) {
 	require.Contains(t, series, "sglang:num_running_reqs")
 	t.Logf("telemetry: %d values of /v1/loads, %d of /metrics", len(sample), len(series))
 
-	changeLimits(t, s, 200)
+	changeLimits(t, s, 400)
 	decodes, prefills := 0, 0
 	for _, line := range s.Log().Tail(4096) {
 		if b, ok := server.ParseBatch(line.Text); ok && b.Prefill {
@@ -122,7 +122,7 @@ func TestRealProcessLife(t *testing.T) {
 	t.Logf("telemetry: %d prefill and %d decode batches in the log", prefills, decodes)
 	require.True(t, prefills > 0 && decodes > 0)
 
-	answer := longRequest(t, s, 1500)
+	answer := longRequest(t, s, 500)
 	exit := r.stops(s)
 	t.Logf("exit under load: %v after %v", exit, exit.Took)
 	require.Equal(t, http.StatusOK, <-answer, "it drains")
