@@ -77,8 +77,9 @@ func writesTo(pid int, logs []string) bool {
 }
 
 // sharedPrefixes are the names of files in /dev/shm of which each server has its own, by a random number or a process
-// id: SGLang's load snapshots, segments and arguments (load_snapshot.py, stale_shm_cleanup.py), Python's and NCCL's.
-var sharedPrefixes = []string{"sglang_loads_", "sgl_shm_", "multi_tokenizer_args_", "psm_", "nccl-"}
+// id: SGLang's load snapshots, host pools, segments and arguments (load_snapshot.py, mmap_allocator.py, stale_shm_cleanup.py),
+// Python's, NCCL's and CUDA's.
+var sharedPrefixes = []string{"sglang_loads_", "sglang_host_pool_", "sgl_shm_", "multi_tokenizer_args_", "psm_", "nccl-", "cuda.shm."}
 
 func isShared(path string) bool {
 	return filepath.Dir(path) == "/dev/shm" &&

@@ -41,7 +41,7 @@ $dir/environ
 find_members
 for pid in $members; do kill -STOP "$pid" 2>/dev/null; done # while their maps are read
 for pid in $members; do
-	for file in $(grep -oE '/dev/shm/(sglang_loads_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-)[^ ]*' "/proc/$pid/maps" 2>/dev/null); do
+	for file in $(grep -oE '/dev/shm/(sglang_loads_|sglang_host_pool_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-|cuda\.shm\.)[^ ]*' "/proc/$pid/maps" 2>/dev/null); do
 		shared="$shared $file"
 	done
 done
