@@ -22,7 +22,7 @@ var layers = map[string][]string{
 	"sglangtest/results":     {"sglangtest/load", "sglangtest/metrics"},
 	"sglangtest/policy":      {"sglangtest/load"},
 	"sglangtest/sim/fleet":   {"sglangtest/load", "sglangtest/metrics", "sglangtest/policy", "sglangtest/sim"},
-	"sglangtest/sim/process": {"sglangtest/server", "sglangtest/sim"},
+	"sglangtest/sim/process": {"sglangtest/load", "sglangtest/server", "sglangtest/sim"},
 	"sglangtest": {"sglangtest/load", "sglangtest/metrics", "sglangtest/server", "sglangtest/gpu", "sglangtest/sim", "sglangtest/results",
 		"sglangtest/policy", "sglangtest/sim/fleet"},
 }

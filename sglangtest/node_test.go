@@ -196,7 +196,7 @@ func TestSimulationIsLabelledByItsAnswers(t *testing.T) {
 
 func TestScheduledParameterChange(t *testing.T) {
 	cfg := short()
-	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 60, Inf, 24, 16
+	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 200, Inf, 24, 16
 	cfg.MetricsInterval, cfg.EnableDynamicParams = 0.02, true
 	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0: {"max_running_requests": 2}, 0.3: {"max_running_requests": 16}}
 	run, err := RunNode(t.Context(), cfg)

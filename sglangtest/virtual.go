@@ -20,9 +20,11 @@ import (
 // scheduled updates, summary and run folder are the same as in real time.
 //
 // Some settings have nothing to act on: api, because no API is called (requests are treated as by /generate), port,
-// gpu_id and the tokenizer, and warmup_requests, because an engine that begins has nothing to warm up. Of the sampling
-// parameters only ignore_eos and max_new_tokens change what is simulated. What a simulation cannot honour is an error:
-// stream_interval and beam_width above 1, and options of a sender or of the server manager, of which there are none.
+// gpu_id and the tokenizer, and warmup_requests, because an engine that begins has nothing to warm up. Of server_args those
+// of the scheduler act as in a simulated server (see [sim.Arguments]), and those of HTTP, such as api_key and enable_metrics,
+// on nothing. Of the sampling parameters only ignore_eos and max_new_tokens change what is simulated. What a simulation cannot
+// honour is an error: stream_interval and beam_width above 1, and options of a sender or of the server manager, of which
+// there are none.
 //
 // The engine is sampled in virtual time. A sampler added with [WithCollectorOptions] is not, and this cannot be
 // checked: it reads the wall clock, and its samples do not belong to the run's time line.
@@ -35,16 +37,13 @@ const progressEvery = 1000
 
 // runVirtual is RunNode in virtual time, from the checks of the config on.
 func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.RequestGenerator, plan load.Plan, collect []metrics.Option) (*NodeRun, error) {
-	if err := c.checkVirtual(o); err != nil {
-		return nil, err
-	}
-	// The server is not started: making it checks what can be simulated, in the same words as in real time.
 	args, err := c.Server()
 	if err != nil {
 		return nil, err
 	}
+	// The server is not started: making it checks what can be simulated, in the same words as in real time.
 	srv, err := sim.NewServer(*o.virtual, args)
-	if err != nil {
+	if err := errors.Join(c.checkVirtual(o, args), err); err != nil {
 		return nil, err
 	}
 	engine := fleet.Engine{Profile: *o.virtual, Config: srv.EngineConfig()}
@@ -95,7 +94,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 }
 
 // checkVirtual reports what has nothing to act on in virtual time, or that a simulation cannot honour.
-func (c NodeConfig) checkVirtual(o *runOptions) error {
+func (c NodeConfig) checkVirtual(o *runOptions, args server.Config) error {
 	var faults []error
 	if len(o.sender) > 0 {
 		faults = append(faults, errors.New("sglangtest: run: options of the sender in virtual time, in which nothing is sent: leave them out"))
@@ -105,6 +104,9 @@ func (c NodeConfig) checkVirtual(o *runOptions) error {
 	}
 	if o.gpus != nil {
 		faults = append(faults, errors.New("sglangtest: run: GPUs in virtual time, which uses none: leave them out"))
+	}
+	if args.StreamInterval > 1 {
+		faults = append(faults, fmt.Errorf("sglangtest: config: server_args.stream_interval: %d; in virtual time want 1 or none: an event for each token", args.StreamInterval))
 	}
 	if p := c.SamplingParams; p != nil {
 		for _, f := range []struct {

@@ -1,8 +1,10 @@
 package sglangtest
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,6 +82,54 @@ func TestVirtualTimeRefusesWhatItCannotSimulate(t *testing.T) {
 	cfg.RandomInputLen = 200_000
 	_, err = RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
 	require.ErrorContains(t, err, "longest prompt")
+}
+
+// shared is a dataset whose prompts share one of a few prefixes, with more of them than a small server takes.
+func shared(t *testing.T) NodeConfig {
+	var b strings.Builder
+	for i := range 400 {
+		fmt.Fprintf(&b, `{"segments":[{"stream":%d,"length":1000},{"stream":%d,"length":64}],"output_len":32}`+"\n", i*7%5, 100+i)
+	}
+	path := filepath.Join(t.TempDir(), "shared.jsonl")
+	require.NoError(t, os.WriteFile(path, []byte(b.String()), 0o600))
+	return NodeConfig{DatasetName: "jsonl", DatasetPath: path, RequestRate: 60, Seed: 3, MaxRunningRequests: 4}
+}
+
+func TestServerArgsInVirtualTime(t *testing.T) {
+	run := func(args server.Args) *metrics.Summary {
+		cfg := shared(t)
+		cfg.ServerArgs = args
+		run, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+		require.NoError(t, err)
+		require.Equal(t, 400, run.Summary.Requests.OK)
+		return run.Summary
+	}
+	fcfs := run(nil)
+	require.Equal(t, fcfs.TTFT, run(server.Args{"schedule_policy": "fcfs", "enable_metrics": true, "weight_version": "w", "random_seed": 5}).TTFT)
+	for _, args := range []server.Args{{"schedule_policy": "lpm"}, {"schedule_policy": "random", "random_seed": 5}, {"schedule_policy": "shortest-prefill-first"},
+		{"disable_radix_cache": true}, {"disable_overlap_schedule": true}, {"page_size": 64}, {"pp_max_micro_batch_size": 2}, {"prefill_max_requests": 1}} {
+		sum := run(args)
+		require.NotEqual(t, fcfs.TTFT, sum.TTFT, args)
+		require.Contains(t, sum.Simulation.KnownError, "not measured with ", "the profile's error is not that of these")
+	}
+
+	cfg := shared(t)
+	cfg.ServerArgs = server.Args{"stream_interval": 8, "schedule_policy": "routing-key"}
+	_, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+	require.ErrorContains(t, err, "server_args.stream_interval: 8; in virtual time want 1")
+	require.ErrorContains(t, err, "schedule_policy routing-key cannot be simulated")
+}
+
+func TestServerArgsOfASimulatedServer(t *testing.T) {
+	cfg := short()
+	cfg.ServerArgs = server.Args{"schedule_policy": "lpm", "page_size": 16, "api_key": "secret", "enable_metrics": true, "incremental_streaming_output": true}
+	run, err := RunNode(t.Context(), cfg, WithServerOptions(server.WithAPIKey("secret")))
+	require.NoError(t, err)
+	require.Equal(t, 20, run.Summary.Requests.OK)
+	require.True(t, run.Server.IncrementalStreaming)
+	cfg.ServerArgs["schedule_policy"] = "routing-key"
+	_, err = RunNode(t.Context(), cfg)
+	require.ErrorContains(t, err, "schedule_policy routing-key cannot be simulated")
 }
 
 // The first request of a run meets an idle engine in both kinds of time, so its latency is the same but for the

@@ -16,7 +16,8 @@ simulation (results more than 5 ms late at p99). Sizes of memory in the log are 
 
 # Arguments
 
-All arguments of SGLang are checked as its version does it; a wrong one ends the process with SGLang's words and status 2. A
+All arguments of SGLang are checked as its version does it; a wrong one ends the process with SGLang's words and status 2. Those
+of the scheduler act on the simulated one: limits, schedule policy, priorities, page size, prefix cache, mixed chunks, overlap. A
 --model-path that is a path and does not exist ends it with SGLang's traceback and status 1; any other name is taken as an alias of the profile's
 model. Arguments that are not SGLang's begin with --sim-, or are in the environment as SGLANG_SIM_NAME:
 

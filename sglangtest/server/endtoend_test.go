@@ -29,7 +29,10 @@ func TestSimulatedServer(t *testing.T) {
 	info := s.Info()
 	require.Equal(t, sim.Version, info.Version)
 	require.Equal(t, []any{"llama", "llama", 4096, 20000, 64, 1}, []any{info.ServedModelName, info.ServedModelName, info.ContextLength, info.MaxTotalTokens, info.MaxRunningRequests, info.DPSize})
-	require.Equal(t, &metrics.Simulation{Profile: profile.Name, Calibrated: profile.Calibrated, KnownError: profile.KnownError}, info.Simulation)
+	require.Equal(t, profile.Name+" with max_total_tokens 20000 (profile: 410620), context_length 4096 (profile: 131072), max_running_requests 64 (profile: 256)",
+		info.Simulation.Profile)
+	require.Contains(t, info.Simulation.KnownError, "not measured with ")
+	require.Contains(t, info.Simulation.KnownError, profile.KnownError)
 
 	for i, limit := range []int{64, 8, 64} {
 		u, err := s.UpdateParam(ctx, server.ParamMaxRunningRequests, limit)
@@ -113,7 +116,8 @@ func TestAttachToSimulation(t *testing.T) {
 	require.NoError(t, err)
 	s, err := m.Launch(ctx, server.Config{ServedModelName: "llama", MaxRunningRequests: 32})
 	require.NoError(t, err)
-	require.Equal(t, &metrics.Simulation{Profile: profile.Name, Calibrated: profile.Calibrated, KnownError: profile.KnownError}, s.Info().Simulation)
+	label := host.Simulation()
+	require.Equal(t, &label, s.Info().Simulation)
 	require.NoError(t, s.Stop(ctx))
 	require.Equal(t, server.StateStopped, s.State())
 

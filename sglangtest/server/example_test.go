@@ -54,7 +54,7 @@ func ExampleServerManager_Launch() {
 	// Output:
 	// server-0 ready SGLang 0.5.23
 	// limit 64 context 8192
-	// simulated by h100-llama-3.1-8b
+	// simulated by h100-llama-3.1-8b with context_length 8192 (profile: 131072), max_running_requests 64 (profile: 256)
 }
 
 func ExampleServer_UpdateParam() {

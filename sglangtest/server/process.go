@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -163,30 +164,29 @@ func (p *process) environ(cfg Config, marker, temp string) []string {
 // A folder holds the files of one server: its TMPDIR, and its logs if they have no other place.
 type folder struct{ root, temp, logs string }
 
-// makeFolder makes it. The path is short, since SGLang makes Unix sockets in TMPDIR, whose paths have at most 107
-// bytes.
-func makeFolder(logs string, cfg Config) (folder, error) {
+// nameFolder gives one a name that nobody has. The path is short, since SGLang makes Unix sockets in TMPDIR, whose paths
+// have at most 107 bytes.
+func nameFolder(logs string) folder {
 	base := os.TempDir()
 	if len(base) > 60 {
 		base = "/tmp"
 	}
-	root, err := os.MkdirTemp(base, "sglangtest-")
-	if err != nil {
-		return folder{}, err
-	}
+	root := filepath.Join(base, "sglangtest-"+rand.Text())
 	f := folder{root: root, temp: filepath.Join(root, "tmp"), logs: logs}
 	if logs == "" {
 		f.logs = root
 	}
-	if err := os.Mkdir(f.temp, 0o700); err != nil {
-		os.RemoveAll(root)
-		return folder{}, err
+	return f
+}
+
+// make makes it.
+func (f folder) make(cfg Config) error {
+	for _, dir := range []string{f.root, f.temp} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
 	}
-	if err := linkCaches(os.TempDir(), f.temp, cfg); err != nil {
-		os.RemoveAll(root)
-		return folder{}, err
-	}
-	return f, nil
+	return linkCaches(os.TempDir(), f.temp, cfg)
 }
 
 // linkCaches keeps the caches that libraries have in the common TMPDIR: those of torch.compile, tiktoken and CuTe.

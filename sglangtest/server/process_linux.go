@@ -165,6 +165,11 @@ func watchShared(ends <-chan struct{}, look func(path string) bool) (run func(),
 func lookRepeatedly(ends <-chan struct{}, path string, look func(path string) bool) {
 	for _, after := range sharedLooks {
 		select {
+		case <-ends: // where the start failed, there is nothing to look at
+			return
+		default:
+		}
+		select {
 		case <-time.After(after):
 		case <-ends:
 			return

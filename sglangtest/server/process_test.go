@@ -332,8 +332,8 @@ func TestHarnessKilled(t *testing.T) {
 // The watchdog finds a process also by nothing but the marker in its environment, which is all that is left of a server
 // whose process redirects its output and leaves the group.
 func TestWatchdogFindsMarked(t *testing.T) {
-	f, err := makeFolder("", Config{})
-	require.NoError(t, err)
+	f := nameFolder("")
+	require.NoError(t, f.make(Config{}))
 	w, err := startWatchdog("marker-of-a-test", f, filepath.Join(f.root, "out"), filepath.Join(f.root, "err"))
 	require.NoError(t, err)
 	cmd := exec.Command("sleep", "600")

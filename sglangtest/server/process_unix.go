@@ -76,11 +76,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	}
 	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout, marker: rand.Text(),
 		log: newLog(), secrets: withoutKeys(spec.Config), killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}),
-		ownLogs: spec.LogFolder == ""}
-	var err error
-	if l.folder, err = makeFolder(spec.LogFolder, spec.Config); err != nil {
-		return nil, err
-	}
+		ownLogs: spec.LogFolder == "", folder: nameFolder(spec.LogFolder)}
 	ends := make(chan struct{})
 	var readers sync.WaitGroup
 	watch, err := watchShared(ends, l.findShared)
@@ -99,7 +95,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	if err != nil {
 		readers.Wait()
 		l.closeOutputs()
-		return nil, errors.Join(err, os.RemoveAll(l.folder.root))
+		return nil, err
 	}
 	for i, f := range l.outputs {
 		readers.Go(func() { l.tail(f, l.begins[i], i == 1, ends) })
@@ -115,8 +111,8 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	return l, nil
 }
 
-// start starts the watchdog and then the server, so that there is no moment in which nothing watches.
-func (l *local) start(p *process, spec Spec) error {
+// start starts the watchdog before it makes anything, so that there is no moment in which nothing watches.
+func (l *local) start(p *process, spec Spec) (err error) {
 	args, err := spec.Config.CommandLine("")
 	if err != nil {
 		return err
@@ -129,8 +125,45 @@ func (l *local) start(p *process, spec Spec) error {
 	if err != nil {
 		return fmt.Errorf("%w: set the command that starts SGLang with WithCommand", err)
 	}
+	var paths [2]string
 	for i, stream := range []string{"stdout", "stderr"} {
-		path := filepath.Join(l.folder.logs, spec.Name+"."+stream+".log")
+		paths[i] = filepath.Join(l.folder.logs, spec.Name+"."+stream+".log")
+	}
+	if !l.ownLogs { // another server may have them, which the watchdog must not take for this one
+		if err := l.openLogs(paths); err != nil {
+			return err
+		}
+	}
+	if l.watchdog, err = startWatchdog(l.marker, l.folder, paths[0], paths[1]); err != nil {
+		return fmt.Errorf("watchdog: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(l.folder.root))
+			l.watchdog.dismiss()
+		}
+	}()
+	if err := l.folder.make(spec.Config); err != nil {
+		return err
+	}
+	if l.ownLogs {
+		if err := l.openLogs(paths); err != nil {
+			return err
+		}
+	}
+	l.cmd = exec.Command(program, args...)
+	l.cmd.Env = p.environ(spec.Config, l.marker, l.folder.temp)
+	l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := l.cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", program, err)
+	}
+	l.watchdog.tell("group", l.cmd.Process.Pid)
+	return nil
+}
+
+func (l *local) openLogs(paths [2]string) error {
+	for i, path := range paths {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600) // SGLang logs its API keys
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
@@ -143,18 +176,6 @@ func (l *local) start(p *process, spec Spec) error {
 			return fmt.Errorf("log: %w", err)
 		}
 	}
-	if l.watchdog, err = startWatchdog(l.marker, l.folder, l.outputs[0].Name(), l.outputs[1].Name()); err != nil {
-		return fmt.Errorf("watchdog: %w", err)
-	}
-	l.cmd = exec.Command(program, args...)
-	l.cmd.Env = p.environ(spec.Config, l.marker, l.folder.temp)
-	l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := l.cmd.Start(); err != nil {
-		l.watchdog.dismiss()
-		return fmt.Errorf("start %s: %w", program, err)
-	}
-	l.watchdog.tell("group", l.cmd.Process.Pid)
 	return nil
 }
 

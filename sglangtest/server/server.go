@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -182,7 +183,7 @@ func (s *Server) tellExit(l *life) {
 	}
 	version := s.Info().Version
 	if exit.Asked && !exit.Forced && !exit.Clean(version) {
-		s.tell(KindWarning, fmt.Sprintf("%s: SGLang %s does not end like this when it is asked to: its log may say why", text, version))
+		s.tell(KindWarning, fmt.Sprintf("%s: %s does not end like this when it is asked to: its log may say why", text, strings.TrimSpace("SGLang "+version)))
 	}
 	s.tell(KindExit, text)
 }

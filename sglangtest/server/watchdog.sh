@@ -39,9 +39,9 @@ $dir/environ
 }
 
 find_members
-for pid in $members; do kill -STOP "$pid" 2>/dev/null; done # while their maps are read
+for pid in $members; do kill -STOP "$pid" 2>/dev/null; done # while their files are read
 for pid in $members; do
-	for file in $(grep -oE '/dev/shm/(sglang_loads_|sglang_host_pool_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-|cuda\.shm\.)[^ ]*' "/proc/$pid/maps" 2>/dev/null); do
+	for file in $({ cat "/proc/$pid/maps"; ls -l "/proc/$pid/fd"; } 2>/dev/null | grep -oE '/dev/shm/(sglang_loads_|sglang_host_pool_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-|cuda\.shm\.)[^ ]*'); do
 		shared="$shared $file"
 	done
 done

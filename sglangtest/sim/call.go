@@ -55,7 +55,7 @@ type demand struct {
 	stops     []string
 	stopIDs   []int
 	noTrim    bool
-	priority  int
+	priority  lax
 	stream    bool
 	interval  int // 0: the server's
 	logprobs  *logprobs
@@ -91,6 +91,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 	if len(d.rids) > 1 && len(d.rids) != len(d.prompts) {
 		return nil, inputError("The number of rids must be that of the prompts.")
 	}
+	priority, refused := s.opts.priority(d.priority)
 	c.perPrompt = d.n
 	c.array = len(d.prompts) > 1 || d.n > 1
 	for i, p := range d.prompts {
@@ -98,7 +99,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		if tokens >= context {
 			return nil, inputError(fmt.Sprintf("The input (%d tokens) is longer than the model's context length (%d tokens).", tokens, context))
 		}
-		req := Request{Prompt: p, InputLen: tokens, MaxNewTokens: context, IgnoreEOS: d.ignoreEOS, Priority: d.priority}
+		req := Request{Prompt: p, InputLen: tokens, MaxNewTokens: context, IgnoreEOS: d.ignoreEOS, Priority: priority}
 		if d.maxNew != nil {
 			req.MaxNewTokens = *d.maxNew
 			if *d.maxNew > context || tokens+*d.maxNew > context {
@@ -114,7 +115,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {
 			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
-				interval: c.interval, stop: stop, req: req})
+				interval: c.interval, stop: stop, req: req, refused: refused})
 		}
 		if d.n > 1 {
 			none := req

@@ -14,6 +14,7 @@ type EngineConfig struct {
 	PageSize                 int     // tokens; 0: 1
 	ContextLength            int     // tokens, ≥ 8
 	MaxRunningRequests       int     // ≥ 1
+	MaxMicroBatch            int     // pp_max_micro_batch_size at the start, see [Engine.SetLimit]; 0: MaxRunningRequests
 	ChunkedPrefillSize       int     // tokens, a multiple of the page; ≤ 0: no chunking
 	MaxPrefillTokens         int     // tokens, ≥ 1
 	PrefillMaxRequests       int     // most requests in one prefill batch; 0: no limit
@@ -67,6 +68,7 @@ func (c EngineConfig) validate() error {
 	atLeast("max_total_tokens", c.MaxTotalTokens, 8, "at least 8")
 	atLeast("context_length", c.ContextLength, 8, "at least 8")
 	atLeast("max_running_requests", c.MaxRunningRequests, 1, "at least 1")
+	check(c.MaxMicroBatch >= 0 && c.MaxMicroBatch <= c.MaxRunningRequests, "pp_max_micro_batch_size is %d: want at most max_running_requests, %d", c.MaxMicroBatch, c.MaxRunningRequests)
 	atLeast("max_prefill_tokens", c.MaxPrefillTokens, 1, "at least 1")
 	atLeast("page_size", c.PageSize, 0, "0 (one token) or more")
 	atLeast("prefill_max_requests", c.PrefillMaxRequests, 0, "0 (no limit) or more")
@@ -93,6 +95,8 @@ func (c EngineConfig) validate() error {
 	}
 	check(!c.EnablePriorityScheduling || c.SchedulePolicy == "" || c.SchedulePolicy == FCFS || c.SchedulePolicy == LOF,
 		"enable_priority_scheduling needs schedule_policy %s or %s, not %q", FCFS, LOF, c.SchedulePolicy)
+	check(!c.RetractByPriority || c.Rules != Rules0515, "retraction_policy priority is not known to SGLang before 0.5.18")
+	check(!c.RetractByPriority || c.EnablePriorityScheduling, "retraction_policy priority needs enable_priority_scheduling")
 	switch c.EvictionPolicy {
 	case "", EvictLRU, EvictLFU, EvictSLRU, EvictPriority:
 	default:

@@ -87,7 +87,8 @@ func (s *Server) health(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	begin := time.Now()
-	probe := s.host.probe(fmt.Sprintf("HEALTH_CHECK_%032x", s.nextID.Add(1)), begin)
+	priority, _ := s.opts.priority(lax{})
+	probe := s.host.probe(fmt.Sprintf("HEALTH_CHECK_%032x", s.nextID.Add(1)), priority, begin)
 	defer s.host.leave(probe)
 	tick := time.NewTicker(healthPoll)
 	defer tick.Stop()

@@ -76,6 +76,9 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	// kv_cache_configurator.py caps the running limit at half the pool.
 	cfg.MaxRunningRequests = max(1, min(cfg.MaxRunningRequests, cfg.MaxTotalTokens/2))
 	e := &Engine{cfg: cfg, limit: float64(cfg.MaxRunningRequests), free: cfg.MaxTotalTokens}
+	if cfg.MaxMicroBatch > 0 {
+		e.limit = float64(min(cfg.MaxMicroBatch, cfg.MaxRunningRequests))
+	}
 	e.phases = make([]int, cfg.PageSize)
 	e.rng = rand.New(rand.NewPCG(cfg.Seed, 0))
 	if !cfg.DisableRadixCache {

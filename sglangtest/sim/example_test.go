@@ -34,5 +34,5 @@ func ExampleLauncher() {
 	fmt.Println(node.(server.Simulated).Simulation().Profile)
 	// Output:
 	// {"text":" bird tree lake rain","output_ids":[1000,1001,1002,1003],"meta_info
-	// h100-llama-3.1-8b
+	// h100-llama-3.1-8b with max_running_requests 64 (profile: 256)
 }

@@ -217,8 +217,8 @@ func (s *Server) generateError(w http.ResponseWriter, r *http.Request, stream bo
 func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) error {
 	var f faults
 	f.boolean("stream", fields["stream"], &d.stream)
-	var priority, start, top lax
-	f.number("priority", fields["priority"], &priority, true)
+	var start, top lax
+	f.number("priority", fields["priority"], &d.priority, true)
 	text, ids := fields["text"], fields["input_ids"]
 	isText := true
 	if !isNull(text) {
@@ -247,7 +247,6 @@ func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) err
 	if f != nil {
 		return f
 	}
-	d.priority = int(priority.v)
 	if err := s.parseSampling(fields["sampling_params"], d); err != nil {
 		return err
 	}
@@ -268,13 +267,19 @@ func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) err
 		if raw := fields["token_ids_logprob"]; !isNull(raw) && json.Unmarshal(raw, &d.logprobs.ids) != nil {
 			return inputError("The simulation takes one list of token_ids_logprob for all prompts.")
 		}
+		if n := len(d.logprobs.ids); n > maxWanted {
+			return inputError(fmt.Sprintf("%d token_ids_logprob are more than the %d that the simulation tells for each token.", n, maxWanted))
+		}
 		d.logprobs.text = string(trimJSON(fields["return_text_in_logprobs"])) == "true"
 	}
 	return nil
 }
 
-// maxTop bounds the alternatives told for each token.
-const maxTop = 64
+// maxTop bounds the alternatives told for each token, and maxWanted the tokens that a request asks for at each.
+const (
+	maxTop    = 64
+	maxWanted = 1024
+)
 
 // first is number for a field that may be a list, one for each prompt, of which the first is taken for all.
 func (f *faults) first(name string, raw json.RawMessage, to *lax) {

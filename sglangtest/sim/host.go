@@ -67,6 +67,7 @@ type stream struct {
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
 	stop         stopping
+	refused      *Finish   // how the scheduler ends it on arrival; nil: it takes it
 	sent         time.Time // first event handed out; used by the handler alone
 	counted      progress  // what the front process was told last; used by run alone
 
@@ -168,6 +169,10 @@ func (h *host) submitLocked(streams []*stream) (used string, ok bool) {
 // dispatch sends a stream to the scheduler, as having come at the given time.
 func (h *host) dispatch(s *stream, came time.Duration) {
 	s.req.Owner = s
+	if s.refused != nil {
+		h.deliver(Output{Request: &s.req, Finish: s.refused}, time.Now())
+		return
+	}
 	s.arrives = came + h.profile.ingest(s.promptTokens)
 	i := len(h.arrivals)
 	for i > 0 && h.arrivals[i-1].arrives > s.arrives {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -137,15 +138,19 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 	if a, ok := s.addr.(*net.TCPAddr); ok {
 		port = a.Port
 	}
+	for key, v := range s.opts.given {
+		if f, isFloat := v.(float64); isFloat {
+			v = floatValue(f)
+		}
+		if !strings.HasSuffix(key, "api_key") {
+			args.set(key, v)
+		}
+	}
 	for key, v := range (object{"model_path": s.cfg.ModelPath, "tokenizer_path": s.cfg.TokenizerPath, "served_model_name": s.cfg.ServedModelName,
 		"host": s.cfg.Host, "port": port, "context_length": orNull(s.cfg.ContextLength), "device": "cuda", "dtype": "auto",
-		"attention_backend": "fa3", "max_running_requests": orNull(s.cfg.MaxRunningRequests), "max_queued_requests": orNull(ec.MaxQueuedRequests),
-		"max_total_tokens": orNull(s.cfg.MaxTotalTokens), "chunked_prefill_size": ec.ChunkedPrefillSize, "max_prefill_tokens": ec.MaxPrefillTokens,
-		"schedule_policy": ec.SchedulePolicy, "schedule_conservativeness": floatValue(ec.ScheduleConservativeness), "page_size": ec.PageSize,
-		"disable_radix_cache": ec.DisableRadixCache, "disable_overlap_schedule": ec.DisableOverlap, "stream_interval": s.opts.streamInterval,
-		"incremental_streaming_output": s.opts.incremental, "weight_version": *s.weights.Load(), "enable_metrics": s.opts.metrics,
-		"enable_cache_report": s.opts.cacheReport, "radix_eviction_policy": ec.EvictionPolicy, "enable_mixed_chunk": ec.EnableMixedChunk,
-		"decode_log_interval": s.host.meter.interval, "load_snapshot_publish_interval": s.host.loads.interval}) {
+		"attention_backend": "fa3", "max_running_requests": orNull(s.cfg.MaxRunningRequests), "max_total_tokens": orNull(s.cfg.MaxTotalTokens),
+		"chunked_prefill_size": ec.ChunkedPrefillSize, "page_size": ec.PageSize, "weight_version": *s.weights.Load(),
+		"enable_metrics": s.opts.metrics}) {
 		args.set(key, v)
 	}
 	if s.opts.release.patch >= 21 {
@@ -192,7 +197,8 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	tail.set("version", s.opts.release.name)
 	out = append(out, tail...)
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-	out.set("simulated", object{"profile": s.profile.Name, "calibrated": s.profile.Calibrated, "known_error": s.profile.KnownError,
+	label := s.Simulation()
+	out.set("simulated", object{"profile": label.Profile, "calibrated": label.Calibrated, "known_error": label.KnownError,
 		"gpu": s.profile.GPU, "prefix_cache": s.prefixCache(),
 		"step_lateness_ms": object{"pieces": late.Pieces, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
 	s.writeJSON(w, out)

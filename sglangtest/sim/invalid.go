@@ -115,11 +115,12 @@ func pyRepr(raw json.RawMessage) string {
 	return b.String()
 }
 
-func pyValue(b *strings.Builder, dec *json.Decoder) {
+// pyValue writes the next value. It reports false, and ends what it writes, where there is none: the text is no JSON.
+func pyValue(b *strings.Builder, dec *json.Decoder) bool {
 	tok, err := dec.Token()
 	if err != nil {
 		b.WriteString("None")
-		return
+		return false
 	}
 	switch v := tok.(type) {
 	case json.Delim:
@@ -129,10 +130,14 @@ func pyValue(b *strings.Builder, dec *json.Decoder) {
 				b.WriteString(", ")
 			}
 			if v == '{' {
-				pyValue(b, dec)
+				if !pyValue(b, dec) {
+					return false
+				}
 				b.WriteString(": ")
 			}
-			pyValue(b, dec)
+			if !pyValue(b, dec) {
+				return false
+			}
 		}
 		end, _ := dec.Token()
 		if d, ok := end.(json.Delim); ok {
@@ -147,6 +152,7 @@ func pyValue(b *strings.Builder, dec *json.Decoder) {
 	case nil:
 		b.WriteString("None")
 	}
+	return true
 }
 
 // pyString is Python's repr of a string.

@@ -2,8 +2,8 @@ package sim
 
 import (
 	"context"
+	"maps"
 
-	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
 
@@ -18,11 +18,12 @@ type launcher struct {
 }
 
 func (l launcher) Launch(ctx context.Context, spec server.Spec) (server.Instance, error) {
-	opts := l.opts
-	if spec.Name != "" { // in front, so that an option given by the user wins
-		opts = append([]Option{WithWeightVersion(spec.Name)}, opts...)
+	cfg := spec.Config
+	if spec.Name != "" { // answers name the server, as those of a process do
+		cfg.Args = server.Args{"weight_version": spec.Name}
+		maps.Copy(cfg.Args, spec.Config.Args)
 	}
-	s, err := NewServer(l.profile, spec.Config, opts...)
+	s, err := NewServer(l.profile, cfg, l.opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -40,8 +41,4 @@ var _ server.Simulated = instance{}
 func (i instance) Stop(ctx context.Context) error {
 	i.Close(ctx)
 	return nil
-}
-
-func (i instance) Simulation() metrics.Simulation {
-	return metrics.Simulation{Profile: i.profile.Name, Calibrated: i.profile.Calibrated, KnownError: i.profile.KnownError}
 }

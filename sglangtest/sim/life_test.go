@@ -115,14 +115,7 @@ func TestKeys(t *testing.T) {
 		{"", "b", 200, 200, 200, 401, 401, 200, 200},
 		{"a", "b", 401, 200, 401, 401, 401, 200, 200},
 	} {
-		var opts []Option
-		if tc.api != "" {
-			opts = append(opts, WithAPIKey(tc.api))
-		}
-		if tc.admin != "" {
-			opts = append(opts, WithAdminAPIKey(tc.admin))
-		}
-		_, c := start(t, quick(), server.Config{}, opts...)
+		_, c := start(t, quick(), server.Config{APIKey: tc.api, AdminAPIKey: tc.admin})
 		api, admin := []string{"Authorization", "Bearer a"}, []string{"Authorization", "bearer b"}
 		require.Equal(t, tc.normalNone, c.status("GET", "/v1/models"))
 		require.Equal(t, tc.normalAPI, c.status("GET", "/v1/models", api...))

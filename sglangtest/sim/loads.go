@@ -11,20 +11,8 @@ import (
 	"time"
 )
 
-// DefaultLoadSnapshotInterval is SGLang's --load-snapshot-publish-interval.
-const DefaultLoadSnapshotInterval = 15
-
-// WithLoadSnapshotInterval sets after how many decode steps what /v1/loads says is renewed
-// (--load-snapshot-publish-interval). Without it, that is [DefaultLoadSnapshotInterval].
-func WithLoadSnapshotInterval(steps int) Option {
-	return func(o *options) error {
-		if steps < 1 {
-			return fmt.Errorf("sim: load_snapshot_publish_interval is %d: want at least 1", steps)
-		}
-		o.loadInterval = steps
-		return nil
-	}
-}
+// defaultLoadInterval is SGLang's --load-snapshot-publish-interval.
+const defaultLoadInterval = 15
 
 // A loadSnapshot is what the scheduler last published of its load (managers/load_snapshot.py).
 type loadSnapshot struct {
@@ -54,30 +42,49 @@ type stepCounters struct {
 	busy       time.Duration
 	moments    [6]float64 // steps, Σ requests, Σ µs, Σ requests², Σ requests·µs, Σ tokens
 	previous   StepKind
-	at         time.Duration // when the result before was processed
-	contiguous bool          // and nothing was idle since
+	launched   time.Duration // the step before
+	prefilled  time.Duration // when the result of the last prefill was processed
+	contiguous bool          // there was a step before, and nothing was idle since
 }
 
+// stepMost is from which time on a step does not count (STEP_MAX_US).
+const stepMost = 2 * time.Second
+
 // add counts a step whose result was processed at the given time. A decode step, and before 0.5.21 a prefill step, counts if
-// one of its kind came directly before; its time is that from one to the other.
+// one of its kind came directly before; its time is that from the launch of the one to that of the other. From 0.5.21 on a
+// prefill's time is that from its launch, or the end of the prefill before, to its end. Pauses, which 0.5.23 takes out of
+// it, count here.
 func (c *stepCounters) add(patch int, b *Batch, at time.Duration) {
+	if b.health {
+		c.contiguous = false
+		return
+	}
 	prefill := b.Kind != DecodeStep
-	same := c.contiguous && (c.previous != DecodeStep) == prefill
-	gap := at - c.at
-	c.previous, c.at, c.contiguous = b.Kind, at, true
-	us := math.Floor(float64(gap) / float64(time.Microsecond))
-	switch {
-	case prefill && (patch >= 21 || same):
+	counts := c.contiguous && (c.previous != DecodeStep) == prefill
+	took := b.launched - c.launched
+	if prefill && patch >= 21 {
+		start := max(b.launched, c.prefilled)
+		if counts {
+			start = c.prefilled
+		}
+		took, counts = at-start, true
+	}
+	if prefill {
+		c.prefilled = at
+	}
+	c.previous, c.launched, c.contiguous = b.Kind, b.launched, true
+	us := math.Floor(float64(took) / float64(time.Microsecond))
+	if !counts || us <= 0 || took >= stepMost && !(prefill && patch >= 23) {
+		return
+	}
+	if prefill {
 		c.tokens += b.NewTokens
-		if patch >= 21 {
-			gap = b.Took
-		}
-		c.busy += gap
-	case !prefill && same && us > 0 && gap < 2*time.Second: // STEP_MAX_US
-		n := float64(b.Requests)
-		for i, v := range [6]float64{1, n, us, n * n, n * us, n} {
-			c.moments[i] += v
-		}
+		c.busy += took
+		return
+	}
+	n := float64(b.Requests)
+	for i, v := range [6]float64{1, n, us, n * n, n * us, n} {
+		c.moments[i] += v
 	}
 }
 

@@ -94,7 +94,7 @@ func TestLoadsQuery(t *testing.T) {
 }
 
 func TestSnapshotIsRenewedByTheRule(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig(), options{})
+	d := driveHost(t, quick().EngineConfig())
 	h := d.h
 	type renewal struct{ decodes, running, waiting, used int }
 	var got []renewal
@@ -118,7 +118,7 @@ func TestSnapshotIsRenewedByTheRule(t *testing.T) {
 	m := h.loads.snapshot.moments
 	require.Equal(t, [6]float64{38, 38, m[2], 38, m[2], 38}, m, "all decode steps but the first have one before them")
 
-	d = driveHost(t, quick().EngineConfig(), options{loadInterval: 1})
+	d = driveHost(t, quick().EngineConfig(), func(o *options) { o.loadInterval = 1 })
 	h, got, last = d.h, nil, time.Time{}
 	d.add(0, 100, 10)
 	for d.step() {
@@ -130,7 +130,7 @@ func TestSnapshotIsRenewedByTheRule(t *testing.T) {
 func TestWaitingTokensAreEstimatedByTheHitRate(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxRunningRequests = 1
-	d := driveHost(t, cfg, options{})
+	d := driveHost(t, cfg)
 	d.add(0, 100, 10)
 	d.step()
 	d.add(0, 200, 10)
@@ -140,5 +140,36 @@ func TestWaitingTokensAreEstimatedByTheHitRate(t *testing.T) {
 	d.h.meter.patch = 18
 	require.Equal(t, 200, d.h.uncached(0.5))
 	for d.step() {
+	}
+}
+
+func TestStepCounters(t *testing.T) {
+	const ms = time.Millisecond
+	steps := []struct {
+		kind          StepKind
+		launched, end time.Duration
+		health, idle  bool // idle: nothing was there to do before
+	}{
+		{PrefillStep, 0, 10 * ms, false, false}, {PrefillStep, 1 * ms, 25 * ms, false, false},
+		{DecodeStep, 11 * ms, 30 * ms, false, false}, {DecodeStep, 25 * ms, 35 * ms, false, false}, {DecodeStep, 30 * ms, 40 * ms, false, false},
+		{PrefillStep, 35 * ms, 3000 * ms, false, false},
+		{DecodeStep, 3100 * ms, 3105 * ms, false, true}, {DecodeStep, 6000 * ms, 6005 * ms, false, false},
+		{PrefillStep, 7000 * ms, 7001 * ms, true, true}, {DecodeStep, 7001 * ms, 7002 * ms, false, false},
+	}
+	for patch, want := range map[int]struct {
+		tokens int
+		busy   time.Duration
+	}{18: {100, 1 * ms}, 21: {200, 25 * ms}, 23: {300, 25*ms + 2965*ms}} {
+		var c stepCounters
+		for _, s := range steps {
+			if s.idle {
+				c.contiguous = false
+			}
+			c.add(patch, &Batch{Kind: s.kind, Requests: 2, NewTokens: 100, launched: s.launched, health: s.health}, s.end)
+		}
+		require.Equal(t, want.tokens, c.tokens, patch)
+		require.Equal(t, want.busy, c.busy, patch)
+		// 14 ms and 5 ms; one of more than 2 s, one after a prefill and two after a pause or a health check do not count.
+		require.Equal(t, [6]float64{2, 4, 19000, 8, 38000, 4}, c.moments, patch)
 	}
 }

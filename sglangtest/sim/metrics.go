@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"fmt"
 	"math"
 	"net/http"
 	"os"
@@ -40,8 +39,8 @@ type meter struct {
 	itl *series // the busiest one
 }
 
-// DefaultDecodeLogInterval is SGLang's --decode-log-interval.
-const DefaultDecodeLogInterval = 40
+// defaultDecodeLogInterval is SGLang's --decode-log-interval.
+const defaultDecodeLogInterval = 40
 
 // idleReport is how often an idle scheduler renews its gauges; throughputStale is for how long a throughput is repeated
 // by prefill reports from 0.5.21 on (metrics_reporter.py).
@@ -50,22 +49,7 @@ const (
 	throughputStale = 30 * time.Second
 )
 
-// WithDecodeLogInterval sets after how many decode steps the gauges change (--decode-log-interval). Without it,
-// that is [DefaultDecodeLogInterval].
-func WithDecodeLogInterval(steps int) Option {
-	return func(o *options) error {
-		if steps < 1 {
-			return fmt.Errorf("sim: decode_log_interval is %d: want at least 1", steps)
-		}
-		o.decodeLogInterval = steps
-		return nil
-	}
-}
-
 func newMeter(patch, interval int, model string, cfg EngineConfig, now time.Time) *meter {
-	if interval == 0 {
-		interval = DefaultDecodeLogInterval
-	}
 	m := &meter{patch: patch, interval: interval, model: model, series: map[string][]*series{}, lastDecode: now, lastReport: now}
 	for name, f := range families() {
 		if f.group == 'g' && len(bucketBounds[name]) == 0 && name != "graph_memory_usage_gb" &&

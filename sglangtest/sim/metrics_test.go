@@ -180,7 +180,7 @@ func total(all []exposed, series string, labels ...string) float64 {
 }
 
 func TestMetricsCountWhatWasServed(t *testing.T) {
-	s, c := start(t, quick(), server.Config{}, WithMetrics(), WithDecodeLogInterval(10))
+	s, c := start(t, quick(), server.Config{EnableMetrics: true, Args: server.Args{"decode_log_interval": 10}})
 	c.post("/generate", `{"input_ids":[1,2,3,4,5,6,7,8],"sampling_params":{"max_new_tokens":30,"ignore_eos":true}}`)
 	c.post("/generate", `{"input_ids":[1,2,3,4,5,6,7,9],"stream":true,"sampling_params":{"max_new_tokens":20,"ignore_eos":true}}`)
 	c.post("/generate", `{"input_ids":[[1,2],[3,4]],"sampling_params":{"max_new_tokens":1,"ignore_eos":true}}`)
@@ -219,11 +219,12 @@ type driver struct {
 	id int
 }
 
-func driveHost(t *testing.T, cfg EngineConfig, opts options) *driver {
+func driveHost(t *testing.T, cfg EngineConfig, change ...func(*options)) *driver {
 	h, err := newHost(quick(), cfg)
 	require.NoError(t, err)
-	if opts.release.patch == 0 {
-		opts.release = defaultOptions().release
+	opts := defaultOptions()
+	for _, f := range change {
+		f(&opts)
 	}
 	h.observe(&opts, "m")
 	h.start = time.Unix(1000, 0)
@@ -255,7 +256,7 @@ func (d *driver) step() bool {
 }
 
 func TestGaugesChangeByTheRule(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig(), options{decodeLogInterval: 10})
+	d := driveHost(t, quick().EngineConfig(), func(o *options) { o.decodeLogInterval = 10 })
 	m := d.h.meter
 	value := func(name string) float64 { return m.series[name][0].value }
 	d.add(0, 100, 45)
@@ -280,7 +281,7 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Zero(t, value("gen_throughput"))
 	require.Equal(t, 144.0, value("kv_evictable_tokens"))
 
-	old := newMeter(18, 0, "m", testBatchConfig, d.h.start)
+	old := newMeter(18, 40, "m", testBatchConfig, d.h.start)
 	old.report(d.h.start, 3, State{MaxTotalTokens: 1})
 	old.idle(d.h.start.Add(29*time.Second), state)
 	require.Equal(t, 3, old.running, "before 0.5.21 an idle scheduler waits for half a minute")
@@ -296,7 +297,7 @@ func TestTimesAreThoseOfOutputs(t *testing.T) {
 		first           int // token whose time is the first; 0: the end of the prefill
 		tokens          float64
 	}{{21, 0, 50, 70}, {23, 0, 0, 70}, {21, 1, 1, 119}, {23, 1, 1, 119}, {23, 30, 1, 119}} {
-		d := driveHost(t, quick().EngineConfig(), options{metrics: true, release: release{patch: c.patch}})
+		d := driveHost(t, quick().EngineConfig(), func(o *options) { o.metrics, o.release.patch = true, c.patch })
 		s := d.add(0, 100, 120)
 		s.streaming, s.interval = c.interval > 0, c.interval
 		var at, last time.Duration // of the token that counts as the first, and of the last
@@ -325,7 +326,7 @@ func TestTimesAreThoseOfOutputs(t *testing.T) {
 }
 
 func TestHealthChecksAreLeftOut(t *testing.T) {
-	d := driveHost(t, quick().EngineConfig(), options{metrics: true})
+	d := driveHost(t, quick().EngineConfig(), func(o *options) { o.metrics = true })
 	d.add(0, 1, 1).health = true
 	for d.step() {
 	}
@@ -350,7 +351,7 @@ func TestEndpointsAreBounded(t *testing.T) {
 func TestRetractionsAreCounted(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxTotalTokens, cfg.DisableRadixCache, cfg.ScheduleConservativeness = 600, false, 0.1
-	d := driveHost(t, cfg, options{metrics: true})
+	d := driveHost(t, cfg, func(o *options) { o.metrics = true })
 	var all []*stream
 	for range 6 {
 		s := d.add(0, 20, 180)

@@ -36,8 +36,9 @@ type Batch struct {
 
 	State State // when the result had been processed, before the next step is planned: #queue-req is Waiting, #token UsedTokens
 
-	chunk  *stream
-	health bool // all are health checks
+	launched time.Duration // when it was planned, by the loop's time
+	chunk    *stream
+	health   bool // all are health checks
 }
 
 // A Result is what one request got.
@@ -130,7 +131,7 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	}
 	e := h.loop.Engine
 	b := Batch{Kind: s.Kind, Requests: len(s.Rows), Decodes: len(s.Decode), Context: s.Shape.Context,
-		Took: f.end - max(at, free), Retracted: len(e.Retracted()), NewTokenRatio: e.ratio}
+		launched: at, Took: f.end - max(at, free), Retracted: len(e.Retracted()), NewTokenRatio: e.ratio}
 	for _, r := range e.Retracted() {
 		b.RetractedInput += r.InputLen
 		b.RetractedOutput += r.Produced()
@@ -178,9 +179,7 @@ func (h *host) completed(at time.Duration) {
 		b.Chunk = at - max(st.chunked, st.entered)
 		st.chunked = at
 	}
-	if !b.health {
-		h.loads.counters.add(h.meter.patch, &b, at)
-	}
+	h.loads.counters.add(h.meter.patch, &b, at)
 	h.meter.batch(&b)
 	for _, o := range h.observers {
 		o.Batch(b)
@@ -229,9 +228,6 @@ func (s *stream) prefilling() time.Duration {
 func (h *host) observe(o *options, model string) {
 	h.metrics = o.metrics
 	h.loads.interval = o.loadInterval
-	if h.loads.interval == 0 {
-		h.loads.interval = DefaultLoadSnapshotInterval
-	}
 	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
 	h.observers = o.observers
 	h.loop.processed = h.completed

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -111,7 +112,7 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 	if n := number("n", true); n.set {
 		d.n = int(n.v)
 	}
-	d.priority = int(number("priority", true).v)
+	d.priority = number("priority", true)
 	limit := number("max_tokens", true)
 	if most := number("max_completion_tokens", true); o.chat && most.set {
 		limit = most
@@ -181,8 +182,12 @@ func (s *Server) parseChat(body []byte, fields map[string]json.RawMessage, d *de
 	raw, has := fields["messages"]
 	if !has {
 		if _, chosen := fields["tool_choice"]; !chosen && len(body) > 0 { // the schema fills it in first
-			body = trimJSON(body)
-			body = append(append([]byte{}, body[:len(body)-1]...), `,"tool_choice":"none"}`...)
+			body = bytes.Clone(trimJSON(body))
+			body = body[:len(body)-1]
+			if len(fields) > 0 {
+				body = append(body, ',')
+			}
+			body = append(body, `"tool_choice":"none"}`...)
 		}
 		return faults{missing(inBody("messages"), pyRepr(body))}
 	}

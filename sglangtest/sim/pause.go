@@ -103,14 +103,14 @@ func (h *host) setLimit(v float64) bool {
 }
 
 // probe submits the generation of a health check, and nothing if the engine has something to do.
-func (h *host) probe(rid string, received time.Time) []*stream {
+func (h *host) probe(rid string, priority int, received time.Time) []*stream {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.streams) > 0 || h.paused || h.stopped {
 		return nil
 	}
 	s := &stream{rid: rid, promptTokens: 1, health: true, received: received, notify: make(chan struct{}, 1)}
-	s.req = Request{InputLen: 1, MaxNewTokens: 1}
+	s.req = Request{InputLen: 1, MaxNewTokens: 1, Priority: priority}
 	s.req.Prompt.TokenIDs = []int32{0}
 	h.submitLocked([]*stream{s})
 	return []*stream{s}

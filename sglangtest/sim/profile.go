@@ -95,5 +95,6 @@ func validModel(m StepModel) error {
 // EngineConfig returns the engine configuration of the profile, with SGLang's defaults for the rest.
 func (p Profile) EngineConfig() EngineConfig {
 	return EngineConfig{MaxTotalTokens: p.KVTokens, ContextLength: p.ContextLength, MaxRunningRequests: p.MaxRunning,
-		ChunkedPrefillSize: p.ChunkedSize, MaxPrefillTokens: 16384, ScheduleConservativeness: 1}
+		ChunkedPrefillSize: p.ChunkedSize, MaxPrefillTokens: 16384, ScheduleConservativeness: 1,
+		PreemptionThreshold: DefaultPreemptionThreshold}
 }

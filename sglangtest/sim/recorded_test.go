@@ -34,7 +34,7 @@ func tiny(t testing.TB, version string) (*tokensOf, client) {
 		p.ChunkedSize = 2048
 	}
 	w := newTokensOf()
-	_, c := start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64}, WithVersion(version), WithMetrics(), WithObserver(w),
+	_, c := start(t, p, server.Config{MaxTotalTokens: 20000, MaxRunningRequests: 64, EnableMetrics: true}, WithVersion(version), WithObserver(w),
 		WithServerArgs(map[string]any{"device": "cpu", "dtype": "float32", "attention_backend": "torch_native"}))
 	return w, c
 }
@@ -323,7 +323,7 @@ func h100(t testing.TB) (*Server, *tokensOf, client) {
 	p.ModelPath, p.KVTokens, p.ContextLength, p.MaxRunning = "/tmp/site/model/llama31-8b-dummy", 410620, 131072, 256
 	p.Model = Linear{DecodeBase: 3, PrefillBase: 2}
 	w := newTokensOf()
-	s, c := start(t, p, server.Config{}, WithVersion("0.5.15.post1"), WithMetrics(), WithObserver(w))
+	s, c := start(t, p, server.Config{EnableMetrics: true}, WithVersion("0.5.15.post1"), WithObserver(w))
 	return s, w, c
 }
 
@@ -444,7 +444,7 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 
 func TestAnswersAreThoseOfRecordedDraining(t *testing.T) {
 	w := newTokensOf()
-	s, c := start(t, quick(), server.Config{}, WithMetrics(), WithObserver(w))
+	s, c := start(t, quick(), server.Config{EnableMetrics: true}, WithObserver(w))
 	recorded := func(name string) answer {
 		raw, err := os.ReadFile(refdata.Path(t, "sglang-cpu/0.5.23/"+name+".txt"))
 		require.NoError(t, err)

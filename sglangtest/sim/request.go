@@ -118,6 +118,7 @@ var (
 	abortedRunning   = &Finish{Kind: FinishAbort, Message: "Aborted"}
 	queueFull        = &Finish{Kind: FinishAbort, Message: "The request queue is full.", Status: 503, Queued: true}
 	outranked        = &Finish{Kind: FinishAbort, Message: "The request is aborted by a higher priority request.", Status: 503, Queued: true}
+	priorityDisabled = &Finish{Kind: FinishAbort, Message: "Using priority is disabled for this server. Please send a new request without a priority.", Status: 503, Queued: true}
 	outOfMemory      = &Finish{Kind: FinishAbort, Status: 500,
 		Message: "Out of memory even after retracting all other requests in the decode batch. Aborting the last request."}
 )

@@ -65,11 +65,11 @@ const (
 	statusStopping
 )
 
-// NewServer returns a server that is not started. It honours the fields of cfg that the engine knows and refuses
+// NewServer returns a server that is not started. It honours the arguments in cfg that [Arguments] lists and refuses
 // the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens comes from the
-// profile unless MaxTotalTokens sets it.
+// profile unless MaxTotalTokens sets it. cfg may hold SGLang's default of any argument.
 func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, error) {
-	errs := []error{profile.validate(), unsupported(cfg)}
+	errs := []error{profile.validate()}
 	if cfg.ModelPath != "" && cfg.ModelPath != profile.ModelPath {
 		errs = append(errs, fmt.Errorf("sim: model_path is %q, but profile %s simulates %s: leave it out, or choose a profile of that model; served_model_name can be anything",
 			cfg.ModelPath, profile.Name, profile.ModelPath))
@@ -78,26 +78,10 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	for _, opt := range opts {
 		errs = append(errs, opt(&o))
 	}
-	errs = append(errs, o.unknownArgs())
-	ec := profile.EngineConfig()
-	ec.Rules = o.release.rules
-	set := func(to *int, v int) {
-		if v > 0 {
-			*to = v
-		}
-	}
-	set(&ec.MaxRunningRequests, cfg.MaxRunningRequests)
-	set(&ec.MaxTotalTokens, cfg.MaxTotalTokens)
-	set(&ec.MaxQueuedRequests, cfg.MaxQueuedRequests)
-	set(&ec.ContextLength, cfg.ContextLength)
-	set(&ec.MaxPrefillTokens, cfg.MaxPrefillTokens)
-	if cfg.ChunkedPrefillSize != 0 {
-		ec.ChunkedPrefillSize = cfg.ChunkedPrefillSize
-	}
-	if cfg.ScheduleConservativeness != 0 {
-		ec.ScheduleConservativeness = cfg.ScheduleConservativeness
-	}
-	if err := errors.Join(append(errs, ec.validate())...); err != nil {
+	o.engine = profile.EngineConfig()
+	o.engine.Rules = o.release.rules
+	errs = append(errs, o.unknownArgs(), o.apply(o.release.name, cfg), o.engine.validate())
+	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	if cfg.ModelPath == "" {
@@ -112,7 +96,7 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	if cfg.Host == "" {
 		cfg.Host = "127.0.0.1"
 	}
-	h, err := newHost(profile, ec)
+	h, err := newHost(profile, o.engine)
 	if err != nil {
 		return nil, err
 	}
@@ -131,38 +115,6 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	}
 	s.http = &http.Server{Handler: handler, IdleTimeout: keepAlive, ReadHeaderTimeout: readTimeout}
 	return s, nil
-}
-
-// unsupported reports the fields that a simulation cannot honour, and values out of range.
-func unsupported(cfg server.Config) error {
-	var errs []error
-	refuse := func(set bool, field, why string) {
-		if set {
-			errs = append(errs, fmt.Errorf("sim: %s cannot be simulated: %s", field, why))
-		}
-	}
-	refuse(cfg.Quantization != "", "quantization", "step times come from the profile; choose a profile of the quantized model")
-	refuse(cfg.EnableTorchCompile, "enable_torch_compile", "step times come from the profile")
-	refuse(cfg.MemFractionStatic != 0, "mem_fraction_static", "the KV pool comes from the profile; set max_total_tokens instead")
-	honoured := []string{"model_path", "tokenizer_path", "served_model_name", "host", "port", "max_running_requests", "max_total_tokens", "max_queued_requests",
-		"context_length", "chunked_prefill_size", "max_prefill_tokens", "schedule_conservativeness", "quantization", "enable_torch_compile", "mem_fraction_static"}
-	for _, name := range slices.Sorted(maps.Keys(cfg.Settings())) {
-		refuse(!slices.Contains(honoured, name), name, "the simulated engine does not have it")
-	}
-	for _, f := range []struct {
-		name  string
-		value int
-		least int
-	}{
-		{"max_running_requests", cfg.MaxRunningRequests, 0}, {"max_total_tokens", cfg.MaxTotalTokens, 0},
-		{"max_queued_requests", cfg.MaxQueuedRequests, 0}, {"context_length", cfg.ContextLength, 0},
-		{"chunked_prefill_size", cfg.ChunkedPrefillSize, -1}, {"max_prefill_tokens", cfg.MaxPrefillTokens, 0}, {"port", cfg.Port, 0},
-	} {
-		if f.value < f.least {
-			errs = append(errs, fmt.Errorf("sim: %s is %d: want at least %d", f.name, f.value, f.least))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Start listens and serves. It returns when the server has its address; the server is up then, unless [WithStarting]

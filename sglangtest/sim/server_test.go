@@ -133,13 +133,14 @@ func info(t testing.TB, c client) map[string]any {
 }
 
 func TestInformation(t *testing.T) {
-	_, c := start(t, quick(), server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64}, WithWeightVersion("w1"))
+	_, c := start(t, quick(), server.Config{MaxTotalTokens: 20000, ContextLength: 4096, MaxRunningRequests: 64, Args: server.Args{"weight_version": "w1"}})
 	m := info(t, c)
 	require.Equal(t, "0.5.23", m["version"])
 	require.EqualValues(t, 20000, m["max_total_num_tokens"])
 	require.EqualValues(t, 4090, m["max_req_input_len"])
 	require.Equal(t, false, m["incremental_streaming_output"])
-	require.Equal(t, "quick", m["simulated"].(map[string]any)["profile"])
+	require.Equal(t, "quick with max_total_tokens 20000 (profile: 410620), context_length 4096 (profile: 131072), max_running_requests 64 (profile: 256)",
+		m["simulated"].(map[string]any)["profile"])
 	require.EqualValues(t, 64, m["internal_states"].([]any)[0].(map[string]any)["effective_max_running_requests_per_dp"])
 	_, models := recorded(t, "v1_models")
 	_, got := c.do("GET", "/v1/models", "")
@@ -162,11 +163,7 @@ func TestInformation(t *testing.T) {
 
 func TestStreamIsCumulativeOrIncremental(t *testing.T) {
 	for _, incremental := range []bool{false, true} {
-		var opts []Option
-		if incremental {
-			opts = append(opts, WithIncrementalStreaming())
-		}
-		_, c := start(t, quick(), server.Config{}, opts...)
+		_, c := start(t, quick(), server.Config{IncrementalStreamingOutput: incremental})
 		_, body := c.post("/generate", `{"text":"x","stream":true,"sampling_params":{"max_new_tokens":20,"ignore_eos":true}}`)
 		text, tokens := "", 0
 		for _, e := range events(body) {

@@ -87,3 +87,20 @@ func SGLang(tb TB) string {
 	}
 	return url
 }
+
+// EnvSGLangDir names the folder of a real SGLang that can be launched here: its Python as "python", or a wrapper of that
+// name, and the model "tiny-llama". EnvRequireSGLang holds for it as well.
+const EnvSGLangDir = "SGLANGTEST_SGLANG_DIR"
+
+// SGLangDir returns that folder, or skips the test.
+func SGLangDir(tb TB) string {
+	tb.Helper()
+	dir := os.Getenv(EnvSGLangDir)
+	if dir == "" {
+		if os.Getenv(EnvRequireSGLang) != "" {
+			tb.Fatalf("a real SGLang to launch is required, but %s is not set", EnvSGLangDir)
+		}
+		tb.Skipf("no real SGLang to launch: set %s to its folder", EnvSGLangDir)
+	}
+	return dir
+}

@@ -87,36 +87,5 @@ func (e *Engine) changes() string {
 	if e.Config == (sim.EngineConfig{}) {
 		return ""
 	}
-	own, profile := effective(e.Config), effective(e.Profile.EngineConfig())
-	var differs []string
-	for _, s := range []struct {
-		name         string
-		own, profile *int
-	}{
-		{"max_total_tokens", &own.MaxTotalTokens, &profile.MaxTotalTokens},
-		{"context_length", &own.ContextLength, &profile.ContextLength},
-		{"max_running_requests", &own.MaxRunningRequests, &profile.MaxRunningRequests},
-		{"chunked_prefill_size", &own.ChunkedPrefillSize, &profile.ChunkedPrefillSize},
-		{"max_prefill_tokens", &own.MaxPrefillTokens, &profile.MaxPrefillTokens},
-		{"page_size", &own.PageSize, &profile.PageSize},
-	} {
-		if *s.own != *s.profile {
-			differs = append(differs, fmt.Sprintf("%s %d (profile: %d)", s.name, *s.own, *s.profile))
-		}
-		*s.own = *s.profile
-	}
-	own.QuietDecode, own.Seed = profile.QuietDecode, profile.Seed // no matter of step times
-	if own != profile {
-		differs = append(differs, "other scheduler settings")
-	}
-	return strings.Join(differs, ", ")
-}
-
-// effective returns what an engine makes of a configuration, or the configuration if it is at fault.
-func effective(c sim.EngineConfig) sim.EngineConfig {
-	e, err := sim.NewEngine(c)
-	if err != nil {
-		return c
-	}
-	return e.Config()
+	return e.Profile.Changes(e.Config)
 }

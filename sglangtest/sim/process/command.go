@@ -35,6 +35,8 @@ type command struct {
 	args   *sglargs.Parsed
 	config server.Config
 	model  string // --model-path
+
+	unhonoured []string // flags that were given and have no effect
 }
 
 // releases are the versions whose behaviour was recorded. A version between two of them behaves like the older.
@@ -48,39 +50,40 @@ const (
 
 // An argument is one of SGLang's that has an effect here.
 type argument struct {
-	field  string
-	effect string                      // beyond what it does in SGLang
-	option func(c *command) sim.Option // of the simulated server, if it is given
+	field string
+	note  string // on its effect
 }
 
-// honoured are the arguments that have an effect. All others are accepted, checked, shown in /server_info, and reported once in
-// the log.
-var honoured = []argument{
-	{field: "model_path", effect: "only the profile's model is simulated: a path that does not exist fails as in SGLang, any other name is an alias"},
-	{field: "tokenizer_path", effect: "without it, the model path: a folder with a tokenizer.json makes token counts exact"},
-	{field: "served_model_name"}, {field: "host"}, {field: "port"},
-	{field: "max_running_requests"}, {field: "max_total_tokens"}, {field: "max_queued_requests"}, {field: "context_length"},
-	{field: "chunked_prefill_size"}, {field: "max_prefill_tokens"}, {field: "schedule_conservativeness"},
-	{field: "weight_version", option: func(c *command) sim.Option { return sim.WithWeightVersion(c.str("weight_version")) }},
-	{field: "incremental_streaming_output", option: func(*command) sim.Option { return sim.WithIncrementalStreaming() }},
-	{field: "stream_interval", option: func(c *command) sim.Option { return sim.WithStreamInterval(c.num("stream_interval")) }},
-	{field: "enable_metrics", option: func(*command) sim.Option { return sim.WithMetrics() }},
-	{field: "enable_cache_report", option: func(*command) sim.Option { return sim.WithCacheReport() }},
-	{field: "api_key", option: func(c *command) sim.Option { return sim.WithAPIKey(c.str("api_key")) }},
-	{field: "admin_api_key", option: func(c *command) sim.Option { return sim.WithAdminAPIKey(c.str("admin_api_key")) }},
-	{field: "log_level"}, {field: "log_level_http", effect: "of uvicorn's lines and its access log"},
-	{field: "decode_log_interval", option: func(c *command) sim.Option { return sim.WithDecodeLogInterval(c.num("decode_log_interval")) }},
-	{field: "load_snapshot_publish_interval", option: func(c *command) sim.Option {
-		return sim.WithLoadSnapshotInterval(c.num("load_snapshot_publish_interval"))
-	}},
-	{field: "watchdog_timeout"}, {field: "skip_server_warmup"},
-	{field: "mem_fraction_static", effect: "shown in failures; the KV pool is the profile's or max_total_tokens"},
-	{field: "load_format", effect: "without dummy, progress bars are shown"},
-	{field: "device", effect: "other than cuda: no CUDA graphs in the log"},
-	{field: "dtype", effect: "in the log"},
-	{field: "disable_cuda_graph", effect: "in the log"}, {field: "cuda_graph_backend_decode", effect: "in the log"}, {field: "cuda_graph_backend_prefill", effect: "in the log"},
-	{field: "tp_size", effect: "so many scheduler processes; step times stay the profile's"},
-	{field: "dp_size", effect: "a controller and so many scheduler processes, but one simulated engine"},
+// own are the arguments that have an effect on the process, and not or not only on the simulated server in it.
+var own = []argument{
+	{"model_path", "only the profile's model is simulated: a path that does not exist fails as in SGLang, any other name is an alias"},
+	{"tokenizer_path", "without it, the model path: a folder with a tokenizer.json makes token counts exact"},
+	{"served_model_name", ""}, {"host", ""}, {"port", ""},
+	{"log_level", ""}, {"log_level_http", "of uvicorn's lines and its access log"},
+	{"watchdog_timeout", ""}, {"skip_server_warmup", ""},
+	{"mem_fraction_static", "shown in failures; the KV pool is the profile's or max_total_tokens"},
+	{"load_format", "without dummy, progress bars are shown"},
+	{"device", "other than cuda: no CUDA graphs in the log"},
+	{"dtype", "in the log"},
+	{"disable_cuda_graph", "in the log"}, {"cuda_graph_backend_decode", "in the log"}, {"cuda_graph_backend_prefill", "in the log"},
+	{"tp_size", "so many scheduler processes; step times stay the profile's"},
+	{"dp_size", "a controller and so many scheduler processes, but one simulated engine"},
+}
+
+func isOwn(field string) bool {
+	return slices.ContainsFunc(own, func(a argument) bool { return a.field == field })
+}
+
+// honoured are all arguments that have an effect. All others are accepted, checked, shown in /server_info, and reported once in
+// the log, and so are values that the simulation does not have.
+func honoured() []argument {
+	all := slices.Clone(own)
+	for _, a := range sim.Arguments() {
+		if !isOwn(a.Name) {
+			all = append(all, argument{a.Name, a.Note})
+		}
+	}
+	return all
 }
 
 // help is what --help prints. SGLang's own help has some 500 arguments.
@@ -92,15 +95,15 @@ func help(w io.Writer) {
 A simulated SGLang server as a process. It takes the arguments of SGLang; these have an effect:
 
 `)
-	for _, h := range honoured {
-		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  --%-30s %s", strings.ReplaceAll(h.field, "_", "-"), h.effect), " "))
+	for _, h := range honoured() {
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  --%-42s %s", strings.ReplaceAll(h.field, "_", "-"), h.note), " "))
 	}
 	fmt.Fprint(w, "\nIts own arguments; each can be given in the environment, too, as SGLANG_SIM_NAME:\n\n")
 	fs := new(command).flags()
 	fs.SetOutput(w)
 	fs.VisitAll(func(f *flag.Flag) {
 		name, usage := flag.UnquoteUsage(f)
-		fmt.Fprintf(w, "  --%-30s %s\n", f.Name+" "+strings.TrimSpace(name), usage)
+		fmt.Fprintf(w, "  --%-42s %s\n", f.Name+" "+strings.TrimSpace(name), usage)
 	})
 	fmt.Fprint(w, "\nFaults, for --sim-fault NAME[:VALUE][@AFTER] (AFTER: a duration from readiness such as 30s, or a number of requests), how\nthe main process ends, and what they do:\n\n")
 	for _, f := range faults {
@@ -165,6 +168,12 @@ func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 			}
 		}
 	})
+	for _, env := range os.Environ() {
+		name, _, _ := strings.Cut(env, "=")
+		if own, ok := strings.CutPrefix(name, "SGLANG_SIM_"); ok && fs.Lookup("sim-"+strings.ToLower(strings.ReplaceAll(own, "_", "-"))) == nil {
+			errs = append(errs, fmt.Errorf("%s is set: want the name of an argument --sim-", name))
+		}
+	}
 	argv, own := split(argv)
 	if err := errors.Join(append(errs, fs.Parse(own))...); err != nil {
 		return fail(err)
@@ -248,37 +257,41 @@ func sglargsVersion(s string) sglargs.Version {
 // configure makes the server's configuration of the arguments.
 func (c *command) configure() {
 	c.model = c.str("model_path")
-	c.config = server.Config{TokenizerPath: c.str("tokenizer_path"), ServedModelName: c.str("served_model_name"), Host: c.str("host"), Port: c.num("port"),
-		MaxRunningRequests: c.num("max_running_requests"), MaxTotalTokens: c.num("max_total_tokens"), MaxQueuedRequests: c.num("max_queued_requests"),
-		ContextLength: c.num("context_length"), ChunkedPrefillSize: c.num("chunked_prefill_size"), MaxPrefillTokens: c.num("max_prefill_tokens"),
-		ScheduleConservativeness: c.float("schedule_conservativeness")}
+	c.config = server.Config{TokenizerPath: c.str("tokenizer_path"), ServedModelName: c.str("served_model_name"), Host: c.str("host"), Port: c.num("port")}
 	if c.config.TokenizerPath == "" {
 		c.config.TokenizerPath = c.model
 	}
 	if c.config.ServedModelName == "" {
 		c.config.ServedModelName = c.model
 	}
-}
-
-func (c *command) given(field string) bool { _, ok := c.args.Given[field]; return ok }
-
-// unhonoured returns the flags that were given and have no effect.
-func (c *command) unhonoured() []string {
-	var out []string
-	for _, a := range c.table.Args() {
-		known := slices.ContainsFunc(honoured, func(h argument) bool { return h.field == a.Field })
-		if c.given(a.Field) && !known && !slices.Contains(out, a.Flag()) {
-			out = append(out, a.Flag())
-		}
+	simulated := map[string]sim.Argument{}
+	for _, a := range sim.Arguments() {
+		simulated[a.Name] = a
 	}
-	return out
+	seen := map[string]bool{}
+	for _, a := range c.table.Args() {
+		v, given := c.args.Given[a.Field]
+		if !given || v == nil || seen[a.Field] || isOwn(a.Field) {
+			continue
+		}
+		seen[a.Field] = true
+		if s, ok := simulated[a.Field]; ok && s.Simulates(v) {
+			// A 0 that stands for "not set" in a config, and for something else in SGLang, is refused here.
+			if config, err := c.config.With(server.Args{a.Field: v}); err == nil {
+				c.config = config
+				continue
+			}
+		}
+		c.unhonoured = append(c.unhonoured, a.Flag())
+	}
 }
 
-// reported are the arguments that /server_info shows as given.
+// reported are the arguments that /server_info shows as given beside those of the server's configuration.
 func (c *command) reported() map[string]any {
 	out := map[string]any{}
+	config := c.config.Settings()
 	for field, v := range c.args.Given {
-		if field != "model_path" && !strings.HasSuffix(field, "api_key") {
+		if _, has := config[field]; !has && field != "model_path" {
 			out[field] = v
 		}
 	}

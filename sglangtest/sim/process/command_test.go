@@ -14,6 +14,7 @@ import (
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
+	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
@@ -80,7 +81,7 @@ func TestEveryFlag(t *testing.T) {
 		c, status, _, stderr := parsed(argv...)
 		require.Equal(t, -1, status, "%s: %s", version, stderr)
 		require.Greater(t, flags, 400)
-		require.Greater(t, len(c.unhonoured()), 300)
+		require.Greater(t, len(c.unhonoured), 300)
 	}
 }
 
@@ -122,6 +123,26 @@ func TestOwnFlags(t *testing.T) {
 		_, status, _, stderr := parsed(append(strings.Fields(args), "--model", "m")...)
 		require.Equal(t, 2, status)
 		require.Contains(t, stderr, want)
+	}
+	t.Setenv("SGLANG_SIM_FUALT", "crash")
+	_, status, _, stderr = parsed("--model", "m")
+	require.Equal(t, 2, status)
+	require.Contains(t, stderr, "SGLANG_SIM_FUALT is set: want the name of an argument --sim-")
+}
+
+// What the simulation does not have is accepted and reported, of arguments as of values; help lists what has an effect.
+func TestWhatIsSimulated(t *testing.T) {
+	c, status, _, stderr := parsed("serve", "llama", "--schedule-policy", "lpm", "--page-size", "16", "--tp", "2", "--enable-dp-attention", "--radix-eviction-policy", "tlru",
+		"--max-queued-requests", "0", "--api-key", "None", "--max-running-requests", "8")
+	require.Equal(t, -1, status, stderr)
+	require.Equal(t, server.Config{TokenizerPath: "llama", ServedModelName: "llama", Host: "127.0.0.1", Port: 30000, MaxRunningRequests: 8, SchedulePolicy: "lpm",
+		APIKey: "None", Args: server.Args{"page_size": 16}}, c.config)
+	require.ElementsMatch(t, []string{"--enable-dp-attention", "--radix-eviction-policy", "--max-queued-requests"}, c.unhonoured)
+	require.Equal(t, map[string]any{"tp_size": 2, "enable_dp_attention": true, "radix_eviction_policy": "tlru", "max_queued_requests": 0}, c.reported())
+
+	_, _, help, _ := parsed("--help")
+	for _, a := range sim.Arguments() {
+		require.Contains(t, help, "\n  --"+strings.ReplaceAll(a.Name, "_", "-"))
 	}
 }
 

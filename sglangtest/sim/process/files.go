@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // files are what an SGLang server leaves on the disk. Of those, SGLang itself removes the metrics folder alone, and that
@@ -17,7 +18,6 @@ import (
 // server_args.py, PortArgs): the others stay even after a clean end.
 type files struct {
 	snapshot    string   // /dev/shm/sglang_loads_ID_DIGEST.shm
-	open        *os.File // the snapshot
 	ipc         []string // addresses of ZeroMQ sockets: tokenizer, scheduler, detokenizer, rpc, metrics
 	metrics     string   // PROMETHEUS_MULTIPROC_DIR
 	listeners   []net.Listener
@@ -69,9 +69,13 @@ func (f *files) loadSnapshot(ranks int) error {
 	_, _ = rand.Read(id[:]) // never fails
 	// The second part is SGLang's digest of the first, and random here.
 	f.snapshot = filepath.Join(f.shmDir, "sglang_loads_"+hex.EncodeToString(id[:6])+"_"+hex.EncodeToString(id[6:])+".shm")
-	var err error
-	if f.open, err = os.OpenFile(f.snapshot, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600); err == nil { // it stays open, as SGLang's does
-		_, err = f.open.Write(make([]byte, 12+ranks*slotSize))
+	file, err := os.OpenFile(f.snapshot, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600)
+	if err == nil {
+		defer file.Close()
+		size := 12 + ranks*slotSize
+		if _, err = file.Write(make([]byte, size)); err == nil { // mapped as long as the process lives, as SGLang's is
+			_, err = syscall.Mmap(int(file.Fd()), 0, size, syscall.PROT_READ, syscall.MAP_SHARED)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("sglang-sim: make the load snapshot: %w", err)

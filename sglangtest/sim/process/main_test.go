@@ -25,7 +25,7 @@ import (
 )
 
 // asCommand makes the test binary the command sglang-sim.
-const asCommand = "SGLANG_SIM_TEST_COMMAND"
+const asCommand = "TEST_AS_SGLANG_SIM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) != "" {

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
@@ -136,10 +137,11 @@ func (p *mainProc) start() error {
 		return err
 	}
 	p.log.logf(info, "%s", p.serverArgs(p.sim.EngineConfig()))
+	label := p.sim.Simulation()
 	p.log.logf(info, "sglang-sim: simulated by profile %s, %s; known error: %s; memory sizes in these lines are those of a recorded start on an H100",
-		p.profile.Name, p.profile.Calibrated, p.profile.KnownError)
-	if ignored := p.unhonoured(); ignored != nil {
-		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(ignored, " "))
+		label.Profile, label.Calibrated, label.KnownError)
+	if p.unhonoured != nil {
+		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(p.unhonoured, " "))
 	}
 	for _, w := range p.args.Warnings {
 		p.log.logf(warning, "%s", w)
@@ -211,11 +213,6 @@ func (p *mainProc) build() error {
 	p.steps.prefill, p.steps.decode = time.Now(), time.Now()
 	p.http.start(p)
 	opts := []sim.Option{sim.WithVersion(p.version), sim.WithStarting(), sim.WithObserver(p.steps), sim.WithMiddleware(p.http.wrap)}
-	for _, o := range honoured {
-		if o.option != nil && p.given(o.field) {
-			opts = append(opts, o.option(p.command))
-		}
-	}
 	opts = append(opts, sim.WithServerArgs(p.reported()))
 	p.socket = newListener(net.JoinHostPort(p.config.Host, strconv.Itoa(p.config.Port)))
 	opts = append(opts, sim.WithListener(p.socket))
@@ -317,14 +314,17 @@ func (p *mainProc) load() error {
 	}
 	say("max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d, available_%s_mem=%.2f GB",
 		ec.MaxTotalTokens, ec.ChunkedPrefillSize, ec.MaxPrefillTokens, ec.MaxRunningRequests, ec.ContextLength, unit, rest)
-	if p.release >= v21 {
+	chunks := ec.DisableRadixCache && ec.ChunkedPrefillSize > 0 // mem_cache/registry.py, default_radix_cache_factory
+	if p.release >= v21 && !chunks {
 		say("Init Unified Radix Cache. Components: (<ComponentType.FULL: 0>,). Tree Core: RustUnifiedTreeCore")
 	}
-	say("Tree cache initialized: source=default %s", [...]string{
-		"impl=RadixCache hybrid_swa=False hybrid_ssm=False hierarchical=False streaming_wrapped=False",
-		"impl=RadixCache hybrid_swa=False hybrid_ssm=False hicache_attached=False streaming_wrapped=False",
-		"impl=UnifiedRadixCache hybrid_swa=False hybrid_ssm=False hicache_attached=False streaming_wrapped=False",
-		"impl=UnifiedRadixCache hybrid_swa=False hybrid_ssm=False hicache_attached=False"}[p.release])
+	cache := [...]string{"RadixCache", "RadixCache", "UnifiedRadixCache", "UnifiedRadixCache"}[p.release]
+	if chunks {
+		cache = "ChunkCache"
+	}
+	say("Tree cache initialized: source=default impl=%s hybrid_swa=False hybrid_ssm=False %s", cache, [...]string{
+		"hierarchical=False streaming_wrapped=False", "hicache_attached=False streaming_wrapped=False",
+		"hicache_attached=False streaming_wrapped=False", "hicache_attached=False"}[p.release])
 	if err := p.files.loadSnapshot(max(1, p.num("dp_size"))); err != nil {
 		return err
 	}
@@ -449,7 +449,7 @@ func faultNamed(name string) *fault {
 // listen opens the socket and warms the server up, as uvicorn and its lifespan do.
 func (p *mainProc) listen(ctx context.Context, warm chan error) error {
 	if p.asks(binding) != nil {
-		other, err := sim.NewServer(sim.H100Llama8B(), p.config)
+		other, err := sim.NewServer(sim.H100Llama8B(), server.Config{Host: p.config.Host, Port: p.config.Port})
 		if err == nil {
 			err = other.Start(ctx)
 		}

@@ -3,6 +3,9 @@
 package process
 
 import (
+	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"regexp"
 	"slices"
@@ -173,4 +176,45 @@ func TestCrashByRequest(t *testing.T) {
 	require.Contains(t, c.stderr(), "Scheduler hit an exception: Traceback (most recent call last):")
 	require.Contains(t, c.stderr(), "TypeError: '>' not supported between instances of 'str' and 'int'")
 	c.gone()
+}
+
+// Arguments of the scheduler act on the simulated one, and are shown in the log and in /server_info.
+func TestSchedulerArguments(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--schedule-policy", "lpm", "--page-size", "4", "--max-running-requests", "1", "--load-snapshot-publish-interval", "1", "--quantization", "fp8").ready()
+	text := c.stderr()
+	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "accepted but not simulated: --quantization\n"} {
+		require.Contains(t, text, want)
+	}
+	get := func(path string) string {
+		res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(c.url(path))
+		if err != nil {
+			return err.Error()
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		return fmt.Sprint(string(b), err)
+	}
+	require.Regexp(t, `"page_size":4,.*"schedule_policy":"lpm",|"schedule_policy":"lpm",.*"page_size":4,`, get("/server_info"))
+
+	const request = `{"rid":%q,"input_ids":[%s],"sampling_params":{"max_new_tokens":%d,"ignore_eos":true}}`
+	const shared = "1,2,3,4,5,6,7,8"
+	c.post("/generate", fmt.Sprintf(request, "before", shared, 1))
+	ended := make(chan string, 3)
+	ask := func(rid, ids string, tokens, waiting int) {
+		go func() {
+			c.post("/generate", fmt.Sprintf(request, rid, ids, tokens))
+			ended <- rid
+		}()
+		require.Eventually(t, func() bool {
+			return strings.Contains(get("/v1/loads?include=core"), fmt.Sprintf(`"num_running_reqs":1,"num_waiting_reqs":%d,`, waiting))
+		}, limit, 5*time.Millisecond)
+	}
+	ask("long", "9,9", 100000, 0)
+	ask("first", "8,8,8,8,8", 1, 1)
+	ask("prefix", shared+",8,8,8", 1, 2)
+	c.post("/abort_request", `{"rid":"long"}`)
+	require.Equal(t, []string{"long", "prefix", "first"}, []string{<-ended, <-ended, <-ended})
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
 }

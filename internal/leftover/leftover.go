@@ -1,0 +1,186 @@
+//go:build linux
+
+// Package leftover finds what programs leave behind: processes, and files in shared memory. It looks from outside, so that
+// tests need not trust a launcher's own idea of what belongs to a server.
+package leftover
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const sharedMemory = "/dev/shm"
+
+// A Watch knows what was there before.
+type Watch struct {
+	mark   string
+	shared map[string]bool
+}
+
+// Begin begins to watch. The mark is a text that each process of interest has in its command line, its environment, or
+// the path of an open file: a folder that holds TMPDIR and the logs of all of them will do.
+func Begin(mark string) (*Watch, error) {
+	names, err := shared()
+	if err != nil {
+		return nil, err
+	}
+	w := &Watch{mark: mark, shared: map[string]bool{}}
+	for _, name := range names {
+		w.shared[name] = true
+	}
+	return w, nil
+}
+
+// A Process is one that has the mark.
+type Process struct {
+	ID      int
+	Command string // its command line, separated by spaces
+	Temp    string // TMPDIR in its environment; empty if there is none
+}
+
+// Processes returns the processes with the mark, apart from this one and zombies, and from those that this one is about to
+// turn into another program, which have all that it has.
+func (w *Watch) Processes() ([]Process, error) {
+	own, err := os.ReadFile("/proc/self/cmdline")
+	if err != nil {
+		return nil, fmt.Errorf("leftover: %w", err)
+	}
+	var found []Process
+	err = eachProcess(func(id int, dir string) {
+		command, _ := os.ReadFile(dir + "/cmdline") // whatever fails here and below, the process has ended or is another user's
+		environ, _ := os.ReadFile(dir + "/environ")
+		marked := bytes.Contains(command, []byte(w.mark)) || bytes.Contains(environ, []byte(w.mark)) ||
+			slices.ContainsFunc(opened(dir), func(path string) bool { return strings.Contains(path, w.mark) })
+		if !marked || bytes.Equal(command, own) {
+			return
+		}
+		p := Process{ID: id, Command: strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " "))}
+		for v := range strings.SplitSeq(string(environ), "\x00") {
+			if temp, ok := strings.CutPrefix(v, "TMPDIR="); ok {
+				p.Temp = temp
+			}
+		}
+		found = append(found, p)
+	})
+	return found, err
+}
+
+// Shared returns the files in /dev/shm that have come since Begin and that no process has open or mapped. Another program
+// can be about to remove one of them, so that only those count that stay.
+func (w *Watch) Shared() ([]string, error) {
+	now, err := shared()
+	if err != nil {
+		return nil, err
+	}
+	now = slices.DeleteFunc(now, func(path string) bool { return w.shared[path] })
+	if len(now) == 0 {
+		return nil, nil
+	}
+	held := map[string]bool{}
+	err = eachProcess(func(_ int, dir string) {
+		maps, _ := os.ReadFile(dir + "/maps")
+		for line := range strings.Lines(string(maps)) {
+			if i := strings.Index(line, sharedMemory+"/"); i >= 0 {
+				held[strings.TrimSpace(line[i:])] = true
+			}
+		}
+		for _, path := range opened(dir) {
+			held[path] = true
+		}
+	})
+	return slices.DeleteFunc(now, func(path string) bool { return held[path] }), err
+}
+
+// An Error says what is left.
+type Error struct {
+	Processes []Process
+	Shared    []string
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("left behind: processes %v, shared memory %v", e.Processes, e.Shared)
+}
+
+// Gone waits until nothing is left, for at most so long, and then returns an [Error].
+func (w *Watch) Gone(limit time.Duration) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); ; <-tick.C {
+		processes, errProcesses := w.Processes()
+		files, errFiles := w.Shared()
+		if err := errors.Join(errProcesses, errFiles); err != nil {
+			return err
+		}
+		if len(processes)+len(files) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return &Error{processes, files}
+		}
+	}
+}
+
+// eachProcess calls f for each process that is no zombie.
+func eachProcess(f func(id int, dir string)) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("leftover: %w", err)
+	}
+	for _, e := range entries {
+		id, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		dir := filepath.Join("/proc", e.Name())
+		stat, err := os.ReadFile(dir + "/stat")
+		if err != nil {
+			continue // it has ended
+		}
+		if state := strings.TrimSpace(string(stat[bytes.LastIndexByte(stat, ')')+1:])); state[0] != 'Z' && state[0] != 'X' {
+			f(id, dir)
+		}
+	}
+	return nil
+}
+
+// opened returns the paths of the files that a process has open.
+func opened(dir string) []string {
+	descriptors, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		return nil // it has ended, or is another user's
+	}
+	var paths []string
+	for _, fd := range descriptors {
+		if path, err := os.Readlink(dir + "/fd/" + fd.Name()); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// shared returns the files of this user in /dev/shm.
+func shared() ([]string, error) {
+	entries, err := os.ReadDir(sharedMemory)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("leftover: %w", err)
+	}
+	var paths []string
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) == os.Getuid() {
+			paths = append(paths, filepath.Join(sharedMemory, e.Name()))
+		}
+	}
+	return paths, nil
+}
