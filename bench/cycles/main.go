@@ -38,7 +38,8 @@ const (
 // versions are those whose ends differ, with their neighbours.
 var versions = []string{"0.5.15.post1", "0.5.18", "0.5.21", "0.5.23"}
 
-// goneLimit is how long the watchdog of a killed harness may take: it gives each process 30 s to die.
+// goneLimit is how long the watchdog of a killed harness may take: it gives each process 30 s to die. Other programs may leave
+// files in /dev/shm for a while, too.
 const goneLimit = 45 * time.Second
 
 func main() {
@@ -164,9 +165,9 @@ func quantile(values []time.Duration, q float64) string {
 	return fmt.Sprintf("%d ms", values[max(0, int(q*float64(len(values))+0.999999)-1)].Milliseconds())
 }
 
-// check notes what is left, once the limit has passed, and ends it so that it counts once. The ports are those that were used.
-func (b *bench) check(what string, limit time.Duration, ports ...int) error {
-	if err := b.watch.Gone(limit); err != nil {
+// check notes what is left, and ends it so that it counts once. The ports are those that were used.
+func (b *bench) check(what string, ports ...int) error {
+	if err := b.watch.Gone(goneLimit); err != nil {
 		left, is := err.(*leftover.Error)
 		if !is {
 			return err

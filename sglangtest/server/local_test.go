@@ -74,7 +74,7 @@ func (r *local) gone(temp string) {
 	processes, err := r.watch.Processes()
 	require.NoError(r, err)
 	require.Empty(r, processes)
-	require.NoError(r, r.watch.Gone(20*time.Second))
+	require.NoError(r, r.watch.Gone(time.Minute))
 	if temp != "" {
 		require.NoDirExists(r, temp)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -69,7 +70,7 @@ func hasVariable(pid int, variable []byte) bool {
 
 func writesTo(pid int, logs []string) bool {
 	for _, fd := range []int{1, 2} {
-		if path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err == nil && slices.Contains(logs, path) {
+		if path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err == nil && slices.Contains(logs, strings.TrimSuffix(path, " (deleted)")) {
 			return true
 		}
 	}
@@ -117,13 +118,13 @@ func sharedFiles(pids []int) []string {
 	return files
 }
 
-// sharedLooks are the times after the creation of a file in /dev/shm at which its owner is looked for.
+// sharedLooks are the times between looks for the owners of new files in /dev/shm: the first one is after the latest of them.
 var sharedLooks = []time.Duration{0, 10 * time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond, time.Second}
 
-// watchShared begins to notice new files in /dev/shm and returns a function that reads on until ends is closed: whenever
-// one of SGLang's comes into being, look is called, which finds out whether it is this server's, several times until it
-// returns true. This names a file also if its server dies soon afterwards, and costs nothing while it serves.
-func watchShared(ends <-chan struct{}, look func(path string) bool) (run func(), err error) {
+// watchShared begins to notice new files in /dev/shm and returns a function that goes on until ends is closed: whenever
+// one of SGLang's comes into being, look is called, which finds this server's files, several times until it finds that one.
+// This names a file also if its server dies soon afterwards, and costs nothing while it serves.
+func watchShared(ends <-chan struct{}, look func() []string) (run func(), err error) {
 	fd, err := syscall.InotifyInit1(syscall.IN_NONBLOCK | syscall.IN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("inotify: %w: each server needs one instance: raise fs.inotify.max_user_instances (sysctl)", err)
@@ -137,45 +138,65 @@ func watchShared(ends <-chan struct{}, look func(path string) bool) (run func(),
 		return nil, fmt.Errorf("watch /dev/shm: %w", err)
 	}
 	return func() {
-		done := make(chan struct{})
-		go func() {
-			<-ends
+		select {
+		case <-ends: // the start failed: there is nothing to look at
 			f.Close()
-			close(done)
-		}()
-		defer func() { <-done }()
-		buf := make([]byte, 64<<10)
-		for {
-			n, err := f.Read(buf)
-			if err != nil {
-				return // closed
+			return
+		default:
+		}
+		var reader sync.WaitGroup
+		defer reader.Wait()
+		created := make(chan string)
+		reader.Go(func() { readCreated(f, created) })
+		defer func() {
+			f.Close() // which ends the reading
+			for range created {
 			}
-			for data := buf[:n]; len(data) >= syscall.SizeofInotifyEvent; {
-				length := int(binary.NativeEndian.Uint32(data[12:])) // of the name
-				name := string(bytes.TrimRight(data[syscall.SizeofInotifyEvent:syscall.SizeofInotifyEvent+length], "\x00"))
-				data = data[syscall.SizeofInotifyEvent+length:]
-				if path := "/dev/shm/" + name; isShared(path) {
-					lookRepeatedly(ends, path, look)
+		}()
+		timer := time.NewTimer(time.Hour)
+		defer timer.Stop()
+		wanted, looks := map[string]bool{}, 0
+		for {
+			select {
+			case path, ok := <-created:
+				if !ok {
+					<-ends
+					return
 				}
+				wanted[path], looks = true, 0
+				timer.Reset(sharedLooks[0])
+			case <-timer.C:
+				for _, path := range look() {
+					delete(wanted, path)
+				}
+				if looks++; len(wanted) > 0 && looks < len(sharedLooks) {
+					timer.Reset(sharedLooks[looks])
+				} else {
+					clear(wanted) // they are other programs'
+				}
+			case <-ends:
+				return
 			}
 		}
 	}, nil
 }
 
-func lookRepeatedly(ends <-chan struct{}, path string, look func(path string) bool) {
-	for _, after := range sharedLooks {
-		select {
-		case <-ends: // where the start failed, there is nothing to look at
-			return
-		default:
+// readCreated passes on the paths of SGLang's files that come into being, until f is closed.
+func readCreated(f *os.File, created chan<- string) {
+	defer close(created)
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			return // closed
 		}
-		select {
-		case <-time.After(after):
-		case <-ends:
-			return
-		}
-		if look(path) {
-			return
+		for data := buf[:n]; len(data) >= syscall.SizeofInotifyEvent; {
+			length := int(binary.NativeEndian.Uint32(data[12:])) // of the name
+			name := string(bytes.TrimRight(data[syscall.SizeofInotifyEvent:syscall.SizeofInotifyEvent+length], "\x00"))
+			data = data[syscall.SizeofInotifyEvent+length:]
+			if path := "/dev/shm/" + name; isShared(path) {
+				created <- path
+			}
 		}
 	}
 }

@@ -20,6 +20,6 @@ func lockLog(*os.File) error { return nil }
 
 func sharedFiles([]int) []string { return nil }
 
-func watchShared(ends <-chan struct{}, _ func(string) bool) (run func(), err error) {
+func watchShared(ends <-chan struct{}, _ func() []string) (run func(), err error) {
 	return func() { <-ends }, nil
 }

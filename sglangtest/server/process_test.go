@@ -126,6 +126,7 @@ func TestLocalProcessCannotBeEnded(t *testing.T) {
 	s, err := m.Launch(context.Background(), localConfig())
 	require.NoError(t, err)
 	left := traces(t, s)
+	defer os.RemoveAll(left.Folder)
 	l := s.present().inst.(*local)
 	l.goneTime = 50 * ms
 	l.ask(true) // as Kill does, but for the signal
@@ -137,9 +138,12 @@ func TestLocalProcessCannotBeEnded(t *testing.T) {
 	require.NoError(t, syscall.Kill(l.watchdog.cmd.Process.Pid, 0), "the watchdog goes on")
 	require.NoError(t, syscall.Kill(-left.Group, syscall.SIGKILL))
 	for _, pid := range members(left.Group, left.Marker, left.Logs...) {
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != syscall.ESRCH { // it may have ended already
+			require.NoError(t, err)
+		}
 	}
 	l.watchdog.dismiss()
+	eventually(t, "they end", func() bool { return len(members(left.Group, left.Marker, left.Logs...)) == 0 })
 	for _, path := range left.Shared {
 		require.NoFileExists(t, path)
 	}

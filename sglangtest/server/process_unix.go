@@ -280,10 +280,10 @@ func (l *local) remove() {
 	l.closeOutputs()
 	root := l.folder.root
 	l.mu.Lock()
-	if l.ownLogs && (l.keepLogs || !l.exit.Asked) {
+	remains := l.remains
+	if l.ownLogs && (l.keepLogs || !l.exit.Asked || remains) { // processes that are still there are known by their logs
 		root = l.folder.temp
 	}
-	remains := l.remains
 	l.mu.Unlock()
 	if err := os.RemoveAll(root); err != nil {
 		l.fail(err)
@@ -351,11 +351,11 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 	}
 }
 
-// findShared notes the files in /dev/shm that the server has, and reports whether path is one of them.
-func (l *local) findShared(path string) bool {
+// findShared notes the files in /dev/shm that the server has, and returns them.
+func (l *local) findShared() []string {
 	files := sharedFiles(l.members())
 	l.watchdog.shared(files)
-	return slices.Contains(files, path)
+	return files
 }
 
 func (l *local) URL() string             { return l.url }

@@ -98,7 +98,7 @@ var deadly = map[string]struct {
 	"kv-pool-small":      {server.CauseNoKV, "Memory pool size is too small", "", false},
 	"oom-at-graphs":      {server.CauseOOMGraphs, "Capture cuda graph failed", "", false},
 	"killed-at-load":     {server.CauseKilled, "scheduler died during initialization (exit code: -9)", "", false},
-	"port-in-use":        {server.CausePortInUse, "error while attempting to bind on address", "", false},
+	"port-in-use":        {server.CausePortInUse, "error while attempting to bind on address", "--sim-startup 3s", false},
 	"crash":              {server.CauseSchedulerDied, "Scheduler hit an exception", "", true},
 	"oom-prefill":        {server.CauseKVRun, "Prefill out of memory. Try to lower your batch size.", "", true},
 	"oom-decode":         {server.CauseKVRun, "Decode out of memory. Try to lower your batch size.", "", true},
@@ -461,7 +461,7 @@ func TestSimProcessPortTaken(t *testing.T) {
 	for _, v := range simulatedVersions {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
-			r := newSimulated(t, v.name, "--sim-startup", "1s")
+			r := newSimulated(t, v.name, "--sim-startup", "3s")
 			cfg := simulatedConfig()
 			cfg.Port = freePort(t)
 			r.onEvent = func(e server.Event) {
