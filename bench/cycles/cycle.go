@@ -52,7 +52,7 @@ func (b *bench) cycle(ctx context.Context, i int) error {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		b.rows[ending] = append(b.rows[ending], row{canceled.Sub(began), time.Since(canceled)})
-		return b.gone(what, port)
+		return b.check(what, 0, port)
 	}
 	if err != nil {
 		return err
@@ -63,7 +63,7 @@ func (b *bench) cycle(ctx context.Context, i int) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	b.rows[ending] = append(b.rows[ending], row{started, took})
-	return b.gone(what, port)
+	return b.check(what, 0, port)
 }
 
 // end ends a server as asked, and checks that its exit is what belongs to that.
@@ -120,18 +120,6 @@ func (b *bench) end(s *server.Server, ending string) (time.Duration, error) {
 		return 0, fmt.Errorf("not a clean end: %v", exit)
 	}
 	return took, <-answered
-}
-
-// gone notes what is left of a server that the launcher says has ended.
-func (b *bench) gone(what string, port int) error {
-	processes, err := b.watch.Processes()
-	if err != nil {
-		return err
-	}
-	for _, p := range processes {
-		b.left = append(b.left, fmt.Sprintf("%s: process %d %s", what, p.ID, p.Command))
-	}
-	return b.check(what, port)
 }
 
 // ask sends a generation and reads the answer.

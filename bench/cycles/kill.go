@@ -100,7 +100,7 @@ func (b *bench) kill(ctx context.Context, i int) error {
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.Exited() {
 		return fmt.Errorf("the harness ended by itself while %s: %v", state, err)
 	}
-	if err := b.check(fmt.Sprintf("kill %d (%s, after %v, while %s)", i, version, after, state), one, two); err != nil {
+	if err := b.check(fmt.Sprintf("kill %d (%s, after %v, while %s)", i, version, after, state), goneLimit, one, two); err != nil {
 		return err
 	}
 	b.rows[state] = append(b.rows[state], row{after, time.Since(killed)})

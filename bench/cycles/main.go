@@ -38,8 +38,7 @@ const (
 // versions are those whose ends differ, with their neighbours.
 var versions = []string{"0.5.15.post1", "0.5.18", "0.5.21", "0.5.23"}
 
-// goneLimit is how long the watchdog of a killed harness may take: it gives each process 30 s to die. Other programs may leave
-// files in /dev/shm for a while, too.
+// goneLimit is how long the watchdog of a killed harness may take: it gives each process 30 s to die.
 const goneLimit = 45 * time.Second
 
 func main() {
@@ -112,14 +111,24 @@ func run(ctx context.Context, out io.Writer, cycles, kills int, seed uint64) (le
 			return 0, err
 		}
 	}
-	if b.watch, err = leftover.Begin(folder); err != nil {
-		return 0, err
+	instance := fmt.Sprintf("%08x", b.rng.Uint32()^uint32(os.Getpid()))
+	b.watch = leftover.Begin(folder, instance)
+	for name, value := range map[string]string{
+		"TMPDIR":              b.temp,   // where the launcher makes the folders of servers
+		"SGLANG_SIM_INSTANCE": instance, // in the names of their files in /dev/shm
+	} {
+		before, was := os.LookupEnv(name)
+		if err := os.Setenv(name, value); err != nil {
+			return 0, err
+		}
+		defer func() {
+			if was {
+				os.Setenv(name, before)
+			} else {
+				os.Unsetenv(name)
+			}
+		}()
 	}
-	before := os.Getenv("TMPDIR")
-	if err := os.Setenv("TMPDIR", b.temp); err != nil { // where the launcher makes the folders of servers
-		return 0, err
-	}
-	defer os.Setenv("TMPDIR", before)
 	began := time.Now()
 	for i := range cycles {
 		if err := b.cycle(ctx, i); err != nil {
@@ -165,9 +174,9 @@ func quantile(values []time.Duration, q float64) string {
 	return fmt.Sprintf("%d ms", values[max(0, int(q*float64(len(values))+0.999999)-1)].Milliseconds())
 }
 
-// check notes what is left, and ends it so that it counts once. The ports are those that were used.
-func (b *bench) check(what string, ports ...int) error {
-	if err := b.watch.Gone(goneLimit); err != nil {
+// check notes what is left, once the limit has passed, and ends it so that it counts once. The ports are those that were used.
+func (b *bench) check(what string, limit time.Duration, ports ...int) error {
+	if err := b.watch.Gone(limit); err != nil {
 		left, is := err.(*leftover.Error)
 		if !is {
 			return err

@@ -28,6 +28,7 @@ model. Arguments that are not SGLang's begin with --sim-, or are in the environm
 	--sim-fault FAULT       a failure, see below; may be repeated
 	--sim-files false       leaves no files behind, unlike SGLang (true)
 	--sim-shm FOLDER        shared memory (/dev/shm)
+	--sim-instance PREFIX   of the instance id in the name of the file there, up to 8 hexadecimal digits
 	--sim-seed SEED         of random faults (1)
 
 # Signals and exit statuses

@@ -13,30 +13,26 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 )
 
 const sharedMemory = "/dev/shm"
 
-// A Watch knows what was there before.
+// A Watch knows what belongs to the programs that are watched. It is safe for concurrent use.
 type Watch struct {
-	mark   string
-	shared map[string]bool
+	mark, instance string
+
+	mu   sync.Mutex
+	held map[string]bool // files in /dev/shm that one of the processes had
 }
 
 // Begin begins to watch. The mark is a text that each process of interest has in its command line, its environment, or
-// the path of an open file: a folder that holds TMPDIR and the logs of all of them will do.
-func Begin(mark string) (*Watch, error) {
-	names, err := shared()
-	if err != nil {
-		return nil, err
-	}
-	w := &Watch{mark: mark, shared: map[string]bool{}}
-	for _, name := range names {
-		w.shared[name] = true
-	}
-	return w, nil
+// the path of an open file: a folder that holds TMPDIR and the logs of all of them will do. The instance, if not empty, is a
+// text in the names of all their files in /dev/shm; without it, the files are known that a process had at some call of
+// Processes.
+func Begin(mark, instance string) *Watch {
+	return &Watch{mark: mark, instance: instance, held: map[string]bool{}}
 }
 
 // A Process is one that has the mark.
@@ -68,38 +64,45 @@ func (w *Watch) Processes() ([]Process, error) {
 				p.Temp = temp
 			}
 		}
+		w.hold(dir)
 		found = append(found, p)
 	})
 	return found, err
 }
 
-// ignored is in the names of the files of fake servers in tests, which can run at the same time.
-const ignored = "sglang_loads_test"
+// hold notes the files in /dev/shm that a process has open or mapped.
+func (w *Watch) hold(dir string) {
+	maps, _ := os.ReadFile(dir + "/maps") // it may have ended
+	paths := opened(dir)
+	for line := range strings.Lines(string(maps)) {
+		if i := strings.Index(line, sharedMemory+"/"); i >= 0 {
+			paths = append(paths, strings.TrimSpace(line[i:]))
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, path := range paths {
+		if strings.HasPrefix(path, sharedMemory+"/") {
+			w.held[path] = true
+		}
+	}
+}
 
-// Shared returns the files in /dev/shm that have come since Begin and that no process has open or mapped. Another program
-// can be about to remove one of them, so that only those count that stay.
+// Shared returns the files in /dev/shm that belong to the processes, also to those that have ended.
 func (w *Watch) Shared() ([]string, error) {
-	now, err := shared()
-	if err != nil {
-		return nil, err
+	entries, err := os.ReadDir(sharedMemory)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("leftover: %w", err)
 	}
-	now = slices.DeleteFunc(now, func(path string) bool { return w.shared[path] || strings.Contains(path, ignored) })
-	if len(now) == 0 {
-		return nil, nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var paths []string
+	for _, e := range entries {
+		if path := filepath.Join(sharedMemory, e.Name()); w.held[path] || w.instance != "" && strings.Contains(e.Name(), w.instance) {
+			paths = append(paths, path)
+		}
 	}
-	held := map[string]bool{}
-	err = eachProcess(func(_ int, dir string) {
-		maps, _ := os.ReadFile(dir + "/maps")
-		for line := range strings.Lines(string(maps)) {
-			if i := strings.Index(line, sharedMemory+"/"); i >= 0 {
-				held[strings.TrimSpace(line[i:])] = true
-			}
-		}
-		for _, path := range opened(dir) {
-			held[path] = true
-		}
-	})
-	return slices.DeleteFunc(now, func(path string) bool { return held[path] }), err
+	return paths, nil
 }
 
 // An Error says what is left.
@@ -167,23 +170,4 @@ func opened(dir string) []string {
 		}
 	}
 	return paths
-}
-
-// shared returns the files of this user in /dev/shm.
-func shared() ([]string, error) {
-	entries, err := os.ReadDir(sharedMemory)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("leftover: %w", err)
-	}
-	var paths []string
-	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil {
-			continue // removed meanwhile
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) == os.Getuid() {
-			paths = append(paths, filepath.Join(sharedMemory, e.Name()))
-		}
-	}
-	return paths, nil
 }

@@ -4,6 +4,7 @@ package leftover
 
 import (
 	"bufio"
+	"crypto/rand"
 	"os"
 	"os/exec"
 	"testing"
@@ -14,21 +15,24 @@ import (
 
 func TestWatch(t *testing.T) {
 	folder := t.TempDir()
-	w, err := Begin(folder)
-	require.NoError(t, err)
-	require.NoError(t, w.Gone(time.Minute))
+	w := Begin(folder, rand.Text())
+	require.NoError(t, w.Gone(0))
 
+	named, err := os.Create("/dev/shm/leftover-test-" + w.instance)
+	require.NoError(t, err)
+	defer os.Remove(named.Name())
 	held, err := os.CreateTemp("/dev/shm", "leftover-test-")
 	require.NoError(t, err)
 	defer os.Remove(held.Name())
+	w.hold("/proc/self")
+	require.NoError(t, held.Close())
+	require.NoError(t, named.Close())
 	left, err := w.Shared()
 	require.NoError(t, err)
-	require.NotContains(t, left, held.Name(), "this process has it open")
-	require.NoError(t, held.Close())
-	left, err = w.Shared()
-	require.NoError(t, err)
-	require.Contains(t, left, held.Name())
+	require.ElementsMatch(t, []string{named.Name(), held.Name()}, left)
 	require.NoError(t, os.Remove(held.Name()))
+	require.NoError(t, os.Remove(named.Name()))
+	require.NoError(t, w.Gone(0))
 
 	for how, cmd := range map[string]*exec.Cmd{
 		"argument":    exec.Command("/bin/sh", "-c", "echo up; read -r line", folder),

@@ -24,7 +24,7 @@ func newReal(t *testing.T, args ...string) (*local, server.Config) {
 	dir := refdata.SGLangDir(t)
 	t.Parallel()
 	l := server.LocalProcess(server.WithCommand(filepath.Join(dir, "python"), append([]string{"-m", "sglang.launch_server"}, args...)...))
-	return newLocal(t, l), server.Config{ModelPath: filepath.Join(dir, "tiny-llama"), LoadFormat: "dummy", DType: "float32",
+	return newLocal(t, l, ""), server.Config{ModelPath: filepath.Join(dir, "tiny-llama"), LoadFormat: "dummy", DType: "float32",
 		AttentionBackend: "torch_native", MaxTotalTokens: 20000, MemFractionStatic: 0.1, MaxRunningRequests: 64, EnableMetrics: true,
 		Args: server.Args{"device": "cpu", "sampling_backend": "pytorch"}}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -44,18 +45,23 @@ var simulatedVersions = []struct {
 	{"0.5.23", server.Exit{}},
 }
 
-// simulated launches simulated servers. SGLang's waiting times are a twentieth of what they are.
-func simulated(version string, opts []server.ProcessOption, args ...string) server.Launcher {
-	exe, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
-	args = append([]string{"--sim-version", version, "--sim-waits", "0.05", "-m", "sglang.launch_server"}, args...)
-	return server.LocalProcess(append([]server.ProcessOption{server.WithCommand(exe, args...), server.WithEnvironment(map[string]string{asSimulated: "1"})}, opts...)...)
+// newSimulated launches simulated servers. SGLang's waiting times are a twentieth of what they are.
+func newSimulated(t *testing.T, version string, args ...string) *local {
+	return newSimulatedWith(t, version, nil, nil, args...)
 }
 
-func newSimulated(t *testing.T, version string, args ...string) *local {
-	return newLocal(t, simulated(version, nil, args...))
+func newSimulatedWith(t *testing.T, version string, process []server.ProcessOption, opts []server.Option, args ...string) *local {
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	args = append([]string{"--sim-version", version, "-m", "sglang.launch_server"}, args...)
+	environment, instance := simulatedEnvironment()
+	process = append([]server.ProcessOption{server.WithCommand(exe, args...), environment}, process...)
+	return newLocal(t, server.LocalProcess(process...), instance, opts...)
+}
+
+func simulatedEnvironment() (_ server.ProcessOption, instance string) {
+	instance = fmt.Sprintf("%08x", rand.Uint32())
+	return server.WithEnvironment(map[string]string{asSimulated: "1", "SGLANG_SIM_WAITS": "0.05", "SGLANG_SIM_INSTANCE": instance}), instance
 }
 
 func simulatedConfig() server.Config {
@@ -220,13 +226,13 @@ func TestSimProcessRefused(t *testing.T) {
 	t.Run("policy that only the scheduler refuses", func(t *testing.T) {
 		t.Parallel()
 		l := server.LocalProcess(server.WithCommand("/bin/sh", "-c", `echo "ValueError: Unknown schedule_policy: policy='x'" >&2; kill -KILL $$`))
-		require.Equal(t, server.CauseValue, newLocal(t, l).fails(simulatedConfig()).Cause)
+		require.Equal(t, server.CauseValue, newLocal(t, l, "").fails(simulatedConfig()).Cause)
 	})
 	t.Run("retraction is a warning", func(t *testing.T) {
 		t.Parallel()
 		l := server.LocalProcess(server.WithCommand("/bin/sh", "-c",
 			`echo "KV cache pool is full. Retract requests. #retracted_reqs: 1, #new_tokens_gained: 40, #new_token_ratio: 0.5 -> 0.6" >&2; exit 7`))
-		require.Equal(t, server.CauseUnknown, newLocal(t, l).fails(simulatedConfig()).Cause)
+		require.Equal(t, server.CauseUnknown, newLocal(t, l, "").fails(simulatedConfig()).Cause)
 	})
 }
 
@@ -307,8 +313,9 @@ func TestSimProcessWrapped(t *testing.T) {
 	for _, v := range simulatedVersions {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
-			r := newLocal(t, server.LocalProcess(server.WithCommand("/bin/sh", "-c", script, exe, "--sim-version", v.name, "--sim-waits", "0.05", "-m", "sglang.launch_server"),
-				server.WithEnvironment(map[string]string{asSimulated: "1"})))
+			environment, instance := simulatedEnvironment()
+			r := newLocal(t, server.LocalProcess(environment,
+				server.WithCommand("/bin/sh", "-c", script, exe, "--sim-version", v.name, "-m", "sglang.launch_server")), instance)
 			s := r.launch(simulatedConfig())
 			exit := r.stops(s)
 			if v.exit.Signal != 0 {
@@ -364,9 +371,7 @@ func TestSimProcessHangs(t *testing.T) {
 	suspend := func(r *local, s *server.Server) { // from outside: the launcher does not know
 		require.NoError(r, syscall.Kill(-r.main(s).ID, syscall.SIGSTOP))
 	}
-	impatient := func(args ...string) server.Launcher {
-		return simulated(newest, []server.ProcessOption{server.WithStopTimeout(deadline)}, args...)
-	}
+	impatient := []server.ProcessOption{server.WithStopTimeout(deadline)}
 	t.Run("calls", func(t *testing.T) {
 		t.Parallel()
 		r := newSimulated(t, newest)
@@ -395,7 +400,7 @@ func TestSimProcessHangs(t *testing.T) {
 	})
 	t.Run("stop", func(t *testing.T) {
 		t.Parallel()
-		r := newLocal(t, impatient())
+		r := newSimulatedWith(t, newest, impatient, nil)
 		s := r.launch(simulatedConfig())
 		suspend(r, s)
 		require.NoError(t, s.Stop(t.Context()))
@@ -405,7 +410,7 @@ func TestSimProcessHangs(t *testing.T) {
 	})
 	t.Run("stop with requests that do not end", func(t *testing.T) {
 		t.Parallel()
-		r := newLocal(t, impatient())
+		r := newSimulatedWith(t, newest, impatient, nil)
 		s := r.launch(simulatedConfig())
 		plan(t, s, "hang")
 		answer := make(chan struct{})
@@ -418,7 +423,7 @@ func TestSimProcessHangs(t *testing.T) {
 	})
 	t.Run("kill", func(t *testing.T) {
 		t.Parallel()
-		r := newLocal(t, impatient())
+		r := newSimulatedWith(t, newest, impatient, nil)
 		s := r.launch(simulatedConfig())
 		suspend(r, s)
 		require.NoError(t, s.Kill(t.Context()))
@@ -427,7 +432,7 @@ func TestSimProcessHangs(t *testing.T) {
 	})
 	t.Run("start", func(t *testing.T) {
 		t.Parallel()
-		r := newLocal(t, impatient("--sim-startup", "5s"), server.WithReadyTimeout(3*time.Second))
+		r := newSimulatedWith(t, newest, impatient, []server.Option{server.WithReadyTimeout(3 * time.Second)}, "--sim-startup", "5s")
 		r.onEvent = func(e server.Event) {
 			if e.Kind == server.KindPhase && e.Phase.Name == server.PhaseImport {
 				suspend(r, r.m.Servers()[0])

@@ -28,6 +28,7 @@ type command struct {
 	waits   float64
 	files   bool
 	shm     string
+	id      string // begins SGLang's instance id
 	seed    uint64
 	faults  []planned
 
@@ -137,6 +138,13 @@ func (c *command) flags() *flag.FlagSet {
 	fs.Float64Var(&c.waits, "sim-waits", 1, "`FACTOR` by which SGLang's own waiting times are scaled, such as the 5 s between looks at the requests in flight; default 1")
 	fs.BoolVar(&c.files, "sim-files", true, "leave files in /dev/shm and the temporary folder as SGLang does: `true` or false")
 	fs.StringVar(&c.shm, "sim-shm", "/dev/shm", "`FOLDER` of shared memory; default /dev/shm")
+	fs.Func("sim-instance", "`PREFIX` of SGLang's instance id, up to 8 of its 12 hexadecimal digits; it is in the name of the file in shared memory", func(s string) error {
+		if len(s) > 8 || strings.Trim(s, "0123456789abcdef") != "" {
+			return errors.New("want up to 8 hexadecimal digits")
+		}
+		c.id = s
+		return nil
+	})
 	fs.Uint64Var(&c.seed, "sim-seed", 1, "`SEED` of random faults; default 1")
 	fs.Func("sim-fault", "`FAULT` to have; may be repeated, in the environment separated by commas", func(s string) error {
 		for spec := range strings.SplitSeq(s, ",") {

@@ -18,6 +18,7 @@ import (
 // server_args.py, PortArgs): the others stay even after a clean end.
 type files struct {
 	snapshot    string   // /dev/shm/sglang_loads_ID_DIGEST.shm
+	instance    string   // begins the ID, 12 hexadecimal digits
 	ipc         []string // addresses of ZeroMQ sockets: tokenizer, scheduler, detokenizer, rpc, metrics
 	metrics     string   // PROMETHEUS_MULTIPROC_DIR
 	listeners   []net.Listener
@@ -68,7 +69,7 @@ func (f *files) loadSnapshot(ranks int) error {
 	var id [10]byte
 	_, _ = rand.Read(id[:]) // never fails
 	// The second part is SGLang's digest of the first, and random here.
-	f.snapshot = filepath.Join(f.shmDir, "sglang_loads_"+hex.EncodeToString(id[:6])+"_"+hex.EncodeToString(id[6:])+".shm")
+	f.snapshot = filepath.Join(f.shmDir, "sglang_loads_"+f.instance+hex.EncodeToString(id[:6])[len(f.instance):]+"_"+hex.EncodeToString(id[6:])+".shm")
 	file, err := os.OpenFile(f.snapshot, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600)
 	if err == nil {
 		defer file.Close()

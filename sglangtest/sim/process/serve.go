@@ -67,7 +67,7 @@ func newServer(c *command) *mainProc {
 		p.rank.prefix += " TP0"
 	}
 	p.kids.exits = make(chan *proc, 16)
-	p.files.tmp, p.files.shmDir = os.TempDir(), c.shm
+	p.files.tmp, p.files.shmDir, p.files.instance = os.TempDir(), c.shm, c.id
 	fraction := "0.88"
 	if f := c.float("mem_fraction_static"); f > 0 {
 		fraction = repr(f)
