@@ -23,6 +23,9 @@ const progressInterval = 200 * time.Millisecond
 // stopTimeout bounds the stop of the servers at the end of a run, whatever became of the run.
 const stopTimeout = 30 * time.Second
 
+// failureTimeout bounds the wait for a server to end whose log tells that it will: SGLang gives itself 5 s.
+const failureTimeout = 20 * time.Second
+
 // flushTimeout bounds the wait for a server to become idle after the warm-up.
 const flushTimeout = time.Minute
 
@@ -349,11 +352,20 @@ func watchServer(node *server.Server, col *metrics.Collector, end context.Cancel
 	return func(ctx context.Context, clock load.Clock) error {
 		select {
 		case <-node.Exited():
-			why := &server.ExitedError{Err: node.Err()}
-			col.Event(metrics.Event{At: clock.Now(), Kind: "server_ended", Source: node.Name(), Data: map[string]any{"error": why.Error()}})
-			end(why)
 		case <-ctx.Done():
+			// The requests of a scheduler that died fail at once, so that the run can end before the server.
+			if !node.Failing() {
+				return nil
+			}
+			select {
+			case <-node.Exited():
+			case <-time.After(failureTimeout):
+				return fmt.Errorf("sglangtest: the log of %s tells of a failure, but the server goes on", node.Name())
+			}
 		}
+		why := &server.ExitedError{Err: node.Err()}
+		col.Event(metrics.Event{At: clock.Now(), Kind: "server_ended", Source: node.Name(), Data: map[string]any{"error": why.Error()}})
+		end(why)
 		return nil
 	}
 }

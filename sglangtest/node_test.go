@@ -26,12 +26,19 @@ import (
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/results"
 	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/sglangtest/harness/sglangtest/sim/process"
 )
 
 // envChild makes the test binary run an experiment into the folder it names, for a test that kills it.
 const envChild = "SGLANGTEST_CHILD_RUN"
 
+// envProcess makes the test binary a simulated server, with its children.
+const envProcess = "SGLANGTEST_SIM_PROCESS"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(envProcess) != "" {
+		os.Exit(process.Main(os.Args[1:]))
+	}
 	if dir := os.Getenv(envChild); dir != "" {
 		childRun(dir)
 		return
@@ -447,4 +454,24 @@ func TestRealSGLangNode(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A scheduler dies under load. Its requests fail at once and the run is over seconds before the main process ends, but it is
+// a failed run all the same, with the diagnosis.
+func TestServerThatCrashesFailsTheRun(t *testing.T) {
+	cfg := short()
+	cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+	cfg.ModelPath = "llama"
+	run, err := RunNode(t.Context(), cfg, WithLauncher(server.LocalProcess(server.WithCommand(os.Args[0], "--sim-fault", "crash@5", "--sim-files", "false"),
+		server.WithEnvironment(map[string]string{envProcess: "1"}))))
+	var failure *server.FailureError
+	require.ErrorAs(t, err, &failure)
+	require.NotEqual(t, server.CauseUnknown, failure.Cause, err)
+	require.NotNil(t, run, "%v", err)
+	require.Positive(t, run.Summary.Requests.Failed)
+	stored, err := results.Open(cfg.OutputDir)
+	require.NoError(t, err)
+	require.Equal(t, results.StateFailed, stored.State)
+	require.True(t, slices.ContainsFunc(run.Collector.Events(), func(e metrics.Event) bool { return e.Kind == "server_ended" }))
+	require.FileExists(t, filepath.Join(cfg.OutputDir, "server-0.stderr.log"))
 }

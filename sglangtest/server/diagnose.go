@@ -99,13 +99,15 @@ const exception = " hit an exception: "
 // tells of a step that is longer than --soft-watchdog-timeout.
 var harmless = []string{"Ignore import error when loading", "self.soft=True"}
 
+func isFatal(line string) bool { return containsAny(line, fatal) && !containsAny(line, harmless) }
+
 func containsAny(line string, texts []string) bool {
 	return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(line, text) })
 }
 
 // fromFatal returns the log from the first line after which SGLang ends, or all of it.
 func fromFatal(log []string) []string {
-	i := slices.IndexFunc(log, func(line string) bool { return containsAny(line, fatal) && !containsAny(line, harmless) })
+	i := slices.IndexFunc(log, isFatal)
 	return log[max(i, 0):]
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -121,6 +122,20 @@ func withoutKeys(cfg Config) *strings.Replacer {
 
 // onThisHost makes the manager give each server a port and its GPUs.
 func (p *process) onThisHost() {}
+
+// program returns the path of the server's program, which is looked for where the server itself would.
+func (p *process) program() (string, error) {
+	name, dirs := p.command[0], p.environment["PATH"]
+	if dirs == "" || strings.ContainsRune(name, filepath.Separator) {
+		return exec.LookPath(name)
+	}
+	for _, dir := range filepath.SplitList(dirs) {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", &exec.Error{Name: name, Err: fmt.Errorf("not found in the PATH that WithEnvironment sets, %s", dirs)}
+}
 
 // environ returns the environment of a server.
 func (p *process) environ(cfg Config, marker, temp string) []string {

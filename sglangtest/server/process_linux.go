@@ -78,8 +78,9 @@ func writesTo(pid int, logs []string) bool {
 }
 
 // sharedPrefixes are the names of files in /dev/shm of which each server has its own, by a random number or a process
-// id: SGLang's load snapshots, segments and arguments (load_snapshot.py, stale_shm_cleanup.py), Python's and NCCL's.
-var sharedPrefixes = []string{"sglang_loads_", "sgl_shm_", "multi_tokenizer_args_", "psm_", "nccl-"}
+// id: SGLang's load snapshots, host pools, segments and arguments (load_snapshot.py, mmap_allocator.py, stale_shm_cleanup.py),
+// Python's, NCCL's and CUDA's.
+var sharedPrefixes = []string{"sglang_loads_", "sglang_host_pool_", "sgl_shm_", "multi_tokenizer_args_", "psm_", "nccl-", "cuda.shm."}
 
 func isShared(path string) bool {
 	return filepath.Dir(path) == "/dev/shm" &&
@@ -137,6 +138,12 @@ func watchShared(ends <-chan struct{}, look func() []string) (run func(), err er
 		return nil, fmt.Errorf("watch /dev/shm: %w", err)
 	}
 	return func() {
+		select {
+		case <-ends: // the start failed: there is nothing to look at
+			f.Close()
+			return
+		default:
+		}
 		var reader sync.WaitGroup
 		defer reader.Wait()
 		created := make(chan string)

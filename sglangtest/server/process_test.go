@@ -241,6 +241,9 @@ func TestLocalProcessFailsToStart(t *testing.T) {
 	t.Run("no such program", func(t *testing.T) {
 		_, err := newManager(t, LocalProcess(WithCommand("/no/such/python")), nil).Launch(context.Background(), localConfig())
 		require.ErrorContains(t, err, "set the command that starts SGLang with WithCommand")
+		l := LocalProcess(WithCommand("sh"), WithEnvironment(map[string]string{"PATH": "/no/such"})) // the harness's PATH has it
+		_, err = newManager(t, l, nil).Launch(context.Background(), localConfig())
+		require.ErrorContains(t, err, `exec: "sh": not found in the PATH that WithEnvironment sets, /no/such: set the command`)
 	})
 	t.Run("what contradicts or cannot be spoken to", func(t *testing.T) {
 		l := LocalProcess(WithEnvironment(map[string]string{"CUDA_VISIBLE_DEVICES": "MIG-1"}))
@@ -328,6 +331,27 @@ func TestHarnessKilled(t *testing.T) {
 			require.NoFileExists(t, left.Shared[0])
 		})
 	}
+}
+
+// The watchdog finds a process also by nothing but the marker in its environment, which is all that is left of a server
+// whose process redirects its output and leaves the group.
+func TestWatchdogFindsMarked(t *testing.T) {
+	f := nameFolder("")
+	require.NoError(t, f.make(Config{}))
+	w, err := startWatchdog("marker-of-a-test", f, filepath.Join(f.root, "out"), filepath.Join(f.root, "err"))
+	require.NoError(t, err)
+	cmd := exec.Command("sleep", "600")
+	cmd.Env = []string{markerVariable + "=marker-of-a-test"}
+	require.NoError(t, cmd.Start())
+	other := exec.Command("sleep", "600")
+	require.NoError(t, other.Start())
+	w.to.Close() // as when the harness ends
+	require.Error(t, cmd.Wait())
+	require.Equal(t, syscall.SIGKILL, cmd.ProcessState.Sys().(syscall.WaitStatus).Signal())
+	require.NoError(t, w.cmd.Wait())
+	require.NoDirExists(t, f.root)
+	require.NoError(t, other.Process.Kill(), "it is another program's")
+	require.Error(t, other.Wait())
 }
 
 // zombie reports whether a process has ended and nobody has waited for it, as in a container without an init.

@@ -121,6 +121,10 @@ func (l *local) start(p *process, spec Spec) (err error) {
 		args = append(args, "--weight-version", spec.Name)
 	}
 	args = append(slices.Clone(p.command[1:]), args...)
+	program, err := p.program()
+	if err != nil {
+		return fmt.Errorf("%w: set the command that starts SGLang with WithCommand", err)
+	}
 	var paths [2]string
 	for i, stream := range []string{"stdout", "stderr"} {
 		paths[i] = filepath.Join(l.folder.logs, spec.Name+"."+stream+".log")
@@ -147,12 +151,12 @@ func (l *local) start(p *process, spec Spec) (err error) {
 			return err
 		}
 	}
-	l.cmd = exec.Command(p.command[0], args...)
+	l.cmd = exec.Command(program, args...)
 	l.cmd.Env = p.environ(spec.Config, l.marker, l.folder.temp)
 	l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program
 	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := l.cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w: set the command that starts SGLang with WithCommand", p.command[0], err)
+		return fmt.Errorf("start %s: %w", program, err)
 	}
 	l.watchdog.tell("group", l.cmd.Process.Pid)
 	return nil

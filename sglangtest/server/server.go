@@ -254,6 +254,13 @@ func (s *Server) Log() *Log {
 	return nil
 }
 
+// Failing reports whether the server's log tells that it is about to end by itself: a scheduler has died, and SGLang's main
+// process follows some seconds later. It is false for a server whose log cannot be read.
+func (s *Server) Failing() bool {
+	log := s.Log()
+	return log != nil && slices.ContainsFunc(log.Tail(logCapacity), func(l Line) bool { return isFatal(l.Text) })
+}
+
 // Exit says how the server's process ended; false if it has not, or is no process of this host.
 func (s *Server) Exit() (Exit, bool) {
 	if process, ok := s.present().inst.(Process); ok {

@@ -16,6 +16,9 @@ done
 # The members: of the process group, or with the marker, or with output to the logs (see members in Go).
 find_members() {
 	members=
+	marked="
+$(grep -lF -- "$marker" /proc/[0-9]*/environ 2>/dev/null)
+" # one grep for all: a host can have thousands of processes
 	for dir in /proc/[0-9]*; do
 		pid=${dir#/proc/}
 		[ "$pid" = $$ ] && continue
@@ -27,8 +30,10 @@ find_members() {
 			members="$members $pid"
 		elif [ "$dir/fd/1" -ef "$out" ] || [ "$dir/fd/2" -ef "$err" ] || [ "$dir/fd/1" -ef "$err" ] || [ "$dir/fd/2" -ef "$out" ]; then
 			members="$members $pid"
-		elif grep -qF -- "$marker" "$dir/environ" 2>/dev/null; then
-			members="$members $pid"
+		else
+			case $marked in *"
+$dir/environ
+"*) members="$members $pid" ;; esac
 		fi
 	done
 }
@@ -36,7 +41,7 @@ find_members() {
 find_members
 for pid in $members; do kill -STOP "$pid" 2>/dev/null; done # while their files are read
 for pid in $members; do
-	for file in $({ cat "/proc/$pid/maps"; ls -l "/proc/$pid/fd"; } 2>/dev/null | grep -oE '/dev/shm/(sglang_loads_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-)[^ ]*'); do
+	for file in $({ cat "/proc/$pid/maps"; ls -l "/proc/$pid/fd"; } 2>/dev/null | grep -oE '/dev/shm/(sglang_loads_|sglang_host_pool_|sgl_shm_|multi_tokenizer_args_|psm_|nccl-|cuda\.shm\.)[^ ]*'); do
 		shared="$shared $file"
 	done
 done
