@@ -170,7 +170,11 @@ func (c NodeConfig) Validate() error {
 	check(c.MemFractionStatic >= 0 && c.MemFractionStatic < 1, "mem_fraction_static", "%v; want between 0 and 1", c.MemFractionStatic)
 	check(c.ChunkedPrefillSize >= -1, "chunked_prefill_size", "%d; want ≥ 1, or -1 for no chunking", c.ChunkedPrefillSize)
 	check(c.ScheduleConservativeness >= 0, "schedule_conservativeness", "%v; want > 0", c.ScheduleConservativeness)
-	if _, err := c.Server(); err != nil && len(faults) == 0 { // else the fields above may be what it reports
+	own := c
+	if len(faults) > 0 { // of the fields above, which the server's own check would report again
+		own = NodeConfig{ServerArgs: c.ServerArgs}
+	}
+	if _, err := own.Server(); err != nil {
 		faults = append(faults, err)
 	}
 
@@ -246,12 +250,16 @@ func (c NodeConfig) Server() (server.Config, error) {
 	if c.GPUID != nil {
 		cfg.GPUs = []int{*c.GPUID}
 	}
-	cfg, err := cfg.With(c.ServerArgs)
-	if err == nil && len(c.ServerArgs) > 0 {
-		err = cfg.Validate()
+	if len(c.ServerArgs) == 0 {
+		return cfg, nil
 	}
-	if err != nil {
-		return server.Config{}, fmt.Errorf("server_args:\n%w", err)
+	cfg, err := cfg.With(c.ServerArgs)
+	if err := errors.Join(err, cfg.Validate()); err != nil {
+		var text strings.Builder
+		for line := range strings.Lines(err.Error()) {
+			text.WriteString("server_args." + strings.TrimPrefix(line, "args."))
+		}
+		return server.Config{}, errors.New(text.String())
 	}
 	return cfg, nil
 }

@@ -347,9 +347,14 @@ func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) fu
 	}
 }
 
-// watchServer returns a background task that puts the end of the server into the time line and ends the run with it.
+// watchServer returns a background task that puts the phases of the server's start into the time line, at moments before the
+// run's, and its end, with which it ends the run.
 func watchServer(node *server.Server, col *metrics.Collector, end context.CancelCauseFunc) func(context.Context, load.Clock) error {
 	return func(ctx context.Context, clock load.Clock) error {
+		for _, p := range node.Startup() {
+			col.Event(metrics.Event{At: clock.Offset(p.Start), Kind: "startup_phase", Source: node.Name(), Data: map[string]any{
+				"phase": string(p.Name), "duration_ns": int64(p.Duration)}})
+		}
 		select {
 		case <-node.Exited():
 		case <-ctx.Done():

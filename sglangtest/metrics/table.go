@@ -21,7 +21,11 @@ func (s *Summary) String() string {
 func (s *Summary) WriteTable(w io.Writer) error {
 	t := &tableWriter{}
 	if sim := s.Simulation; sim != nil {
-		t.row("SIMULATED", "by profile %s, calibrated on %s", sim.Profile, orUnknown(sim.Calibrated))
+		calibrated := orUnknown(sim.Calibrated)
+		if !strings.HasPrefix(calibrated, "not calibrated") {
+			calibrated = "calibrated on " + calibrated
+		}
+		t.row("SIMULATED", "by profile %s, %s", sim.Profile, calibrated)
 		t.row("known error", "%s", sim.KnownError)
 	} else {
 		t.row("engine", "not declared to be simulated")

@@ -17,7 +17,7 @@
 //	requests.jsonl    one line per request that has ended
 //	arrivals.jsonl    one line per request that has arrived
 //	samples.jsonl     one line per sample of an engine, a GPU or a router
-//	events.jsonl      one line per event: parameter changes, failures, verdicts
+//	events.jsonl      one line per event: phases of the start (before 0), parameter changes, failures, verdicts
 //	summary.json      the summary given to Finish; absent unless the run finished with one
 //	requests.csv      with WithCSV, in finished runs: scalar columns of requests.jsonl; see Run.WriteCSV
 //

@@ -3,7 +3,9 @@ package server
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // The causes. Each stands in docs/troubleshooting.md.
@@ -45,8 +47,26 @@ func (k causeRule) recognise(e evidence) ([]string, bool) {
 		return nil, false
 	}
 	lines := e.find(k.texts...)
+	if k.Cause == CauseSchedulerDied && len(lines) > 0 && strings.Contains(lines[0], exception) {
+		lines = append(lines[:1], append(e.diedOf(), lines[1:]...)...) // what it died of, before what followed
+		lines = lines[:min(len(lines), shownLines)]
+	}
 	return lines, len(lines) > 0 || k.instead != nil && k.instead(e)
 }
+
+// diedOf is the exception that the first traceback in the log ends with; nil if there is none.
+func (e evidence) diedOf() []string {
+	i := slices.IndexFunc(e.log, func(line string) bool { return strings.Contains(line, exception) })
+	for _, line := range e.log[i+1:] {
+		if lastOfTraceback.MatchString(line) {
+			return []string{shorten(line)}
+		}
+	}
+	return nil
+}
+
+// lastOfTraceback is the line of a Python traceback that names the exception.
+var lastOfTraceback = regexp.MustCompile(`^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b`)
 
 // say gives advice that does not depend on values.
 func say(advice ...string) func(evidence, []string) []string {
@@ -135,5 +155,5 @@ var causes = []causeRule{
 	{CauseKilled, []string{"died during initialization (exit code: -9)", "crashed with exit code -9"}, nil, evidence.killed,
 		say("look whether the kernel ran out of memory (dmesg -T | grep -i oom), and leave more memory to the host", "look who else sent SIGKILL: a job limit, or somebody")},
 	{CauseSchedulerDied, []string{"hit an exception: ", "died during initialization", "crashed with exit code", "Initialization failed"}, nil, nil,
-		say("read the exception in the log")},
+		say("read the traceback of that exception in the log")},
 }

@@ -165,7 +165,8 @@ func (c Config) Settings() map[string]any {
 }
 
 // With returns a copy of c with further arguments set by SGLang's name, whether they have a field of their own or go into
-// Args. One that c sets already and one of a wrong type are faults, all reported together, each with its name.
+// Args. One that c sets already and one of a wrong type are faults, all reported together, each with its name; the rest
+// is set all the same.
 func (c Config) With(args Args) (Config, error) {
 	given := c.Settings()
 	table := sglargs.Latest()
@@ -197,10 +198,7 @@ func (c Config) With(args Args) (Config, error) {
 			}
 		}
 	}
-	if len(faults) > 0 {
-		return Config{}, errors.Join(faults...)
-	}
-	return out, nil
+	return out, errors.Join(faults...)
 }
 
 // set sets an argument by its name, whatever it was before.

@@ -14,6 +14,9 @@ type Event struct {
 	Phase   *Phase // with [KindPhase]
 }
 
+// String tells the event in a line, such as "server-0 phase: load weights: 12.3s".
+func (e Event) String() string { return e.Server + " " + e.Kind + ": " + e.Message }
+
 // The kinds of events.
 const (
 	KindState   = "state"   // Message is the new [State]

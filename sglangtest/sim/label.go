@@ -11,6 +11,7 @@ import (
 // the profile says of its calibration and error; empty: in none.
 func (p Profile) Changes(cfg EngineConfig) string {
 	own, profile := effective(cfg), effective(p.EngineConfig())
+	profile.MaxTotalTokens -= profile.MaxTotalTokens % own.PageSize // whole pages
 	var differs []string
 	for _, s := range []struct {
 		name         string
@@ -28,7 +29,7 @@ func (p Profile) Changes(cfg EngineConfig) string {
 		}
 		*s.own = *s.profile
 	}
-	own.QuietDecode, own.Seed = profile.QuietDecode, profile.Seed // no matter of step times
+	own.QuietDecode, own.Seed, own.Rules = profile.QuietDecode, profile.Seed, profile.Rules // no matter of step times
 	if own != profile {
 		differs = append(differs, "other scheduler settings")
 	}

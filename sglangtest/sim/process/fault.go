@@ -119,6 +119,14 @@ type planned struct {
 	done     chan struct{} // closed when it has struck; nil: nobody waits
 }
 
+// String is how it was asked for, without AFTER.
+func (p planned) String() string {
+	if p.Value == "" {
+		return p.name
+	}
+	return p.name + ":" + p.Value
+}
+
 func parseFault(spec string) (planned, error) {
 	name, after, timed := strings.Cut(spec, "@")
 	name, value, valued := strings.Cut(name, ":")

@@ -203,6 +203,16 @@ func (p *mainProc) raise(f *fault) error {
 
 // build makes the simulated server. It does not listen yet.
 func (p *mainProc) build() error {
+	if len(p.faults) > 0 { // what they do to the times was not measured
+		names := make([]string, len(p.faults))
+		for i, f := range p.faults {
+			names[i] = f.String()
+		}
+		faults := strings.Join(names, ", ")
+		p.profile.Name += " with faults " + faults
+		p.profile.Calibrated = "not calibrated with faults " + faults + "; the profile as it is: " + p.profile.Calibrated
+		p.profile.KnownError = "not measured with faults " + faults + "; the profile as it is: " + p.profile.KnownError
+	}
 	p.engine = &faultyModel{StepModel: p.profile.Model}
 	p.profile.Model = p.engine
 	graph := "cuda"
