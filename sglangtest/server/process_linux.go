@@ -45,14 +45,22 @@ func members(group int, marker string, logs ...string) []int {
 	return pids
 }
 
+// lockTimeout bounds the wait for a lock that outlives its server for a moment: a process that this program has just forked
+// holds all its files until it has become another program.
+const lockTimeout = 2 * time.Second
+
 // lockLog makes sure that no other server writes to the file: what it writes would be taken for this one's, and its
 // processes for this one's processes. The lock lasts until the last process that writes to the file has ended.
 func lockLog(f *os.File) error {
-	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("log: another server writes to %s: give each manager a log folder of its own", f.Name())
+	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(tailInterval) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil // a file system without locks is none to fail for
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("log: another server writes to %s: give each manager a log folder of its own", f.Name())
+		}
 	}
-	return nil // a file system without locks is none to fail for
 }
 
 func hasVariable(pid int, variable []byte) bool {
