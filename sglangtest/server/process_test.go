@@ -318,7 +318,7 @@ func TestHarnessKilled(t *testing.T) {
 			require.NoError(t, cmd.Start())
 			var left fakeTraces
 			require.NoError(t, json.NewDecoder(out).Decode(&left), &stderr)
-			require.GreaterOrEqual(t, len(members(left.Group, left.Marker, left.Logs...)), 2)
+			eventually(t, "both of its processes are there", func() bool { return len(members(left.Group, left.Marker, left.Logs...)) >= 2 })
 			require.Len(t, left.Shared, 1)
 			if mode != "idle" {
 				require.NoError(t, syscall.Kill(-left.Group, syscall.SIGSTOP))
