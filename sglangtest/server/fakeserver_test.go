@@ -31,6 +31,14 @@ Loading safetensors checkpoint shards:  50% Completed | 2/4 [00:00<00:00,  2.00i
 [2026-11-24 17:00:06] max_total_num_tokens=410620, chunked_prefill_size=8192, max_prefill_tokens=16384, max_running_requests=256, context_len=131072, available_gpu_mem=11.21 GB
 `
 
+// forever does not return. (A bare select ends a program without cgo as a deadlock.)
+func forever() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGUSR2)
+	for range c {
+	}
+}
+
 // fakeProgram runs the program that mode names and returns its exit status.
 func fakeProgram(mode string) int {
 	argument := func(flag string) string {
@@ -43,7 +51,7 @@ func fakeProgram(mode string) int {
 	switch mode {
 	case "child": // of a server
 		fmt.Fprintln(os.Stderr, "child", os.Getpid())
-		select {}
+		forever()
 	case "fail": // prints a log and exits
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -74,7 +82,7 @@ func fakeProgram(mode string) int {
 	fmt.Fprintln(os.Stderr, "api_key="+argument("--api-key"))
 	fmt.Fprint(os.Stderr, startLines)
 	if mode == "slow" {
-		select {}
+		forever()
 	}
 	signals := make(chan os.Signal, 1)
 	if mode == "deaf" {
@@ -85,7 +93,7 @@ func fakeProgram(mode string) int {
 	l, err := net.Listen("tcp", "127.0.0.1:"+argument("--port"))
 	if mode == "taken" {
 		fmt.Fprintln(os.Stderr, "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use")
-		select {}
+		forever()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "ERROR:    [Errno 98] error while attempting to bind on address: address already in use")
