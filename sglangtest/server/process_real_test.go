@@ -6,12 +6,16 @@ import (
 	"context"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/sglangtest/harness/internal/leftover"
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -52,6 +56,9 @@ func TestRealProcessPortTaken(t *testing.T) {
 			name = "by what answers, so that SGLang says that it is ready"
 		}
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && !answers {
+				t.Skip("another start, of more than a minute")
+			}
 			r, cfg := newReal(t)
 			cfg.Port = freePort(t)
 			r.onEvent = func(e server.Event) {
@@ -70,18 +77,29 @@ func TestRealProcessPortTaken(t *testing.T) {
 func TestRealProcessStoppedWhileLoading(t *testing.T) {
 	r, cfg := newReal(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
 	var s *server.Server
 	var temp string
+	var waiter sync.WaitGroup
 	r.onEvent = func(e server.Event) {
-		if e.Kind == server.KindPhase && e.Phase.Name == server.PhaseSpawn {
-			s = r.m.Servers()[0]
-			temp = r.main(s).Temp
-			processes, err := r.watch.Processes()
-			t.Log(processes, err)
-			cancel()
+		if e.Kind != server.KindPhase || e.Phase.Name != server.PhaseImport {
+			return
 		}
+		s = r.m.Servers()[0]
+		temp = r.main(s).Temp
+		waiter.Go(func() { // events must not wait
+			defer cancel()
+			tick := time.NewTicker(100 * time.Millisecond)
+			defer tick.Stop()
+			for ; ctx.Err() == nil; <-tick.C { // until the first child has imported, and taken its name
+				processes, err := r.watch.Processes()
+				if err != nil || slices.ContainsFunc(processes, func(p leftover.Process) bool { return strings.HasPrefix(p.Command, "sglang::") }) {
+					return
+				}
+			}
+		})
 	}
+	defer waiter.Wait()
+	defer cancel()
 	_, err := r.m.Launch(ctx, cfg)
 	require.ErrorIs(t, err, context.Canceled)
 	r.gone(temp)
