@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // fakeVariable makes the test binary another program: a small imitation of an SGLang server, or a harness.
@@ -132,13 +131,10 @@ func fakeHarness() int {
 		panic(err)
 	}
 	l := s.present().inst.(*local)
-	for len(l.watchdog.files()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	l.findShared() // its process has mapped the file before it was ready
 	json.NewEncoder(os.Stdout).Encode(fakeTraces{Group: l.cmd.Process.Pid, Marker: l.marker, Folder: l.folder.root, Logs: l.LogFiles(),
 		Shared: l.watchdog.files(), Watchdog: l.watchdog.cmd.Process.Pid})
-	io.Copy(io.Discard, os.Stdin)
-	time.Sleep(time.Minute) // it is to be killed
+	io.Copy(io.Discard, os.Stdin) // it is to be killed
 	return 1
 }
 

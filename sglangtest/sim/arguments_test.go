@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -172,9 +171,7 @@ func scheduled(t *testing.T, cfg server.Config, requests ...string) []string {
 	var wg sync.WaitGroup
 	for i, r := range requests {
 		wg.Go(func() { c.post("/generate", r) })
-		for len(s.InFlight()) <= i {
-			time.Sleep(time.Millisecond)
-		}
+		require.NoError(t, s.waitInFlight(t.Context(), func(n int) bool { return n > i }))
 	}
 	c.post("/continue_generation", `{}`)
 	wg.Wait()

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -46,7 +47,12 @@ func (c client) ask(ctx context.Context, method, path, body string, header ...st
 	resp, err := c.http.Do(req)
 	require.NoError(c.t, err)
 	defer resp.Body.Close()
-	b, _ := io.ReadAll(resp.Body)
+	read := bufio.NewReader(resp.Body)
+	read.Peek(1)
+	if c.began != nil {
+		close(c.began)
+	}
+	b, _ := io.ReadAll(read)
 	return answer{line: resp.Proto + " " + resp.Status, header: resp.Header, body: string(b)}
 }
 

@@ -195,7 +195,7 @@ func (s *Server) pauseGeneration(w http.ResponseWriter, r *http.Request) {
 		s.host.meter.aborted()
 		for s.host.abortSubmitted() > 0 {
 			select {
-			case <-s.host.nextEnd():
+			case <-s.host.nextChange():
 			case <-time.After(abortPoll):
 			case <-r.Context().Done():
 				return

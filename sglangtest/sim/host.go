@@ -32,7 +32,7 @@ type host struct {
 	streams  map[string]*stream
 	held     []*stream // came during a pause: the scheduler does not know them yet
 	paused   bool
-	ends     chan struct{} // if not nil: to be closed when a stream ends
+	changes  chan struct{} // if not nil: to be closed when a stream comes or ends
 	last     time.Time     // when the last result had passed the front process
 	stopped  bool
 	observed
@@ -156,6 +156,7 @@ func (h *host) submitLocked(streams []*stream) (used string, ok bool) {
 		}
 		h.streams[s.rid] = s
 	}
+	h.changed()
 	if h.paused {
 		h.held = append(h.held, streams...)
 		return "", true
@@ -242,9 +243,14 @@ func (h *host) abortMatching(rid string, all bool) {
 // forget takes a stream that has ended from the table.
 func (h *host) forget(s *stream) {
 	delete(h.streams, s.rid)
-	if h.ends != nil {
-		close(h.ends)
-		h.ends = nil
+	h.changed()
+}
+
+// changed tells those who wait that a stream has come or ended. h.mu must be held.
+func (h *host) changed() {
+	if h.changes != nil {
+		close(h.changes)
+		h.changes = nil
 	}
 }
 

@@ -140,18 +140,14 @@ func TestPauseHoldsNewRequests(t *testing.T) {
 		_, body := c.post("/generate", `{"text":"x","rid":"held","sampling_params":{"max_new_tokens":3}}`)
 		held <- body
 	}()
-	for len(s.InFlight()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	require.NoError(t, s.waitInFlight(t.Context(), func(n int) bool { return n > 0 }))
 	c.post("/abort_request", `{"abort_all":true}`) // the scheduler does not know it
 	ctx, cancel := context.WithCancel(t.Context())
 	gone := c.open(ctx, "POST", "/generate", `{"text":"x","rid":"gone","stream":true,"sampling_params":{"max_new_tokens":3}}`)
 	require.Len(t, s.InFlight(), 2)
 	cancel()
 	gone.Body.Close()
-	for len(s.InFlight()) == 2 {
-		time.Sleep(time.Millisecond)
-	}
+	require.NoError(t, s.waitInFlight(t.Context(), func(n int) bool { return n < 2 }))
 	c.post("/continue_generation", `{}`)
 	require.Contains(t, <-held, `"completion_tokens":3`)
 }

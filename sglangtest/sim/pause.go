@@ -48,18 +48,18 @@ func (h *host) abortSubmitted() int {
 	return len(h.streams) - len(h.held)
 }
 
-// nextEnd returns a channel that is closed when a stream ends.
-func (h *host) nextEnd() <-chan struct{} {
+// nextChange returns a channel that is closed when a stream comes or ends.
+func (h *host) nextChange() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.nextEndLocked()
+	return h.nextChangeLocked()
 }
 
-func (h *host) nextEndLocked() <-chan struct{} {
-	if h.ends == nil {
-		h.ends = make(chan struct{})
+func (h *host) nextChangeLocked() <-chan struct{} {
+	if h.changes == nil {
+		h.changes = make(chan struct{})
 	}
-	return h.ends
+	return h.changes
 }
 
 // flush empties the prefix cache and reports whether it could. With overQueue, which SGLang has from 0.5.21 on, requests

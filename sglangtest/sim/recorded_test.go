@@ -16,7 +16,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -300,23 +299,6 @@ func (w *tokensOf) wait(rid string, n int) {
 	}
 }
 
-// taken returns when the request has had that many tokens, and the handler of a stream has taken the first.
-func (w *tokensOf) taken(s *Server, rid string, n int) {
-	w.wait(rid, n)
-	for {
-		s.host.mu.Lock()
-		st := s.host.streams[rid]
-		s.host.mu.Unlock()
-		st.mu.Lock()
-		waits := !st.pending.IsZero() && st.pending.Equal(st.got.first)
-		st.mu.Unlock()
-		if !waits {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // h100 is the server of the recordings on an H100.
 func h100(t testing.TB) (*Server, *tokensOf, client) {
 	p := quick()
@@ -392,8 +374,12 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 		})
 	}
 
+	began := map[string]chan struct{}{} // by name: the answer has begun
 	send := func(name string) <-chan answer {
 		done := make(chan answer, 1)
+		c := c
+		c.began = make(chan struct{})
+		began[name] = c.began
 		_, body := recorded(name)
 		for _, e := range index {
 			if e.Name == name {
@@ -408,12 +394,19 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 		require.NoError(t, json.Unmarshal([]byte(body), &m))
 		return m.RID
 	}
+	// taken returns when the request has had some tokens, and a stream its first event.
+	taken := func(name string) {
+		w.wait(rid(name), 3)
+		if _, body := recorded(name); strings.Contains(body, `"stream": true`) {
+			<-began[name]
+		}
+	}
 	t.Run("abort", func(t *testing.T) {
 		victims := []string{"abort_victim", "abort_victim_stream", "abort_victim_completions", "abort_victim_chat_stream"}
 		var done []<-chan answer
 		for _, name := range victims {
 			done = append(done, send(name))
-			w.taken(s, rid(name), 3)
+			taken(name)
 		}
 		for _, name := range []string{"flush_cache_busy", "abort_request", "abort_request_unknown", "abort_all"} {
 			compared(t, name, <-send(name))
@@ -427,14 +420,12 @@ func TestAnswersAreThoseOfRecordedH100(t *testing.T) {
 			name := "pause_" + mode
 			c.post("/slow_down", `{"forward_sleep_time":0.02}`)
 			victim := send(name + "_victim")
-			w.taken(s, rid(name+"_victim"), 3)
+			taken(name + "_victim")
 			compared(t, name, <-send(name))
 			c.post("/slow_down", `{"forward_sleep_time":null}`)
 			compared(t, name+"_flush", <-send(name+"_flush"))
 			held := send(name + "_new_request")
-			for len(s.InFlight()) < map[bool]int{true: 1, false: 2}[mode == "abort"] {
-				time.Sleep(time.Millisecond)
-			}
+			require.NoError(t, s.waitInFlight(t.Context(), func(n int) bool { return n >= map[bool]int{true: 1, false: 2}[mode == "abort"] }))
 			compared(t, "continue_"+mode, <-send("continue_"+mode))
 			compared(t, name+"_victim", <-victim)
 			compared(t, name+"_new_request", <-held)

@@ -178,15 +178,20 @@ func (s *Server) InFlight() []string {
 
 // WaitIdle returns nil at a moment at which no generation is in flight, or the context's error if that ends first.
 func (s *Server) WaitIdle(ctx context.Context) error {
+	return s.waitInFlight(ctx, func(n int) bool { return n == 0 })
+}
+
+// waitInFlight returns nil at a moment at which so many generations are in flight that ok says so.
+func (s *Server) waitInFlight(ctx context.Context, ok func(n int) bool) error {
 	for {
 		s.host.mu.Lock()
-		left, end := len(s.host.streams), s.host.nextEndLocked()
+		n, change := len(s.host.streams), s.host.nextChangeLocked()
 		s.host.mu.Unlock()
-		if left == 0 {
+		if ok(n) {
 			return nil
 		}
 		select {
-		case <-end:
+		case <-change:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -29,9 +29,10 @@ func quick() Profile {
 }
 
 type client struct {
-	t    testing.TB
-	url  string
-	http *http.Client
+	t     testing.TB
+	url   string
+	http  *http.Client
+	began chan struct{} // unless nil: closed at an answer's first byte
 }
 
 func start(t testing.TB, p Profile, cfg server.Config, opts ...Option) (*Server, client) {
@@ -45,7 +46,7 @@ func start(t testing.TB, p Profile, cfg server.Config, opts ...Option) (*Server,
 		s.Close(ctx)
 		tr.CloseIdleConnections()
 	})
-	return s, client{t, s.URL(), &http.Client{Transport: tr}}
+	return s, client{t: t, url: s.URL(), http: &http.Client{Transport: tr}}
 }
 
 func (c client) open(ctx context.Context, method, path, body string) *http.Response {
@@ -295,7 +296,7 @@ func TestLauncher(t *testing.T) {
 	_, err = l.Launch(t.Context(), server.Spec{Name: "server-1", Config: server.Config{Port: n}})
 	require.ErrorContains(t, err, "address already in use")
 	require.Equal(t, "quick", in.(server.Simulated).Simulation().Profile)
-	c := client{t, in.URL(), &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	c := client{t: t, url: in.URL(), http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	_, body := c.post("/v1/completions", `{"model":"m","prompt":"x"}`)
 	require.Contains(t, body, `"metadata":{"weight_version":"server-0"`)
 	require.NoError(t, in.Stop(t.Context()))
