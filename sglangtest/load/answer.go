@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/wire"
 )
@@ -74,8 +75,9 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 // readStream reads an event stream. Each read is stamped when it returns, before anything is parsed.
 func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.Reader, res *Result) {
 	var (
-		ended   bool // [DONE] was seen
-		counted bool // the server gave a token count
+		ended   bool          // [DONE] was seen
+		counted bool          // the server gave a token count
+		finish  time.Duration // of the event with the finish reason
 		text    textReader
 		readErr error
 	)
@@ -113,7 +115,15 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 				}
 				continue
 			}
-			tokens := 0
+			tokens, output, shown := 0, c.Output, at
+			if c.FinishReason != nil {
+				finish = at
+			}
+			if !output && finish > 0 && (counted || res.Chunks.Len() == 0) {
+				// A token whose text is empty has no event on the chat route: the last one comes with the finish reason,
+				// and only the usage that follows counts it (SGLang 0.5.23, entrypoints/openai/serving_chat.py).
+				output, shown = true, finish
+			}
 			if c.CompletionTokens >= 0 {
 				counted = true
 				tokens = max(c.CompletionTokens-res.OutputTokens, 0)
@@ -126,12 +136,12 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 				res.complete(at)
 				return
 			}
-			if c.Output && (tokens > 0 || bytes > 0) {
-				res.Chunks.Append(Chunk{At: at, Tokens: tokens, TextBytes: bytes})
+			if output && (tokens > 0 || bytes > 0) {
+				res.Chunks.Append(Chunk{At: shown, Tokens: tokens, TextBytes: bytes})
 				if res.FirstToken == 0 {
-					res.FirstToken = at
+					res.FirstToken = shown
 				}
-				res.LastToken = at
+				res.LastToken = shown
 			}
 			res.counts(c)
 			res.finish(c)

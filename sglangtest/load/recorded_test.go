@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -153,6 +154,56 @@ func TestRecordedVersions(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestChatTokenWithoutText takes the last text from a recorded chat stream, as SGLang does with a token whose text is
+// empty: the event with the finish reason is then what shows the token.
+func TestChatTokenWithoutText(t *testing.T) {
+	resp, err := recordedAnswer(t, refdata.Path(t, "sglang-cpu/0.5.23/chat_stream_continuous_usage.txt"))(&http.Request{})
+	require.NoError(t, err)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	events := strings.SplitAfter(string(body), "\n\n")
+	text := func(e string) bool { return strings.Contains(e, `"content":"`) && !strings.Contains(e, `"content":""`) }
+	ask := func(events []string) Result {
+		r, w := io.Pipe()
+		sent := make(chan struct{})
+		go func() { // the events in a read each
+			defer close(sent)
+			for _, e := range events {
+				io.WriteString(w, e)
+			}
+			w.Close()
+		}()
+		res := do(t, roundTripper(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Header: resp.Header, Body: r}, nil
+		}), Request{Prompt: Prompt{Text: "x"}, OutputLen: 5}, WithAPI(ChatCompletions))
+		<-sent
+		require.Equal(t, OutcomeOK, res.Outcome, res.Message)
+		require.Equal(t, 5, res.OutputTokens)
+		counts, sum := []int{}, 0
+		for c := range res.Chunks.All() {
+			counts = append(counts, c.Tokens)
+			sum += c.Tokens
+		}
+		require.Equal(t, res.OutputTokens, sum, "%v", counts)
+		return res
+	}
+	whole := ask(events)
+	last := 0
+	for i, e := range events {
+		if text(e) {
+			last = i
+		}
+	}
+	without := ask(slices.Delete(slices.Clone(events), last, last+1))
+	require.Equal(t, whole.Chunks.Len(), without.Chunks.Len())
+	require.Less(t, without.LastToken, without.Completion)
+
+	none := ask(slices.DeleteFunc(slices.Clone(events), text))
+	require.Equal(t, 1, none.Chunks.Len())
+	require.Equal(t, none.FirstToken, none.LastToken)
+	require.Positive(t, none.FirstToken)
 }
 
 // TestBrokenAnswers cuts a recorded stream at every byte: wherever it breaks, it is no success.
