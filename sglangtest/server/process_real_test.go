@@ -56,9 +56,6 @@ func TestRealProcessPortTaken(t *testing.T) {
 			name = "by what answers, so that SGLang says that it is ready"
 		}
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && !answers {
-				t.Skip("another start, of more than a minute")
-			}
 			r, cfg := newReal(t)
 			cfg.Port = freePort(t)
 			r.onEvent = func(e server.Event) {
