@@ -23,7 +23,7 @@ import (
 // gpu_id and the tokenizer, and warmup_requests, because an engine that begins has nothing to warm up. Of server_args those
 // of the scheduler act as in a simulated server (see [sim.Arguments]), and those of HTTP, such as api_key and enable_metrics,
 // on nothing. Of the sampling parameters only ignore_eos and max_new_tokens change what is simulated. What a simulation cannot
-// honour is an error: stream_interval and beam_width above 1, and options of a sender or of the server manager, of which
+// honour is an error: stream_interval, beam_width and dp_size above 1, and options of a sender or of the server manager, of which
 // there are none.
 //
 // The engine is sampled in virtual time. A sampler added with [WithCollectorOptions] is not, and this cannot be
@@ -104,6 +104,9 @@ func (c NodeConfig) checkVirtual(o *runOptions, args server.Config) error {
 	}
 	if o.gpus != nil {
 		faults = append(faults, errors.New("sglangtest: run: GPUs in virtual time, which uses none: leave them out"))
+	}
+	if args.DPSize > 1 {
+		faults = append(faults, fmt.Errorf("sglangtest: config: server_args.dp_size: %d; in virtual time a server has one rank: leave it out, or run fleet.Run on as many engines", args.DPSize))
 	}
 	if args.StreamInterval > 1 {
 		faults = append(faults, fmt.Errorf("sglangtest: config: server_args.stream_interval: %d; in virtual time want 1 or none: an event for each token", args.StreamInterval))

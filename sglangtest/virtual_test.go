@@ -114,9 +114,10 @@ func TestServerArgsInVirtualTime(t *testing.T) {
 	}
 
 	cfg := shared(t)
-	cfg.ServerArgs = server.Args{"stream_interval": 8, "schedule_policy": "routing-key"}
+	cfg.ServerArgs = server.Args{"stream_interval": 8, "schedule_policy": "routing-key", "dp_size": 2}
 	_, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
 	require.ErrorContains(t, err, "server_args.stream_interval: 8; in virtual time want 1")
+	require.ErrorContains(t, err, "server_args.dp_size: 2; in virtual time a server has one rank")
 	require.ErrorContains(t, err, "schedule_policy routing-key cannot be simulated")
 }
 

@@ -17,7 +17,8 @@ simulation (results more than 5 ms late at p99). Sizes of memory in the log are 
 # Arguments
 
 All arguments of SGLang are checked as its version does it; a wrong one ends the process with SGLang's words and status 2. Those
-of the scheduler act on the simulated one: limits, schedule policy, priorities, page size, prefix cache, mixed chunks, overlap. A
+of the scheduler act on the simulated one: limits, schedule policy, priorities, page size, prefix cache, mixed chunks, overlap,
+data-parallel ranks. A
 --model-path that is a path and does not exist ends it with SGLang's traceback and status 1; any other name is taken as an alias of the profile's
 model. Arguments that are not SGLang's begin with --sim-, or are in the environment as SGLANG_SIM_NAME:
 
@@ -77,8 +78,9 @@ those that are not of the start. GET /sim/fault lists all, with those that go on
 	orphan-detokenizer            the detokenizer outlives the main process, as was seen after SIGTERM while loading
 
 What each version does was read from its source and compared with recordings of 0.5.15.post1, 0.5.18, 0.5.21 and 0.5.23. Not
-simulated: Python's resource tracker process, py-spy and CUDA dumps, the warnings of Python packages, and the load of one data-parallel rank
-apart from another's (--dp-size makes the processes, but one engine). On other systems than Linux the children end when they
+simulated: Python's resource tracker process, py-spy and CUDA dumps, the warnings of Python packages, and faults of data-parallel ranks
+other than the first, which the processes and the log have (a fault of steps acts on all). With --dp-size N there are N engines, each on a GPU
+like the profile's; with --enable-dp-attention or --attn-dp-size there is one. On other systems than Linux the children end when they
 find their parent gone, and have no names.
 */
 package main

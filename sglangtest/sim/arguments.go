@@ -26,6 +26,8 @@ type settings struct {
 	apiKey, adminKey  string
 	decodeLogInterval int
 	loadInterval      int
+	ranks             int    // data-parallel
+	balance           string // load_balance_method, resolved
 	defaultPriority   *int
 	abortOnPriority   bool
 }
@@ -55,7 +57,7 @@ func Arguments() []Argument {
 // Reasons why an argument is not honoured.
 const (
 	byProfile = "step times come from the profile"
-	oneRank   = "there is one engine, on the profile's GPU"
+	oneGPU    = "an engine has the profile's GPU alone"
 	noWeights = "no weights are loaded"
 	noLog     = "a server in this process writes no log"
 	notThere  = "the simulated engine does not have it"
@@ -103,6 +105,15 @@ var arguments = []Argument{
 	{Name: "enable_mixed_chunk", to: func(s *settings) any { return &s.engine.EnableMixedChunk }},
 	{Name: "disable_overlap_schedule", Note: "the scheduler itself takes no time but for launching a prefill", to: func(s *settings) any { return &s.engine.DisableOverlap }},
 
+	{Name: "dp_size", least: 1, Note: "engines of their own, each on a GPU like the profile's, behind one front process", to: func(s *settings) any { return &s.ranks }},
+	{Name: "load_balance_method", Note: "all but follow_bootstrap_room", choices: []string{balanceAuto, roundRobin, totalRequests, totalTokens}, to: func(s *settings) any {
+		return func(method string) {
+			if s.balance = method; method == balanceAuto {
+				s.balance = roundRobin
+			}
+		}
+	}},
+
 	{Name: "stream_interval", least: 1, to: func(s *settings) any { return &s.streamInterval }},
 	{Name: "incremental_streaming_output", to: func(s *settings) any { return &s.incremental }},
 	{Name: "enable_cache_report", to: func(s *settings) any { return &s.cacheReport }},
@@ -121,9 +132,8 @@ var arguments = []Argument{
 	{Name: "cuda_graph_bs_decode", why: byProfile},
 	{Name: "cuda_graph_backend_decode", why: byProfile},
 	{Name: "cuda_graph_backend_prefill", why: byProfile},
-	{Name: "tp_size", why: oneRank},
-	{Name: "dp_size", why: oneRank},
-	{Name: "pp_size", why: oneRank},
+	{Name: "tp_size", why: oneGPU},
+	{Name: "pp_size", why: oneGPU},
 	{Name: "load_format", why: noWeights},
 	{Name: "log_level", why: noLog},
 	{Name: "log_level_http", why: noLog},

@@ -74,7 +74,7 @@ func TestArgumentsThatAreRefused(t *testing.T) {
 			`sim: max_runing_requests: SGLang has no such argument; did you mean "max_running_requests"?`,
 			"sim: page_size is 0: want at least 1",
 			"sim: quantization cannot be simulated: step times come from the profile; choose a profile of the quantized model",
-			"sim: tp_size cannot be simulated: there is one engine, on the profile's GPU"}},
+			"sim: tp_size cannot be simulated: an engine has the profile's GPU alone"}},
 		{"0.5.23", server.Config{SchedulePolicy: "routing-key", Args: server.Args{"radix_eviction_policy": "tlru"}}, []string{
 			"sim: radix_eviction_policy tlru cannot be simulated: want one of lru, lfu, slru, priority",
 			"sim: schedule_policy routing-key cannot be simulated: want one of fcfs, lpm,"}},

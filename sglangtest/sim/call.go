@@ -56,6 +56,7 @@ type demand struct {
 	stopIDs   []int
 	noTrim    bool
 	priority  lax
+	routed    *int // routed_dp_rank; nil: any
 	stream    bool
 	interval  int // 0: the server's
 	logprobs  *logprobs
@@ -77,7 +78,10 @@ const maxStreams = 4096
 // newCall makes the streams of a demand after the checks of tokenizer_manager.py. As there, several answers to one prompt
 // begin with a request for none, which puts the prompt into the cache (_handle_batch_request).
 func (s *Server) newCall(d demand, received time.Time) (*call, error) {
-	context := s.host.loop.Engine.Config().ContextLength
+	if text := s.host.routedFault(d.routed); text != "" {
+		return nil, inputError(text)
+	}
+	context := s.host.config().ContextLength
 	c := &call{notify: make(chan struct{}, 1), stream: d.stream, interval: d.interval, logprobs: d.logprobs}
 	if c.interval == 0 {
 		c.interval = s.opts.streamInterval
@@ -115,7 +119,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {
 			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
-				interval: c.interval, stop: stop, req: req, refused: refused})
+				interval: c.interval, stop: stop, req: req, refused: refused, routed: d.routed})
 		}
 		if d.n > 1 {
 			none := req

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -294,11 +295,22 @@ func (s *Server) updateWeights(w http.ResponseWriter, r *http.Request) {
 	case json.Unmarshal(v, &path) != nil:
 		s.refuse(w, r, faults{wrong("string_type", inBody("model_path"), "Input should be a valid string", v)})
 	case path != s.cfg.ModelPath:
-		b := appendString([]byte(`{"success":false,"message":`), "Failed to get model loader: the simulated server has no weights of "+path+".")
-		writeBody(w, http.StatusBadRequest, "application/json", append(b, `,"num_paused_requests":0}`...))
+		s.writeUpdated(w, http.StatusBadRequest, "Failed to get model loader: the simulated server has no weights of "+path+".")
 	default:
-		writeBody(w, http.StatusOK, "application/json", []byte(`{"success":true,"message":"Succeeded to update model weights.","num_paused_requests":0}`))
+		s.writeUpdated(w, http.StatusOK, "Succeeded to update model weights.")
 	}
+}
+
+// writeUpdated answers an update of the weights, which ends with the same message on each data-parallel rank
+// (tokenizer_manager.py, _wait_for_model_update_from_disk).
+func (s *Server) writeUpdated(w http.ResponseWriter, status int, message string) {
+	b := strconv.AppendBool([]byte(`{"success":`), status == http.StatusOK)
+	n, paused := len(s.host.ranks), "0"
+	if n > 1 {
+		paused = "[" + strings.Repeat("0,", n-1) + "0]"
+	}
+	b = appendString(append(b, `,"message":`...), strings.Join(slices.Repeat([]string{message}, n), " | "))
+	writeBody(w, status, "application/json", append(b, `,"num_paused_requests":`+paused+`}`...))
 }
 
 func (s *Server) weightVersion(w http.ResponseWriter, _ *http.Request) {
@@ -311,7 +323,7 @@ var stateKeys = []string{"pp_max_micro_batch_size", "speculative_accept_threshol
 
 // setInternalState follows Scheduler.set_internal_state, from 0.5.23 on internal_state.py. Numbers, and from 0.5.18 on
 // strings that are numbers, pass the schema; a key or value that the scheduler refuses makes the reply [false] and
-// changes nothing. 0.5.15 has no schema: what cannot be compared with a number kills its scheduler, and the server with it.
+// changes nothing. The reply has an element for each data-parallel rank. 0.5.15 has no schema: what cannot be compared with a number kills its scheduler, and the server with it.
 func (s *Server) setInternalState(w http.ResponseWriter, r *http.Request) {
 	fields, raw, ok := s.readObject(w, r)
 	if !ok {
@@ -344,11 +356,11 @@ func (s *Server) setInternalState(w http.ResponseWriter, r *http.Request) {
 			ErrSchedulerDied, args["pp_max_micro_batch_size"], s.opts.release.name))
 		panic(http.ErrAbortHandler)
 	}
-	done := known
+	done := slices.Repeat([]bool{known}, len(s.host.ranks))
 	if set && known {
 		done = s.host.setLimit(limit)
 	}
-	writeBody(w, http.StatusOK, "application/json", append(strconv.AppendBool([]byte{'['}, done), ']'))
+	writeBody(w, http.StatusOK, "application/json", mustJSON(done))
 }
 
 // stateValue reads the value of a key of /set_internal_state, and adds to f what the schema finds wrong. It reports

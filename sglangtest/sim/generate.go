@@ -219,6 +219,7 @@ func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) err
 	f.boolean("stream", fields["stream"], &d.stream)
 	var start, top lax
 	f.number("priority", fields["priority"], &d.priority, true)
+	d.routed = f.routedRank(fields)
 	text, ids := fields["text"], fields["input_ids"]
 	isText := true
 	if !isNull(text) {
@@ -290,6 +291,19 @@ func (f *faults) first(name string, raw json.RawMessage, to *lax) {
 		}
 	}
 	f.number(name, raw, to, true)
+}
+
+// routedRank reads the data-parallel rank that a request asks for, by either of its names (data_parallel_rank is the older one);
+// nil: any.
+func (f *faults) routedRank(fields map[string]json.RawMessage) *int {
+	for _, name := range []string{"routed_dp_rank", "data_parallel_rank"} {
+		var v lax
+		if f.number(name, fields[name], &v, true); v.set {
+			k := int(max(math.MinInt32, min(v.v, math.MaxInt32)))
+			return &k
+		}
+	}
+	return nil
 }
 
 // parseRIDs reads one request id or a list of them.
@@ -388,10 +402,11 @@ func (n native) appendObject(b []byte, c *call, st *stream, from int, p progress
 	}
 	if p.cached > 0 {
 		b = append(b, `,"cached_tokens_details":{"device":`...)
-		b = append(strconv.AppendInt(b, int64(p.cached), 10), `,"host":0},"dp_rank":null`...)
+		b = append(strconv.AppendInt(b, int64(p.cached), 10), `,"host":0},"dp_rank":`...)
 	} else {
-		b = append(b, `,"cached_tokens_details":null,"dp_rank":null`...)
+		b = append(b, `,"cached_tokens_details":null,"dp_rank":`...)
 	}
+	b = append(b, st.rank.number()...)
 	if p.finish != nil {
 		b = append(b, `,"e2e_latency":`...)
 		b = appendSeconds(b, p.at.Sub(st.received))

@@ -11,9 +11,11 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// A host runs a [Loop] in real time. One goroutine, run, drives it: at the time of each event it advances the loop and
-// tells the streams of the batch what they got. It writes to no connection, so a slow client delays nobody: the
+// A host runs the [Ranks] of a server in real time. One goroutine, run, drives them: at the time of each event it advances
+// the loop and tells the streams of the batch what they got. It writes to no connection, so a slow client delays nobody: the
 // stream's own handler turns what has come into bytes, and merges what came while it was busy, as SGLang does.
+//
+// Behind the ranks is one front process, before them one queue of arrivals, from which [host.route] chooses the rank of each.
 //
 // Arrivals are stamped Ingest after they came and results reach their streams Egress and more after the loop has them, so
 // that lateness of the host's timer moves no step: the next one follows from the times of the loop.
@@ -24,7 +26,9 @@ type host struct {
 	done    chan struct{} // run has returned
 
 	mu       sync.Mutex
-	loop     *Loop
+	loops    *Ranks
+	ranks    []*rank // of these loops
+	balancer balancer
 	arrivals []*stream // stamped but not yet added, in order of arrives
 	front    *Front
 	going    []delivery // results on their way through the front process, in order of due
@@ -35,7 +39,11 @@ type host struct {
 	changes  chan struct{} // if not nil: to be closed when a stream comes or ends
 	last     time.Time     // when the last result had passed the front process
 	stopped  bool
-	observed
+
+	observers    []Observer
+	meter        *meter // of the front process and the first rank
+	metrics      bool   // /metrics is answered
+	loadInterval int    // decode steps between load snapshots
 
 	late lateness
 }
@@ -53,6 +61,8 @@ type delivery struct {
 // A stream is one generation as the host sees it.
 type stream struct {
 	req          Request
+	rank         *rank // that has it; nil before it was chosen
+	routed       *int  // routed_dp_rank; nil: any
 	rid          string
 	index        int         // within its call
 	prompt       load.Prompt // as asked: the engine may have been given another
@@ -119,13 +129,20 @@ func (s *stream) passes(p progress) bool {
 	return p.tokens%forcedInterval == 0
 }
 
-func newHost(p Profile, cfg EngineConfig) (*host, error) {
-	e, err := NewEngine(cfg)
+func newHost(p Profile, cfg EngineConfig, ranks int) (*host, error) {
+	loops, err := NewRanks(ranks, cfg, p)
 	if err != nil {
 		return nil, err
 	}
-	return &host{profile: p, done: make(chan struct{}), loop: NewLoop(e, p), front: p.Front(), streams: map[string]*stream{}}, nil
+	h := &host{profile: p, done: make(chan struct{}), loops: loops, front: p.Front(), streams: map[string]*stream{}}
+	for _, l := range loops.Loops {
+		h.ranks = append(h.ranks, newRank(h, l))
+	}
+	return h, nil
 }
+
+// config returns the configuration of each rank.
+func (h *host) config() EngineConfig { return h.loops.Loops[0].Engine.Config() }
 
 // begin starts run.
 func (h *host) begin() (err error) {
@@ -133,7 +150,9 @@ func (h *host) begin() (err error) {
 		return fmt.Errorf("sim: make a timer: %w", err)
 	}
 	h.start = time.Now()
-	h.asleep = true
+	for _, r := range h.ranks {
+		r.asleep = true
+	}
 	go h.run()
 	return nil
 }
@@ -171,6 +190,7 @@ func (h *host) submitLocked(streams []*stream) (used string, ok bool) {
 func (h *host) dispatch(s *stream, came time.Duration) {
 	s.req.Owner = s
 	if s.refused != nil {
+		s.rank = h.route(s, came)
 		h.deliver(Output{Request: &s.req, Finish: s.refused}, time.Now())
 		return
 	}
@@ -190,12 +210,12 @@ func (h *host) abort(s *stream) {
 		h.deliver(Output{Request: &s.req, Finish: abortedQueued}, time.Now())
 		return
 	}
-	now := time.Since(h.start)
-	h.loop.Engine.Abort(&s.req)
-	if h.loop.paused { // it reads its messages all the same
-		h.hold(now, h.loop.Engine.Outputs())
+	now, loop := time.Since(h.start), s.rank.loop
+	loop.Engine.Abort(&s.req)
+	if loop.paused { // it reads its messages all the same
+		h.hold(now, loop.Engine.Outputs())
 	}
-	h.loop.Wake(now)
+	loop.Wake(now)
 	h.waiter.Wake()
 }
 
@@ -283,26 +303,30 @@ func (h *host) advance(now time.Duration) time.Duration {
 	return next
 }
 
-// advanceLoop is advance for arrivals and the loop.
+// advanceLoop is advance for arrivals and the loops.
 func (h *host) advanceLoop(now time.Duration) time.Duration {
 	for {
-		at, busy := h.loop.Next()
-		if len(h.arrivals) > 0 && (!busy || h.arrivals[0].arrives <= at) {
+		k, at := h.loops.earliest()
+		if len(h.arrivals) > 0 && (k < 0 || h.arrivals[0].arrives <= at) {
 			s := h.arrivals[0]
 			if s.arrives > now {
 				return s.arrives
 			}
 			h.arrivals = slices.Delete(h.arrivals, 0, 1)
-			h.loop.Add(s.arrives, &s.req)
+			if s.rank = h.route(s, s.arrives); s.rank.ignores(s) {
+				h.forget(s)
+				continue
+			}
+			s.rank.loop.Add(s.arrives, &s.req)
 			continue
 		}
-		if !busy {
+		if k < 0 {
 			return -1
 		}
 		if at > now {
 			return at
 		}
-		outputs := h.advanceObserved(at)
+		outputs := h.ranks[k].advance(at)
 		if len(outputs) > 0 {
 			h.hold(at, outputs)
 		}

@@ -150,7 +150,7 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 		"host": s.cfg.Host, "port": port, "context_length": orNull(s.cfg.ContextLength), "device": "cuda", "dtype": "auto",
 		"attention_backend": "fa3", "max_running_requests": orNull(s.cfg.MaxRunningRequests), "max_total_tokens": orNull(s.cfg.MaxTotalTokens),
 		"chunked_prefill_size": ec.ChunkedPrefillSize, "page_size": ec.PageSize, "weight_version": *s.weights.Load(),
-		"enable_metrics": s.opts.metrics}) {
+		"enable_metrics": s.opts.metrics, "dp_size": len(s.host.ranks), "load_balance_method": s.opts.balance}) {
 		args.set(key, v)
 	}
 	if s.opts.release.patch >= 21 {
@@ -165,8 +165,11 @@ func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 // serverInfo is /server_info: the arguments, the engine's state, and under "simulated" by what.
 func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	s.host.mu.Lock()
-	e := s.host.loop.Engine
-	ec, limit, rate, maxInput := e.Config(), e.limit, s.host.meter.lastThroughput(), e.MaxInputLen()
+	ec, maxInput := s.host.config(), s.host.loops.Loops[0].Engine.MaxInputLen()
+	var limits, rates []float64
+	for _, r := range s.host.ranks {
+		limits, rates = append(limits, r.loop.Engine.limit), append(rates, r.meter.lastThroughput())
+	}
 	s.host.mu.Unlock()
 	late := s.StepLateness()
 	t := infoTemplates[s.opts.release.recorded()]()
@@ -176,10 +179,11 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	for _, p := range slices.Concat(t.Changes, t.State) {
 		state.set(p.key, p.value)
 	}
-	state.set("pp_max_micro_batch_size", limitValue(limit))
-	state.set("last_gen_throughput", floatValue(rate))
 	state.set("effective_max_running_requests_per_dp", ec.MaxRunningRequests)
 	for i := range state {
+		if state[i].key == "world_size" {
+			state[i].value = mustJSON(len(limits))
+		}
 		if state[i].key == "memory_usage" {
 			var m ordered
 			if err := json.Unmarshal(state[i].value, &m); err != nil {
@@ -190,10 +194,17 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 
+	states := make([]ordered, len(limits))
+	for k := range states {
+		states[k] = slices.Clone(state)
+		states[k].set("pp_max_micro_batch_size", limitValue(limits[k]))
+		states[k].set("last_gen_throughput", floatValue(rates[k]))
+	}
+
 	tail := slices.Clone(t.Tail)
 	tail.set("max_total_num_tokens", ec.MaxTotalTokens)
 	tail.set("max_req_input_len", maxInput)
-	tail.set("internal_states", []ordered{state})
+	tail.set("internal_states", states)
 	tail.set("version", s.opts.release.name)
 	out = append(out, tail...)
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -46,10 +46,17 @@ func effective(c EngineConfig) EngineConfig {
 }
 
 // Simulation describes the server in the words of its profile, for summaries and run folders. If the server's
-// configuration differs from the profile's, it says so, and that its error was not measured.
+// configuration differs from the profile's, or it has several data-parallel ranks, it says so, and that its error was not measured.
 func (s *Server) Simulation() metrics.Simulation {
 	p := s.profile
 	changes := p.Changes(s.EngineConfig())
+	if n := len(s.host.ranks); n > 1 {
+		ranks := fmt.Sprintf("dp_size %d (profile: 1; the ranks are separate GPUs, each like the profile's, behind one front process)", n)
+		if changes != "" {
+			ranks += ", " + changes
+		}
+		changes = ranks
+	}
 	if changes == "" {
 		return metrics.Simulation{Profile: p.Name, Calibrated: p.Calibrated, KnownError: p.KnownError}
 	}

@@ -16,6 +16,7 @@ const defaultLoadInterval = 15
 
 // A loadSnapshot is what the scheduler last published of its load (managers/load_snapshot.py).
 type loadSnapshot struct {
+	rank             int
 	at               time.Time
 	running, waiting int
 	uncached         int // waiting tokens that have to be computed, as far as is known
@@ -27,10 +28,9 @@ type loadSnapshot struct {
 	moments          [6]float64
 }
 
-// published is the state of a host's load snapshots.
+// published is the state of a rank's load snapshots.
 type published struct {
-	interval int // decode steps
-	steps    int // since the last
+	steps    int // decode steps since the last
 	snapshot loadSnapshot
 	counters stepCounters
 }
@@ -90,53 +90,55 @@ func (c *stepCounters) add(patch int, b *Batch, at time.Duration) {
 
 // publish renews the snapshot: as SGLang before it processes the result of a step, with each prefill, and with every
 // interval-th decode step. h.mu must be held.
-func (h *host) publish(at time.Duration, force bool) {
-	h.loads.steps++
-	if !force && h.loads.steps < h.loads.interval {
+func (r *rank) publish(at time.Duration, force bool) {
+	r.loads.steps++
+	if !force && r.loads.steps < r.host.loadInterval {
 		return
 	}
-	h.loads.steps = 0
-	e := h.loop.Engine
+	r.loads.steps = 0
+	e := r.loop.Engine
 	s := e.State()
-	throughput, hit, recent, retracted := h.meter.stats()
-	h.loads.snapshot = loadSnapshot{at: h.start.Add(at), running: len(e.Running()), waiting: s.Waiting, uncached: h.uncached(recent),
+	throughput, hit, recent, retracted := r.meter.stats()
+	r.loads.snapshot = loadSnapshot{rank: r.index, at: r.host.start.Add(at), running: len(e.Running()), waiting: s.Waiting, uncached: r.uncached(recent),
 		used: s.UsedTokens, total: s.UsedTokens + s.WaitingTokens, throughput: throughput, hit: hit, retracted: retracted,
-		prefillTokens: h.loads.counters.tokens, prefillBusy: h.loads.counters.busy, moments: h.loads.counters.moments}
+		prefillTokens: r.loads.counters.tokens, prefillBusy: r.loads.counters.busy, moments: r.loads.counters.moments}
 }
 
 // uncached is get_num_waiting_uncached_tokens (load_inquirer.py). Unless the policy has matched the queue with the
 // prefix cache, versions from 0.5.21 on estimate by the hit rate of the last seconds, which they know only with metrics.
-func (h *host) uncached(recent float64) int {
-	e := h.loop.Engine
-	if h.meter.patch < 21 || !h.metrics {
+func (r *rank) uncached(recent float64) int {
+	e := r.loop.Engine
+	if r.meter.patch < 21 || !r.host.metrics {
 		recent = 0
 	}
 	n := 0
 	switch matched := e.cfg.SchedulePolicy == LPM || e.cfg.SchedulePolicy == DFSWeight; {
 	case matched:
-		for _, r := range e.Waiting() {
-			n += max(0, r.queued-r.matched)
+		for _, q := range e.Waiting() {
+			n += max(0, q.queued-q.matched)
 		}
 	case recent == 0:
 		n = e.waiting.tokens
 	default:
-		for _, r := range e.Waiting() {
-			n += int(float64(r.queued) * (1 - recent))
+		for _, q := range e.Waiting() {
+			n += int(float64(q.queued) * (1 - recent))
 		}
 	}
-	if r := e.Chunked(); r != nil {
-		n += max(0, r.InputLen+r.produced-r.prefix)
+	if q := e.Chunked(); q != nil {
+		n += max(0, q.InputLen+q.produced-q.prefix)
 	}
 	return n
 }
 
-// refreshIdle does what an idle scheduler does all the time: it publishes its load, and renews its gauges now and then.
+// refreshIdle does what idle schedulers do all the time: they publish their load, and renew their gauges now and then.
 // h.mu must be held.
 func (h *host) refreshIdle(now time.Time) {
-	if h.loop.idle && !h.loop.paused {
-		h.meter.idle(now, h.loop.Engine.State())
-		h.slept(now.Sub(h.start))
-		h.publish(now.Sub(h.start), true)
+	for _, r := range h.ranks {
+		if r.loop.idle && !r.loop.paused {
+			r.meter.idle(now, r.loop.Engine.State())
+			r.slept(now.Sub(h.start))
+			r.publish(now.Sub(h.start), true)
+		}
 	}
 }
 
@@ -163,7 +165,7 @@ func (l loadSnapshot) fields(patch int, cfg EngineConfig, include func(section s
 		moments = l.moments[:]
 	}
 	put(18, "timestamp", float64(l.at.UnixMicro())/1e6)
-	put(0, "dp_rank", 0)
+	put(0, "dp_rank", l.rank)
 	put(0, "num_running_reqs", l.running)
 	put(0, "num_waiting_reqs", l.waiting)
 	put(0, "num_waiting_uncached_tokens", l.uncached)
@@ -240,38 +242,51 @@ func appendValue(b []byte, value any) []byte {
 	panic(fmt.Sprintf("sim: a load has a %T", value))
 }
 
-// appendGauges appends the numbers of a load as gauges (v1_loads.py, _format_loads_prometheus).
-func appendGauges(b []byte, prefix string, fields []loadField) []byte {
-	for _, f := range fields {
+// appendGauges appends the numbers of the loads of the given ranks, which have the same fields, as gauges (v1_loads.py,
+// _format_loads_prometheus).
+func appendGauges(b []byte, prefix string, ranks []int, loads [][]loadField) []byte {
+	for i, f := range loads[0] {
 		switch v := f.value.(type) {
 		case []loadField:
+			sections := [][]loadField{v}
+			for _, l := range loads[1:] {
+				sections = append(sections, l[i].value.([]loadField))
+			}
 			section := map[string]string{"disaggregation": "disagg"}[f.name]
-			b = appendGauges(b, prefix+cmp.Or(section, f.name)+"_", v)
+			b = appendGauges(b, prefix+cmp.Or(section, f.name)+"_", ranks, sections)
 		case int, float64:
 			if f.name == "dp_rank" {
 				continue
 			}
 			name := prefix + f.name
-			b = fmt.Appendf(b, "# TYPE %s gauge\n%s{dp_rank=\"0\"} ", name, name)
-			b = append(appendValue(b, v), '\n')
+			b = fmt.Appendf(b, "# TYPE %s gauge\n", name)
+			for k, l := range loads {
+				b = fmt.Appendf(b, "%s{dp_rank=\"%d\"} ", name, ranks[k])
+				b = append(appendValue(b, l[i].value), '\n')
+			}
 		}
 	}
 	return b
 }
 
-// load returns the present snapshot.
-func (h *host) load() (loadSnapshot, EngineConfig) {
+// load returns the present snapshots of all ranks.
+func (h *host) load() ([]loadSnapshot, EngineConfig) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.refreshIdle(time.Now())
-	return h.loads.snapshot, h.loop.Engine.Config()
+	var all []loadSnapshot
+	for _, r := range h.ranks {
+		all = append(all, r.loads.snapshot)
+	}
+	return all, h.config()
 }
 
-// loads is /v1/loads: the last snapshot, in JSON with the member "simulated" besides SGLang's. Unlike SGLang's it
-// has throughput and hit rate also without metrics.
+// loads is /v1/loads: the last snapshot of each rank, in JSON with the member "simulated" besides SGLang's. Unlike SGLang's
+// they have throughput and hit rate also without metrics.
 func (s *Server) loads(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
 	q := r.URL.Query()
+	only := -1
 	if rank := q.Get("dp_rank"); q.Has("dp_rank") {
 		n, err := strconv.Atoi(strings.TrimSpace(rank))
 		if err != nil {
@@ -279,7 +294,7 @@ func (s *Server) loads(w http.ResponseWriter, r *http.Request) {
 				"string as an integer', 'input': %s}]", pyString(rank)))
 			return
 		}
-		if n != 0 {
+		if only = n; n < 0 || n >= len(s.host.ranks) {
 			s.writeLoads(w, q.Get("format"), nil, nil)
 			return
 		}
@@ -297,18 +312,25 @@ func (s *Server) loads(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	snapshot, cfg := s.host.load()
+	snapshots, cfg := s.host.load()
 	s.host.meter.loadsTook(time.Since(begin))
-	fields := snapshot.fields(s.host.meter.patch, cfg, func(section string) bool { return all || slices.Contains(sections, section) })
-	s.writeLoads(w, q.Get("format"), fields, []loadField{{"step_lateness_p99_ms", float64(s.StepLateness().P99) / 1e6}})
+	var ranks []int
+	var loads [][]loadField
+	for _, l := range snapshots {
+		if only < 0 || l.rank == only {
+			ranks = append(ranks, l.rank)
+			loads = append(loads, l.fields(s.host.meter.patch, cfg, func(section string) bool { return all || slices.Contains(sections, section) }))
+		}
+	}
+	s.writeLoads(w, q.Get("format"), ranks, loads)
 }
 
-// writeLoads writes one load, or none if there are no fields.
-func (s *Server) writeLoads(w http.ResponseWriter, format string, fields, simulated []loadField) {
+// writeLoads writes the loads of the given ranks.
+func (s *Server) writeLoads(w http.ResponseWriter, format string, ranks []int, loads [][]loadField) {
 	if format == "prometheus" {
-		b := appendGauges(nil, "sglang_", fields)
-		if len(b) == 0 {
-			b = []byte("\n")
+		b := []byte("\n")
+		if len(loads) > 0 {
+			b = appendGauges(nil, "sglang_", ranks, loads)
 		}
 		writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", b)
 		return
@@ -324,16 +346,26 @@ func (s *Server) writeLoads(w http.ResponseWriter, format string, fields, simula
 		b = append(b, `,"num_accelerators":1`...)
 	}
 	b = append(b, `,"loads":[`...)
-	if fields != nil {
-		b = appendFields(b, append(fields, loadField{"simulated", simulated}))
+	simulated := loadField{"simulated", []loadField{{"step_lateness_p99_ms", float64(s.StepLateness().P99) / 1e6}}}
+	for i, fields := range loads {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendFields(b, append(fields, simulated))
 	}
 	writeBody(w, http.StatusOK, "application/json", append(b, `]}`...))
 }
 
 // getLoad is /get_load, which 0.5.15 to 0.5.18 have for older clients.
 func (s *Server) getLoad(w http.ResponseWriter, _ *http.Request) {
-	l, _ := s.host.load()
-	b := appendFields([]byte{'['}, []loadField{{"dp_rank", 0}, {"num_reqs", l.running + l.waiting}, {"num_waiting_reqs", l.waiting},
-		{"num_tokens", l.total}, {"num_pending_tokens", l.total - l.used}, {"ts_tic", time.Since(s.host.start).Seconds()}})
+	all, _ := s.host.load()
+	b := []byte{'['}
+	for i, l := range all {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendFields(b, []loadField{{"dp_rank", l.rank}, {"num_reqs", l.running + l.waiting}, {"num_waiting_reqs", l.waiting},
+			{"num_tokens", l.total}, {"num_pending_tokens", l.total - l.used}, {"ts_tic", time.Since(s.host.start).Seconds()}})
+	}
 	writeBody(w, http.StatusOK, "application/json", append(b, ']'))
 }

@@ -60,13 +60,14 @@ func TestLoadsAreThoseOfRealServers(t *testing.T) {
 	}
 }
 
-// awaitIdle returns when the loop has nothing left to do, which is a little later than the last answer.
+// awaitIdle returns when the loops have nothing left to do, which is a little later than the last answer.
 func awaitIdle(s *Server) {
 	for {
 		s.host.mu.Lock()
-		idle := s.host.loop.idle
+		_, busy := s.host.loops.Next()
+		busy = busy || len(s.host.arrivals) > 0
 		s.host.mu.Unlock()
-		if idle {
+		if !busy {
 			return
 		}
 		s.host.waiter.Wake()
@@ -98,9 +99,9 @@ func TestSnapshotIsRenewedByTheRule(t *testing.T) {
 	h := d.h
 	type renewal struct{ decodes, running, waiting, used int }
 	var got []renewal
-	last := h.loads.snapshot.at
+	last := h.ranks[0].loads.snapshot.at
 	note := func() {
-		if s := h.loads.snapshot; s.at != last {
+		if s := h.ranks[0].loads.snapshot; s.at != last {
 			last = s.at
 			got = append(got, renewal{int(h.meter.decodes), s.running, s.waiting, s.used})
 		}
@@ -113,9 +114,9 @@ func TestSnapshotIsRenewedByTheRule(t *testing.T) {
 	// planned meanwhile. Then before the result of every fifteenth decode step, and when the loop has nothing left.
 	// The step count is that after the result.
 	require.Equal(t, []renewal{{0, 1, 0, 101}, {15, 1, 0, 116}, {30, 1, 0, 131}, {39, 0, 0, 0}}, got)
-	require.Equal(t, 100, h.loads.snapshot.prefillTokens)
-	require.Positive(t, h.loads.snapshot.prefillBusy)
-	m := h.loads.snapshot.moments
+	require.Equal(t, 100, h.ranks[0].loads.snapshot.prefillTokens)
+	require.Positive(t, h.ranks[0].loads.snapshot.prefillBusy)
+	m := h.ranks[0].loads.snapshot.moments
 	require.Equal(t, [6]float64{38, 38, m[2], 38, m[2], 38}, m, "all decode steps but the first have one before them")
 
 	d = driveHost(t, quick().EngineConfig(), func(o *options) { o.loadInterval = 1 })
@@ -134,11 +135,11 @@ func TestWaitingTokensAreEstimatedByTheHitRate(t *testing.T) {
 	d.add(0, 100, 10)
 	d.step()
 	d.add(0, 200, 10)
-	require.Equal(t, 200, d.h.uncached(0.5), "without metrics SGLang does not know the hit rate")
+	require.Equal(t, 200, d.h.ranks[0].uncached(0.5), "without metrics SGLang does not know the hit rate")
 	d.h.metrics = true
-	require.Equal(t, 100, d.h.uncached(0.5))
+	require.Equal(t, 100, d.h.ranks[0].uncached(0.5))
 	d.h.meter.patch = 18
-	require.Equal(t, 200, d.h.uncached(0.5))
+	require.Equal(t, 200, d.h.ranks[0].uncached(0.5))
 	for d.step() {
 	}
 }

@@ -12,7 +12,8 @@ import (
 )
 
 // A meter keeps the metrics of a server: those that /metrics shows and those that /v1/loads repeats. The engine's host
-// tells it what happens. Its methods are safe for concurrent use.
+// tells it what happens. Its methods are safe for concurrent use. A server with data-parallel ranks has one for each; that of the
+// first keeps those of the front process, too.
 //
 // Counters are exact. The histograms of times are of what SGLang's front process sees: see [stream.passes]. Gauges change as SGLang's do (metrics_reporter.py): with each prefill batch, with
 // every interval-th decode step, and when the scheduler is idle.
@@ -20,6 +21,7 @@ type meter struct {
 	patch    int
 	interval int // --decode-log-interval
 	model    string
+	rank     string // data-parallel rank; empty on a server that has but one
 
 	mu     sync.Mutex
 	series map[string][]*series // by family
@@ -315,17 +317,28 @@ func (m *meter) loadsTook(d time.Duration) {
 	m.mu.Unlock()
 }
 
-// page returns the whole page.
-func (m *meter) page() []byte {
+// page returns the whole page, with the schedulers' series of further data-parallel ranks (metrics_collector.py, labels; as
+// recorded on 0.5.23).
+func (m *meter) page(further ...*meter) []byte {
 	order := familyOrder(m.patch)
 	copies := make([][]series, len(order))
-	m.mu.Lock()
-	for i, name := range order {
-		for _, s := range m.series[name] {
-			copies[i] = append(copies[i], series{s.extra, s.value, slices.Clone(s.counts)})
+	for k, from := range append([]*meter{m}, further...) {
+		from.mu.Lock()
+		for i, name := range order {
+			schedulers := families()[name].labels == 'S'
+			if k > 0 && !schedulers {
+				continue
+			}
+			for _, s := range from.series[name] {
+				extra := s.extra
+				if schedulers && from.rank != "" {
+					extra = append(slices.Clone(extra), "dp_rank", from.rank)
+				}
+				copies[i] = append(copies[i], series{extra, s.value, slices.Clone(s.counts)})
+			}
 		}
+		from.mu.Unlock()
 	}
-	m.mu.Unlock()
 	tokenizer := []string{"engine_type", "unified", "model_name", m.model}
 	scheduler := append(slices.Clone(tokenizer), "moe_ep_rank", "0", "pp_rank", "0", "tp_rank", "0")
 	var b []byte
@@ -440,5 +453,9 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	h.mu.Lock()
 	h.refreshIdle(time.Now())
 	h.mu.Unlock()
-	writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", h.meter.page())
+	var further []*meter
+	for _, r := range h.ranks[1:] {
+		further = append(further, r.meter)
+	}
+	writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", h.meter.page(further...))
 }

@@ -220,7 +220,7 @@ type driver struct {
 }
 
 func driveHost(t *testing.T, cfg EngineConfig, change ...func(*options)) *driver {
-	h, err := newHost(quick(), cfg)
+	h, err := newHost(quick(), cfg, 1)
 	require.NoError(t, err)
 	opts := defaultOptions()
 	for _, f := range change {
@@ -233,19 +233,19 @@ func driveHost(t *testing.T, cfg EngineConfig, change ...func(*options)) *driver
 
 func (d *driver) add(at time.Duration, input, output int) *stream {
 	d.id++
-	s := &stream{rid: strconv.Itoa(d.id), promptTokens: input, arrives: at, received: d.h.start.Add(at), notify: make(chan struct{}, 1),
+	s := &stream{rid: strconv.Itoa(d.id), rank: d.h.ranks[0], promptTokens: input, arrives: at, received: d.h.start.Add(at), notify: make(chan struct{}, 1),
 		req: Request{InputLen: input, MaxNewTokens: output, IgnoreEOS: true}}
 	s.req.Owner = s
 	d.h.streams[s.rid] = s
-	d.h.loop.Add(at, &s.req)
+	d.h.ranks[0].loop.Add(at, &s.req)
 	return s
 }
 
 // step carries out the next event and reports whether there was one.
 func (d *driver) step() bool {
-	at, ok := d.h.loop.Next()
+	at, ok := d.h.ranks[0].loop.Next()
 	if ok {
-		for _, o := range d.h.advanceObserved(at) {
+		for _, o := range d.h.ranks[0].advance(at) {
 			if s := o.Request.Owner.(*stream); s.prefilled == 0 {
 				s.prefilled = at // as hold does
 			}
@@ -275,7 +275,7 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Equal(t, []int64{0, 10, 20, 30, 40}, changes, "with the prefill, and with every tenth decode step")
 	require.Equal(t, 1.0, value("num_running_reqs"), "until the idle scheduler renews it")
 	require.InDelta(t, 10/m.lastReport.Sub(d.h.start).Seconds()*4, value("gen_throughput"), 30)
-	state := d.h.loop.Engine.State()
+	state := d.h.ranks[0].loop.Engine.State()
 	m.idle(m.lastReport.Add(time.Second), state)
 	require.Zero(t, value("num_running_reqs"))
 	require.Zero(t, value("gen_throughput"))
@@ -334,7 +334,7 @@ func TestHealthChecksAreLeftOut(t *testing.T) {
 	require.Zero(t, total(page, "num_requests_total"))
 	require.Zero(t, total(page, "time_to_first_token_seconds_count"))
 	require.Equal(t, 1.0, total(page, "queue_time_seconds_count"), "the scheduler counts them")
-	require.Zero(t, d.h.loads.snapshot.prefillTokens)
+	require.Zero(t, d.h.ranks[0].loads.snapshot.prefillTokens)
 }
 
 func TestEndpointsAreBounded(t *testing.T) {

@@ -1,6 +1,9 @@
 package sim
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // An Observer is told what a server does, as the log and the metrics of SGLang tell it. Its methods are called one at a
 // time, in the order of events, while the engine waits: they must be quick and must not call the
@@ -15,6 +18,7 @@ type Observer interface {
 
 // A Batch is one step as SGLang's log tells of it (metrics_reporter.py).
 type Batch struct {
+	Rank int // data-parallel rank, from 0
 	Kind StepKind
 	At   time.Time     // when its result was processed, by the loop's time
 	Took time.Duration // on the GPU
@@ -65,72 +69,89 @@ func WithObserver(o Observer) Option {
 	return func(opts *options) error { opts.observers = append(opts.observers, o); return nil }
 }
 
-// observed is what the host keeps to tell observers of batches.
-type observed struct {
-	observers []Observer
-	planned   []Batch // steps under way, oldest first
+// A rank is one data-parallel rank of a host: a scheduler on the time line, and what is kept to tell of it. The host's mutex
+// guards it.
+type rank struct {
+	host  *host
+	loop  *Loop
+	index int
 
+	planned []Batch // steps under way, oldest first
 	meter   *meter
-	metrics bool // /metrics is answered
 	loads   published
 	asleep  bool          // the loop has nothing to do
 	since   time.Duration // from here on
 }
 
-// advanceObserved is [Loop.Advance], telling the observers of the batch whose result it processes, and streams when
+func newRank(h *host, l *Loop) *rank {
+	r := &rank{host: h, loop: l, index: len(h.ranks)}
+	r.loads.snapshot.rank = r.index
+	l.processed = r.completed
+	return r
+}
+
+// number is the rank as answers tell it: null on a server that has but one.
+func (r *rank) number() string {
+	if r == nil || len(r.host.ranks) == 1 {
+		return "null"
+	}
+	return strconv.Itoa(r.index)
+}
+
+// advance is [Loop.Advance], telling the observers of the batch whose result it processes, and streams when
 // their first step was planned.
-func (h *host) advanceObserved(at time.Duration) []Output {
-	l := h.loop
+func (r *rank) advance(at time.Duration) []Output {
+	l := r.loop
 	steps, free, chunked := l.steps, l.gpuFree, l.Engine.Chunked()
-	h.beforeAdvance(at)
+	r.beforeAdvance(at)
 	outputs := l.Advance()
 	if l.steps > steps {
 		f := l.pending
 		if l.ready.step != nil {
 			f = l.ready
 		}
-		h.plannedStep(f, at, free, chunked)
+		r.plannedStep(f, at, free, chunked)
 	}
-	h.afterAdvance(at)
+	r.afterAdvance(at)
 	return outputs
 }
 
 // beforeAdvance publishes the load, as SGLang does before it processes a result, and counts the time that the loop slept.
-func (h *host) beforeAdvance(at time.Duration) {
-	h.slept(at)
-	h.asleep = false
-	if l := h.loop; l.due {
-		h.publish(at, l.pending.step.Kind != DecodeStep)
+func (r *rank) beforeAdvance(at time.Duration) {
+	r.slept(at)
+	r.asleep = false
+	if l := r.loop; l.due {
+		r.publish(at, l.pending.step.Kind != DecodeStep)
 	}
 }
 
 // slept counts the time until now in which the loop slept.
-func (h *host) slept(now time.Duration) {
-	if h.asleep && now > h.since {
-		h.meter.asleep(now - h.since)
-		h.since = now
+func (r *rank) slept(now time.Duration) {
+	if r.asleep && now > r.since {
+		r.meter.asleep(now - r.since)
+		r.since = now
 	}
 }
 
 // afterAdvance publishes the load of a loop that has nothing left to do.
-func (h *host) afterAdvance(at time.Duration) {
-	if h.loop.idle {
-		h.asleep, h.since = true, at
-		h.loads.counters.contiguous = false
-		h.publish(at, true)
+func (r *rank) afterAdvance(at time.Duration) {
+	if r.loop.idle {
+		r.asleep, r.since = true, at
+		r.loads.counters.contiguous = false
+		r.publish(at, true)
 	}
 }
 
 // plannedStep notes the step that was planned at the given time.
-func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
+func (r *rank) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	s := f.step
 	for i := range s.Rows {
 		if st := s.Rows[i].Request.Owner.(*stream); st.entered == 0 {
 			st.entered = at
 		}
 	}
-	e := h.loop.Engine
-	b := Batch{Kind: s.Kind, Requests: len(s.Rows), Decodes: len(s.Decode), Context: s.Shape.Context,
+	e := r.loop.Engine
+	b := Batch{Rank: r.index, Kind: s.Kind, Requests: len(s.Rows), Decodes: len(s.Decode), Context: s.Shape.Context,
 		launched: at, Took: f.end - max(at, free), Retracted: len(e.Retracted()), NewTokenRatio: e.ratio}
 	for _, r := range e.Retracted() {
 		b.RetractedInput += r.InputLen
@@ -167,21 +188,21 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 			break
 		}
 	}
-	h.planned = append(h.planned, b)
+	r.planned = append(r.planned, b)
 }
 
 // completed tells the observers of the oldest step under way.
-func (h *host) completed(at time.Duration) {
-	b := h.planned[0]
-	h.planned = append(h.planned[:0], h.planned[1:]...)
-	b.At, b.State = h.start.Add(at), h.loop.Engine.State()
+func (r *rank) completed(at time.Duration) {
+	b := r.planned[0]
+	r.planned = append(r.planned[:0], r.planned[1:]...)
+	b.At, b.State = r.host.start.Add(at), r.loop.Engine.State()
 	if st := b.chunk; st != nil {
 		b.Chunk = at - max(st.chunked, st.entered)
 		st.chunked = at
 	}
-	h.loads.counters.add(h.meter.patch, &b, at)
-	h.meter.batch(&b)
-	for _, o := range h.observers {
+	r.loads.counters.add(r.meter.patch, &b, at)
+	r.meter.batch(&b)
+	for _, o := range r.host.observers {
 		o.Batch(b)
 	}
 }
@@ -190,7 +211,7 @@ func (h *host) completed(at time.Duration) {
 func (h *host) tell(s *stream, previous, got progress, passes bool) {
 	if h.metrics {
 		if previous.at.IsZero() && !(got.finish != nil && got.finish.Queued) {
-			h.meter.scheduled(s.queued(), s.prefilling())
+			s.rank.meter.scheduled(s.queued(), s.prefilling())
 		}
 		if passes {
 			h.meter.output(s, got)
@@ -224,11 +245,14 @@ func (s *stream) prefilling() time.Duration {
 	return max(0, s.prefilled-s.entered)
 }
 
-// observe makes the meter and names the observers.
+// observe makes the meters and names the observers.
 func (h *host) observe(o *options, model string) {
-	h.metrics = o.metrics
-	h.loads.interval = o.loadInterval
-	h.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.loop.Engine.Config(), time.Now())
-	h.observers = o.observers
-	h.loop.processed = h.completed
+	h.metrics, h.loadInterval, h.observers = o.metrics, o.loadInterval, o.observers
+	for _, r := range h.ranks {
+		r.meter = newMeter(o.release.patch, o.decodeLogInterval, model, h.config(), time.Now())
+		if len(h.ranks) > 1 {
+			r.meter.rank = strconv.Itoa(r.index)
+		}
+	}
+	h.meter = h.ranks[0].meter
 }

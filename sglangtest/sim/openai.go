@@ -60,6 +60,14 @@ func (s *Server) openAI(w http.ResponseWriter, r *http.Request, chat bool) {
 	d := demand{n: 1}
 	o := openAI{s: s, chat: chat, model: "default", created: time.Now().Unix()}
 	err := s.parseOpenAI(body, fields, &d, &o)
+	if header := r.Header.Get("X-Data-Parallel-Rank"); header != "" && err == nil { // over the body
+		k, bad := strconv.Atoi(strings.TrimSpace(header))
+		if d.routed = &k; bad != nil {
+			text := "Invalid X-Data-Parallel-Rank header: must be an integer, got '" + header + "'"
+			writeBody(w, http.StatusBadRequest, "application/json", appendOpenAIError(nil, text, "400", http.StatusBadRequest))
+			return
+		}
+	}
 	if err == nil {
 		var c *call
 		if c, err = s.newCall(d, received); err == nil {
@@ -113,6 +121,7 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 		d.n = int(n.v)
 	}
 	d.priority = number("priority", true)
+	d.routed = f.routedRank(fields)
 	limit := number("max_tokens", true)
 	if most := number("max_completion_tokens", true); o.chat && most.set {
 		limit = most

@@ -26,7 +26,7 @@ func defaultOptions() options {
 		panic(err) // a constant
 	}
 	return options{release: r, settings: settings{weightVersion: "default", streamInterval: 1, decodeLogInterval: defaultDecodeLogInterval,
-		loadInterval: defaultLoadInterval}}
+		loadInterval: defaultLoadInterval, ranks: 1, balance: roundRobin}}
 }
 
 // WithStarting makes [Server.Start] leave the server in the state that SGLang is in from the moment its socket is open

@@ -16,10 +16,12 @@ func (h *host) pause(mode PauseMode) {
 	h.paused = true
 	if mode != 0 {
 		now := time.Since(h.start)
-		h.hold(now, h.loop.Pause(mode))
-		if mode == PauseRetract {
-			for len(h.planned) > 0 { // what was under way has been processed
-				h.completed(now)
+		for _, r := range h.ranks {
+			h.hold(now, r.loop.Pause(mode))
+			if mode == PauseRetract {
+				for len(r.planned) > 0 { // what was under way has been processed
+					r.completed(now)
+				}
 			}
 		}
 	}
@@ -32,7 +34,9 @@ func (h *host) resume() {
 	defer h.mu.Unlock()
 	now := time.Since(h.start)
 	h.paused = false
-	h.loop.Continue(now)
+	for _, r := range h.ranks {
+		r.loop.Continue(now)
+	}
 	for _, s := range h.held {
 		h.dispatch(s, now)
 	}
@@ -62,18 +66,24 @@ func (h *host) nextChangeLocked() <-chan struct{} {
 	return h.changes
 }
 
-// flush empties the prefix cache and reports whether it could. With overQueue, which SGLang has from 0.5.21 on, requests
-// that wait are no hindrance while the loop is paused.
+// flush empties the prefix caches of the ranks that can and reports whether any could: SGLang answers what the first rank
+// says that answers, which is an idle one if there is one (tokenizer_control_mixin.py, flush_cache). With overQueue, which SGLang
+// has from 0.5.21 on, requests that wait are no hindrance while the loop is paused.
 func (h *host) flush(overQueue bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.arrivals) > 0 {
 		return false
 	}
-	if overQueue && h.loop.paused {
-		return h.loop.Engine.flushOverQueue()
+	flushed := false
+	for _, l := range h.loops.Loops {
+		if overQueue && l.paused {
+			flushed = l.Engine.flushOverQueue() || flushed
+		} else {
+			flushed = l.Engine.FlushCache() || flushed
+		}
 	}
-	return h.loop.Engine.FlushCache()
+	return flushed
 }
 
 // flushOverQueue is FlushCache that does not mind requests that wait.
@@ -92,21 +102,24 @@ func (e *Engine) flushOverQueue() bool {
 func (h *host) slowDown(d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.loop.SlowDown(d)
+	for _, l := range h.loops.Loops {
+		l.SlowDown(d)
+	}
 }
 
-// setLimit sets the limit of running requests and reports whether it is in range.
-func (h *host) setLimit(v float64) bool {
+// setLimit sets the limit of running requests of every rank and reports for each whether it is in range.
+func (h *host) setLimit(v float64) []bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.loop.Engine.SetLimit(v)
+	return h.loops.SetLimit(v)
 }
 
-// probe submits the generation of a health check, and nothing if the engine has something to do.
+// probe submits the generation of a health check, and nothing if the engine has something to do. Of several ranks the one
+// that gets it looks itself: see [rank.ignores].
 func (h *host) probe(rid string, priority int, received time.Time) []*stream {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.streams) > 0 || h.paused || h.stopped {
+	if len(h.ranks) == 1 && len(h.streams) > 0 || h.paused || h.stopped {
 		return nil
 	}
 	s := &stream{rid: rid, promptTokens: 1, health: true, received: received, notify: make(chan struct{}, 1)}

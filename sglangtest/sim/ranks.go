@@ -22,16 +22,24 @@ func NewRanks(n int, cfg EngineConfig, p Profile) (*Ranks, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.Loops = append(d.Loops, NewLoop(e, p))
+		l := NewLoop(e, p)
+		l.index = uint64(i) << 48 // ranks with the same steps have other noise
+		d.Loops = append(d.Loops, l)
 	}
 	return d, nil
 }
 
 // Add gives the next rank a request that arrives at the given time, and returns the rank.
 func (d *Ranks) Add(now time.Duration, r *Request) int {
+	k := d.turn()
+	d.Loops[k].Add(now, r)
+	return k
+}
+
+// turn returns the rank whose turn it is.
+func (d *Ranks) turn() int {
 	k := d.next
 	d.next = (k + 1) % len(d.Loops)
-	d.Loops[k].Add(now, r)
 	return k
 }
 

@@ -66,8 +66,8 @@ const (
 )
 
 // NewServer returns a server that is not started. It honours the arguments in cfg that [Arguments] lists and refuses
-// the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens comes from the
-// profile unless MaxTotalTokens sets it. cfg may hold SGLang's default of any argument.
+// the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens of each data-parallel rank comes
+// from the profile unless MaxTotalTokens sets it. Limits hold for each rank, as SGLang has it without data-parallel attention. cfg may hold SGLang's default of any argument.
 func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, error) {
 	errs := []error{profile.validate()}
 	if cfg.ModelPath != "" && cfg.ModelPath != profile.ModelPath {
@@ -96,7 +96,7 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	if cfg.Host == "" {
 		cfg.Host = "127.0.0.1"
 	}
-	h, err := newHost(profile, o.engine)
+	h, err := newHost(profile, o.engine, o.ranks)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +105,7 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	s.weights.Store(&o.weightVersion)
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
+	h.balancer.method = o.balance
 	h.observe(&o, s.cfg.ServedModelName)
 	var handler http.Handler = s
 	if o.metrics {
@@ -211,9 +212,9 @@ func (s *Server) Err() error {
 	}
 }
 
-// EngineConfig returns the effective configuration of the server's scheduler: that of the profile with what the
+// EngineConfig returns the effective configuration of the server's schedulers, one for each data-parallel rank: that of the profile with what the
 // server's config sets. It is known before Start.
-func (s *Server) EngineConfig() EngineConfig { return s.host.loop.Engine.Config() }
+func (s *Server) EngineConfig() EngineConfig { return s.host.config() }
 
 // URL returns the base URL, without a trailing slash. The server must have been started.
 func (s *Server) URL() string { return "http://" + s.addr.String() }

@@ -251,7 +251,7 @@ func TestClientThatLeavesIsAborted(t *testing.T) {
 	s.handlers.Wait() // the handler has seen it
 	for {
 		s.host.mu.Lock()
-		busy := s.host.loop.Engine.Busy()
+		busy := s.host.loops.Loops[0].Engine.Busy()
 		s.host.mu.Unlock()
 		if !busy {
 			return

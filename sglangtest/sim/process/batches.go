@@ -12,13 +12,17 @@ import (
 // batches logs the lines "Prefill batch" and "Decode batch" (managers/scheduler_components/metrics_reporter.py; the same
 // in all versions from 0.5.15.post1 to 0.5.23). Its fields but the atomic ones belong to the engine's goroutine.
 type batches struct {
-	log      logger
+	ranks    []rankBatches
 	graphs   string // "cuda graph: True"
 	interval int    // --decode-log-interval
 	steps    atomic.Int64
 	dead     atomic.Bool             // the scheduler has died: what it had planned is not heard of
 	strike   func(kind sim.StepKind) // told of each step
+}
 
+// rankBatches are those of one data-parallel rank.
+type rankBatches struct {
+	log             logger
 	prefill, decode time.Time // of the last lines
 	decodes         int       // decode steps so far
 	generated       int       // tokens since the last decode line
@@ -29,19 +33,20 @@ func (b *batches) Batch(s sim.Batch) {
 		return
 	}
 	b.steps.Add(1)
+	r := &b.ranks[s.Rank]
 	usage := float64(s.State.UsedTokens) / float64(s.State.MaxTotalTokens)
 	if s.Kind != sim.DecodeStep {
-		b.log.logf(info, "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, token usage: %.2f, #running-req: %d, #queue-req: %d, "+
+		r.log.logf(info, "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, token usage: %.2f, #running-req: %d, #queue-req: %d, "+
 			"#pending-token: %d, %s, input throughput (token/s): %.2f", s.Requests, s.NewTokens, s.CachedTokens, usage, s.Running,
-			s.State.Waiting, s.PendingTokens, b.graphs, rate(s.NewTokens, b.prefill, s.At))
-		b.prefill = s.At
+			s.State.Waiting, s.PendingTokens, b.graphs, rate(s.NewTokens, r.prefill, s.At))
+		r.prefill = s.At
 	} else {
-		b.decodes++
-		b.generated += s.Decodes
-		if b.decodes%b.interval == 0 {
-			b.log.logf(info, "Decode batch, #running-req: %d, #token: %d, token usage: %.2f, %s, gen throughput (token/s): %.2f, #queue-req: %d",
-				s.Requests, s.State.UsedTokens, usage, b.graphs, rate(b.generated, b.decode, s.At), s.State.Waiting)
-			b.decode, b.generated = s.At, 0
+		r.decodes++
+		r.generated += s.Decodes
+		if r.decodes%b.interval == 0 {
+			r.log.logf(info, "Decode batch, #running-req: %d, #token: %d, token usage: %.2f, %s, gen throughput (token/s): %.2f, #queue-req: %d",
+				s.Requests, s.State.UsedTokens, usage, b.graphs, rate(r.generated, r.decode, s.At), s.State.Waiting)
+			r.decode, r.generated = s.At, 0
 		}
 	}
 	b.strike(s.Kind)

@@ -68,7 +68,6 @@ var own = []argument{
 	{"dtype", "in the log"},
 	{"disable_cuda_graph", "in the log"}, {"cuda_graph_backend_decode", "in the log"}, {"cuda_graph_backend_prefill", "in the log"},
 	{"tp_size", "so many scheduler processes; step times stay the profile's"},
-	{"dp_size", "a controller and so many scheduler processes, but one simulated engine"},
 }
 
 func isOwn(field string) bool {
@@ -283,7 +282,9 @@ func (c *command) configure() {
 			continue
 		}
 		seen[a.Field] = true
-		if s, ok := simulated[a.Field]; ok && s.Simulates(v) {
+		// With --enable-dp-attention the ranks are not engines of their own.
+		apart := a.Field != "dp_size" || !c.set("enable_dp_attention")
+		if s, ok := simulated[a.Field]; ok && s.Simulates(v) && apart {
 			// A 0 that stands for "not set" in a config, and for something else in SGLang, is refused here.
 			if config, err := c.config.With(server.Args{a.Field: v}); err == nil {
 				c.config = config

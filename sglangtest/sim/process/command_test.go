@@ -140,6 +140,15 @@ func TestWhatIsSimulated(t *testing.T) {
 	require.ElementsMatch(t, []string{"--enable-dp-attention", "--radix-eviction-policy", "--max-queued-requests"}, c.unhonoured)
 	require.Equal(t, map[string]any{"tp_size": 2, "enable_dp_attention": true, "radix_eviction_policy": "tlru", "max_queued_requests": 0}, c.reported())
 
+	c, status, _, stderr = parsed("serve", "llama", "--dp", "2", "--load-balance-method", "total_requests")
+	require.Equal(t, -1, status, stderr)
+	require.Equal(t, 2, c.config.DPSize)
+	require.Empty(t, c.unhonoured)
+	c, status, _, stderr = parsed("serve", "llama", "--dp", "2", "--tp", "2", "--enable-dp-attention")
+	require.Equal(t, -1, status, stderr)
+	require.Zero(t, c.config.DPSize, "the ranks share what they have")
+	require.ElementsMatch(t, []string{"--dp-size", "--enable-dp-attention"}, c.unhonoured)
+
 	_, _, help, _ := parsed("--help")
 	for _, a := range sim.Arguments() {
 		require.Contains(t, help, "\n  --"+strings.ReplaceAll(a.Name, "_", "-"))

@@ -23,10 +23,10 @@ import (
 // A mainProc is the main process of a simulated server.
 type mainProc struct {
 	*command
-	log    logger // SGLang's lines, on stderr
-	rank   logger // those of the first scheduler
-	web    logger // uvicorn's, on stderr
-	access logger // uvicorn's access log, on stdout
+	log    logger   // SGLang's lines, on stderr
+	ranks  []logger // those of each data-parallel rank's first scheduler
+	web    logger   // uvicorn's, on stderr
+	access logger   // uvicorn's access log, on stdout
 
 	kids    children
 	files   files
@@ -59,12 +59,10 @@ func newServer(c *command) *mainProc {
 	stderr := newSink(os.Stderr)
 	p := &mainProc{command: c, quit: make(chan os.Signal, 1), strikes: make(chan planned, 64),
 		log: logger{stderr, least, millis, ""}, web: logger{stderr, web, false, ""}, access: logger{newSink(os.Stdout), web, false, ""}}
-	p.rank = p.log
-	if p.num("dp_size") > 1 {
-		p.rank.prefix += " DP0"
-	}
-	if p.num("tp_size") > 1 {
-		p.rank.prefix += " TP0"
+	for d := range p.dp() {
+		rank := p.log
+		rank.prefix = p.rankPrefix(d, 0)
+		p.ranks = append(p.ranks, rank)
 	}
 	p.kids.exits = make(chan *proc, 16)
 	p.files.tmp, p.files.shmDir, p.files.instance = os.TempDir(), c.shm, c.id
@@ -219,8 +217,10 @@ func (p *mainProc) build() error {
 	if p.device() != "cuda" {
 		graph = p.device()
 	}
-	p.steps = &batches{log: p.rank, graphs: fmt.Sprintf("%s graph: %s", graph, repr(p.graphsOf("decode"))), interval: max(1, p.num("decode_log_interval")), strike: p.step}
-	p.steps.prefill, p.steps.decode = time.Now(), time.Now()
+	p.steps = &batches{graphs: fmt.Sprintf("%s graph: %s", graph, repr(p.graphsOf("decode"))), interval: max(1, p.num("decode_log_interval")), strike: p.step}
+	for _, log := range p.ranks {
+		p.steps.ranks = append(p.steps.ranks, rankBatches{log: log, prefill: time.Now(), decode: time.Now()})
+	}
 	p.http.start(p)
 	opts := []sim.Option{sim.WithVersion(p.version), sim.WithStarting(), sim.WithObserver(p.steps), sim.WithMiddleware(p.http.wrap)}
 	opts = append(opts, sim.WithServerArgs(p.reported()))
@@ -247,22 +247,15 @@ func (p *mainProc) spawn() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	tp, dp := max(1, p.num("tp_size")), max(1, p.num("dp_size"))
 	var ranks []job
-	for d := range dp {
-		for t := range tp {
-			prefix := ""
-			if dp > 1 {
-				prefix += fmt.Sprintf(" DP%d", d)
-			}
-			if tp > 1 {
-				prefix += fmt.Sprintf(" TP%d", t)
-			}
+	for d := range p.dp() {
+		for t := range p.tp() {
+			prefix := p.rankPrefix(d, t)
 			ranks = append(ranks, job{Title: "sglang::scheduler" + strings.ReplaceAll(prefix, " ", "_"), Name: fmt.Sprintf("scheduler_%d", t),
 				Prefix: prefix, Millis: p.log.millis})
 		}
 	}
-	if dp > 1 {
+	if p.dp() > 1 {
 		ranks = []job{{Title: "sglang::data_parallel_controller", Name: "scheduler_0", Ranks: ranks}}
 	}
 	orphan := false
@@ -273,26 +266,53 @@ func (p *mainProc) spawn() error {
 	return p.kids.spawn(ranks)
 }
 
-// load is what the schedulers do before they are ready.
+// dp and tp are the numbers of data-parallel and tensor-parallel ranks.
+func (p *mainProc) dp() int { return max(1, p.num("dp_size")) }
+func (p *mainProc) tp() int { return max(1, p.num("tp_size")) }
+
+// rankPrefix is what the log lines of a scheduler begin with (scheduler.py, configure_scheduler_process).
+func (p *mainProc) rankPrefix(d, t int) string {
+	prefix := ""
+	if p.dp() > 1 {
+		prefix += fmt.Sprintf(" DP%d", d)
+	}
+	if p.tp() > 1 {
+		prefix += fmt.Sprintf(" TP%d", t)
+	}
+	return prefix
+}
+
+// say logs what each data-parallel rank logs.
+func (p *mainProc) say(format string, args ...any) {
+	for i := range p.ranks {
+		p.ranks[i].logf(info, format, args...)
+	}
+}
+
+// load is what the schedulers do before they are ready. Progress bars are shown once for all of them.
 func (p *mainProc) load() error {
 	ec := p.sim.EngineConfig()
 	kv := float64(ec.MaxTotalTokens) * bytesPerToken / 2 / (1 << 30)
 	after := availBefore - weightGB
 	rest := after - 2*kv - 0.15
-	say := func(format string, args ...any) { p.rank.logf(info, format, args...) }
+	if p.dp() > 1 && !p.set("enable_dp_attention") {
+		for d := range p.dp() {
+			p.log.logf(info, "Launch DP%d starting at GPU #%d.", d, d*p.tp())
+		}
+	}
 	if p.release < v21 {
-		say("Init torch distributed begin.")
-		say("Init torch distributed ends. elapsed=0.19 s, mem usage=0.09 GB")
+		p.say("Init torch distributed begin.")
+		p.say("Init torch distributed ends. elapsed=0.19 s, mem usage=0.09 GB")
 	} else {
-		say("Init parallel begin.")
-		say("Init parallel ends. elapsed=0.19 s")
-		say("Memory baseline taken. mem usage=0.09 GB")
+		p.say("Init parallel begin.")
+		p.say("Init parallel ends. elapsed=0.19 s")
+		p.say("Memory baseline taken. mem usage=0.09 GB")
 	}
 	if f := p.asks(dying); f != nil {
 		p.kids.signal("scheduler_0", syscall.SIGKILL)
 		return p.wait(time.Hour) // its death ends this
 	}
-	say("Load weight begin. avail mem=%.2f GB", availBefore)
+	p.say("Load weight begin. avail mem=%.2f GB", availBefore)
 	if err := p.fail(weights); err != nil {
 		return err
 	}
@@ -303,7 +323,7 @@ func (p *mainProc) load() error {
 	} else if err := p.wait(p.took(loading)); err != nil {
 		return err
 	}
-	say("Load weight end. elapsed=%.2f s, type=LlamaForCausalLM, avail mem=%.2f GB, mem usage=%.2f GB.", p.took(loading).Seconds(), after, weightGB)
+	p.say("Load weight end. elapsed=%.2f s, type=LlamaForCausalLM, avail mem=%.2f GB, mem usage=%.2f GB.", p.took(loading).Seconds(), after, weightGB)
 	if err := errors.Join(p.fail(pool), p.wait(p.took(allocate))); err != nil {
 		return err
 	}
@@ -311,8 +331,8 @@ func (p *mainProc) load() error {
 	if dtype == "auto" {
 		dtype = "bfloat16"
 	}
-	say("KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB", dtype, ec.MaxTotalTokens, kv, kv)
-	say("Memory pool end. avail mem=%.2f GB", rest)
+	p.say("KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB", dtype, ec.MaxTotalTokens, kv, kv)
+	p.say("Memory pool end. avail mem=%.2f GB", rest)
 	for _, kind := range []string{"prefill", "decode"} {
 		if err := p.capture(kind, &rest); err != nil {
 			return err
@@ -322,20 +342,20 @@ func (p *mainProc) load() error {
 	if p.device() != "cuda" {
 		unit = p.device()
 	}
-	say("max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d, available_%s_mem=%.2f GB",
+	p.say("max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d, available_%s_mem=%.2f GB",
 		ec.MaxTotalTokens, ec.ChunkedPrefillSize, ec.MaxPrefillTokens, ec.MaxRunningRequests, ec.ContextLength, unit, rest)
 	chunks := ec.DisableRadixCache && ec.ChunkedPrefillSize > 0 // mem_cache/registry.py, default_radix_cache_factory
 	if p.release >= v21 && !chunks {
-		say("Init Unified Radix Cache. Components: (<ComponentType.FULL: 0>,). Tree Core: RustUnifiedTreeCore")
+		p.say("Init Unified Radix Cache. Components: (<ComponentType.FULL: 0>,). Tree Core: RustUnifiedTreeCore")
 	}
 	cache := [...]string{"RadixCache", "RadixCache", "UnifiedRadixCache", "UnifiedRadixCache"}[p.release]
 	if chunks {
 		cache = "ChunkCache"
 	}
-	say("Tree cache initialized: source=default impl=%s hybrid_swa=False hybrid_ssm=False %s", cache, [...]string{
+	p.say("Tree cache initialized: source=default impl=%s hybrid_swa=False hybrid_ssm=False %s", cache, [...]string{
 		"hierarchical=False streaming_wrapped=False", "hicache_attached=False streaming_wrapped=False",
 		"hicache_attached=False streaming_wrapped=False", "hicache_attached=False"}[p.release])
-	if err := p.files.loadSnapshot(max(1, p.num("dp_size"))); err != nil {
+	if err := p.files.loadSnapshot(p.dp()); err != nil {
 		return err
 	}
 	if p.release >= v18 {
@@ -353,7 +373,7 @@ func (p *mainProc) load() error {
 func (p *mainProc) capture(kind string, rest *float64) error {
 	if !p.graphsOf(kind) {
 		if kind == "prefill" {
-			p.rank.logf(info, "Disable prefill CUDA graph because cuda_graph_config resolved prefill.backend='disabled' (e.g. via --cuda-graph-backend-prefill=disabled or auto-disable rules).")
+			p.say("Disable prefill CUDA graph because cuda_graph_config resolved prefill.backend='disabled' (e.g. via --cuda-graph-backend-prefill=disabled or auto-disable rules).")
 		}
 		return nil
 	}
@@ -365,7 +385,7 @@ func (p *mainProc) capture(kind string, rest *float64) error {
 	for i, n := range sizes {
 		list[i] = n
 	}
-	p.rank.logf(info, "Capture target %s CUDA graph begin. %s%s, avail mem=%.2f GB", kind, head, repr(list), *rest)
+	p.say("Capture target %s CUDA graph begin. %s%s, avail mem=%.2f GB", kind, head, repr(list), *rest)
 	if kind == "decode" {
 		if err := p.fail(graphs); err != nil {
 			return err
@@ -378,7 +398,7 @@ func (p *mainProc) capture(kind string, rest *float64) error {
 		return err
 	}
 	*rest -= used
-	p.rank.logf(info, "Capture target %s CUDA graph end. elapsed=%.2f s, mem usage=%.2f GB, avail mem=%.2f GB.", kind, took.Seconds(), used, *rest)
+	p.say("Capture target %s CUDA graph end. elapsed=%.2f s, mem usage=%.2f GB, avail mem=%.2f GB.", kind, took.Seconds(), used, *rest)
 	return nil
 }
 

@@ -396,8 +396,11 @@ func (p *mainProc) warmUp(ctx context.Context, warm chan<- error) {
 			if err != nil {
 				return err
 			}
-			if err := p.call(ctx, client, http.MethodPost, base+"/generate",
-				`{"sampling_params":{"temperature":0,"max_new_tokens":8},"text":"The capital city of France is"}`); err != nil {
+			text := `"The capital city of France is"`
+			if n := p.dp(); n > 1 { // one for each data-parallel rank
+				text = "[" + strings.Repeat(text+",", n-1) + text + "]"
+			}
+			if err := p.call(ctx, client, http.MethodPost, base+"/generate", `{"sampling_params":{"temperature":0,"max_new_tokens":8},"text":`+text+`}`); err != nil {
 				return err
 			}
 			select {

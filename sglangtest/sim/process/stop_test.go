@@ -203,7 +203,21 @@ func TestDataParallel(t *testing.T) {
 	for _, title := range []string{"sglang::data_parallel_controller", "sglang::scheduler_DP0", "sglang::scheduler_DP1", "sglang::detokenizer"} {
 		require.Contains(t, c.group(), title)
 	}
+	for _, rank := range []string{"DP0", "DP1"} {
+		status, body := c.post("/generate", `{"text":"hello","sampling_params":{"max_new_tokens":2,"ignore_eos":true}}`)
+		require.Equal(t, http.StatusOK, status)
+		require.Contains(t, body, `"dp_rank":`+rank[2:])
+	}
+	status, body := c.post("/set_internal_state", `{"server_args":{"pp_max_micro_batch_size":4}}`)
+	require.Equal(t, http.StatusOK, status)
+	require.Equal(t, "[true,true]", body)
 	c.signal(syscall.SIGTERM)
 	require.Equal(t, 0, c.wait())
 	c.gone()
+	require.Contains(t, c.stderr(), "] Launch DP1 starting at GPU #1.\n")
+	for _, rank := range []string{"DP0", "DP1"} {
+		for text, times := range map[string]int{"Load weight begin.": 1, "KV Cache is allocated.": 1, "max_total_num_tokens=": 1, "Prefill batch, #new-seq: 1,": 2} {
+			require.Equal(t, times, strings.Count(c.stderr(), " "+rank+"] "+text), "%s, the warm-up included: %s", rank, text)
+		}
+	}
 }
