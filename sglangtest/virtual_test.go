@@ -133,6 +133,21 @@ func TestServerArgsOfASimulatedServer(t *testing.T) {
 	require.ErrorContains(t, err, "schedule_policy routing-key cannot be simulated")
 }
 
+// A server with two data-parallel ranks obeys a limit on both.
+func TestServerOfTwoRanks(t *testing.T) {
+	cfg := short()
+	cfg.RandomOutputLen = 64
+	cfg.ServerArgs = server.Args{"dp_size": 2, "load_snapshot_publish_interval": 1}
+	cfg.MaxRunningRequests = 8
+	cfg.EnableDynamicParams = true
+	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0.1: {server.ParamMaxRunningRequests: 1}}
+	run, err := RunNode(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Equal(t, 20, run.Summary.Requests.OK)
+	require.Equal(t, 2, run.Server.DPSize)
+	require.Contains(t, run.Summary.Simulation.KnownError, "not measured with dp_size 2")
+}
+
 // The first request of a run meets an idle engine in both kinds of time, so its latency is the same but for the
 // real one's way over HTTP.
 func TestVirtualTimeAgreesWithRealTime(t *testing.T) {

@@ -323,7 +323,8 @@ var stateKeys = []string{"pp_max_micro_batch_size", "speculative_accept_threshol
 
 // setInternalState follows Scheduler.set_internal_state, from 0.5.23 on internal_state.py. Numbers, and from 0.5.18 on
 // strings that are numbers, pass the schema; a key or value that the scheduler refuses makes the reply [false] and
-// changes nothing. The reply has an element for each data-parallel rank. 0.5.15 has no schema: what cannot be compared with a number kills its scheduler, and the server with it.
+// changes nothing. The reply has an element for each data-parallel rank, which all take the value. 0.5.15 has no schema: what
+// cannot be compared with a number kills its scheduler, and the server with it.
 func (s *Server) setInternalState(w http.ResponseWriter, r *http.Request) {
 	fields, raw, ok := s.readObject(w, r)
 	if !ok {
