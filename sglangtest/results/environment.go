@@ -74,8 +74,9 @@ func currentEnvironment(seed uint64) Environment {
 // notStored stands for a secret.
 const notStored = "(not stored)"
 
-// A name is that of a secret if its last word is one of these, such as --api-key, -admin_api_key and HF_TOKEN.
-const secretName = `(?i:(?:[a-z0-9]+[-_])*(?:(?:api)?key|token|password|secret))`
+// A name is that of a secret if its last word is one of these, such as --api-key, which SGLang also takes
+// as --api-k, -admin_api_key and HF_TOKEN.
+const secretName = `(?i:(?:[a-z0-9]+[-_])*(?:(?:api)?key|api[-_]ke?|token|password|secret))`
 
 var (
 	secretFlag     = regexp.MustCompile(`^--?` + secretName + `$`)
