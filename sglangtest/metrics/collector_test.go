@@ -286,7 +286,7 @@ func TestALabelThatChangesDuringTheRun(t *testing.T) {
 	for _, answer := range []func() (*Simulation, error){says(nil, errors.New("connection refused")), says(nil, nil)} {
 		sum, sink = run(says(&calibrated, nil), answer)
 		require.Equal(t, sum.Simulation, &sink.by)
-		require.Contains(t, sum.Simulation.KnownError, "not known at the end of the run (")
+		require.Contains(t, sum.Simulation.KnownError, "not measured, as far as is known at the end of the run (")
 		require.Contains(t, sum.Simulation.KnownError, "at its start: TTFT p50 3 %")
 		require.Contains(t, sum.Notes[0], "what simulated server-0 at the end of the run is not known (")
 	}

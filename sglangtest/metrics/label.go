@@ -75,10 +75,10 @@ func (c *Collector) relabel(ctx context.Context) error {
 		var note string
 		switch {
 		case err != nil:
-			unknown := func(said string) string {
-				return fmt.Sprintf("not known at the end of the run (%v); at its start: %s", err, said)
+			unknown := func(done, said string) string {
+				return fmt.Sprintf("not %s, as far as is known at the end of the run (%v); at its start: %s", done, err, said)
 			}
-			label = &Simulation{Profile: l.label.Profile, Calibrated: unknown(l.label.Calibrated), KnownError: unknown(l.label.KnownError)}
+			label = &Simulation{Profile: l.label.Profile, Calibrated: unknown("calibrated", l.label.Calibrated), KnownError: unknown("measured", l.label.KnownError)}
 			note = fmt.Sprintf("what simulated %s at the end of the run is not known (%v): what is said of profile %s may not hold for the whole run",
 				l.name, err, l.label.Profile)
 		case *label == *l.label:
