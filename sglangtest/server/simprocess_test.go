@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim/process"
@@ -146,11 +147,11 @@ func TestSimProcessDeadlyFaults(t *testing.T) {
 			}
 			r := newSimulated(t, version, args...)
 			var failure *server.FailureError
-			if name == "port-in-use" { // its other server answers until it ends: whichever shows first
+			if name == "port-in-use" { // its other server answers until it ends
 				_, err := r.m.Launch(t.Context(), simulatedConfig())
 				r.gone("")
+				require.ErrorAs(t, err, new(*server.PortInUseError), "whichever shows first")
 				if !errors.As(err, &failure) {
-					require.ErrorAs(t, err, new(*server.PortInUseError))
 					return
 				}
 			} else if !want.serving {
@@ -369,7 +370,9 @@ func TestSimProcessKilled(t *testing.T) {
 func TestSimProcessHangs(t *testing.T) {
 	const deadline = 500 * time.Millisecond
 	suspend := func(r *local, s *server.Server) { // from outside: the launcher does not know
-		require.NoError(r, syscall.Kill(-r.main(s).ID, syscall.SIGSTOP))
+		main := r.main(s).ID
+		require.NoError(r, syscall.Kill(-main, syscall.SIGSTOP))
+		require.NoError(r, unix.Waitid(unix.P_PID, main, nil, unix.WSTOPPED, nil)) // its threads may run on for a moment
 	}
 	impatient := []server.ProcessOption{server.WithStopTimeout(deadline)}
 	t.Run("calls", func(t *testing.T) {
@@ -476,6 +479,9 @@ func TestSimProcessPortTaken(t *testing.T) {
 			}
 			failure := r.fails(cfg)
 			require.Equal(t, server.CausePortInUse, failure.Cause)
+			var in *server.PortInUseError
+			require.ErrorAs(t, failure, &in)
+			require.Equal(t, fmt.Sprintf("127.0.0.1:%d", cfg.Port), in.Address)
 			require.Contains(t, strings.Join(failure.Lines, "\n"), fmt.Sprintf("('127.0.0.1', %d): address already in use", cfg.Port))
 			require.Equal(t, 3, failure.Exit.Code)
 			stderr, err := os.ReadFile(failure.LogFile)
