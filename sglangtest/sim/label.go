@@ -51,7 +51,7 @@ func (s *Server) Simulation() metrics.Simulation {
 	p := s.profile
 	changes := p.Changes(s.EngineConfig())
 	if n := len(s.host.ranks); n > 1 {
-		ranks := fmt.Sprintf("dp_size %d (profile: 1; the ranks are separate GPUs, each like the profile's, behind one front process)", n)
+		ranks := fmt.Sprintf("dp_size %d (profile: 1; a separate GPU like the profile's for each rank)", n)
 		if changes != "" {
 			ranks += ", " + changes
 		}

@@ -306,7 +306,7 @@ func TestHealthOfBusyRanks(t *testing.T) {
 func TestRanksAreInTheLabel(t *testing.T) {
 	_, c := start(t, quick(), server.Config{DPSize: 2, MaxRunningRequests: 8})
 	simulated := info(t, c)["simulated"].(map[string]any)
-	const changes = "dp_size 2 (profile: 1; the ranks are separate GPUs, each like the profile's, behind one front process), max_running_requests 8 (profile: 256)"
+	const changes = "dp_size 2 (profile: 1; a separate GPU like the profile's for each rank), max_running_requests 8 (profile: 256)"
 	require.Equal(t, "quick with "+changes, simulated["profile"])
 	require.Contains(t, simulated["known_error"], "not measured with "+changes)
 	require.Contains(t, simulated["calibrated"], "not calibrated with "+changes)
