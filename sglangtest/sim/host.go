@@ -20,7 +20,7 @@ import (
 type host struct {
 	profile Profile
 	start   time.Time
-	waiter  *precise.Waiter
+	waiter  waiter
 	done    chan struct{} // run has returned
 
 	mu       sync.Mutex
@@ -38,6 +38,13 @@ type host struct {
 	observed
 
 	late lateness
+}
+
+// A waiter lets run wait. Unless a test has given the host another, it is a [precise.Waiter].
+type waiter interface {
+	Wait(d time.Duration)
+	Wake()
+	Close() error
 }
 
 // egressGroup is how far apart results may leave the front process and still be delivered together: a timer for each
@@ -67,6 +74,7 @@ type stream struct {
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
 	stop         stopping
+	lost         bool      // the front process has forgotten it
 	refused      *Finish   // how the scheduler ends it on arrival; nil: it takes it
 	sent         time.Time // first event handed out; used by the handler alone
 	counted      progress  // what the front process was told last; used by run alone
@@ -103,6 +111,13 @@ func (s *stream) take() (p progress, due time.Time) {
 	return p, due
 }
 
+// hasOutput reports whether the stream has a result that the handler has not taken.
+func (s *stream) hasOutput() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.pending.IsZero()
+}
+
 // forcedInterval is after how many tokens the scheduler sends those of an answer that is not streamed
 // (SGLANG_FORCE_STREAM_INTERVAL).
 const forcedInterval = 50
@@ -129,8 +144,10 @@ func newHost(p Profile, cfg EngineConfig) (*host, error) {
 
 // begin starts run.
 func (h *host) begin() (err error) {
-	if h.waiter, err = precise.New(); err != nil {
-		return fmt.Errorf("sim: make a timer: %w", err)
+	if h.waiter == nil {
+		if h.waiter, err = precise.New(); err != nil {
+			return fmt.Errorf("sim: make a timer: %w", err)
+		}
 	}
 	h.start = time.Now()
 	h.asleep = true
@@ -199,32 +216,12 @@ func (h *host) abort(s *stream) {
 	h.waiter.Wake()
 }
 
-// leave aborts the streams of a call whose client has gone.
-func (h *host) leave(streams []*stream) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.stopped {
-		return
-	}
-	for _, s := range streams {
-		switch i := slices.Index(h.held, s); {
-		case h.streams[s.rid] != s:
-		case i >= 0:
-			h.held = slices.Delete(h.held, i, i+1)
-			h.forget(s)
-		default:
-			h.meter.aborted()
-			h.abort(s)
-		}
-	}
-}
-
 // abortPrefix is /abort_request: the rid must be alive, and then every request whose rid begins with it ends. Those held
 // back by a pause do not: the scheduler does not know them.
 func (h *host) abortPrefix(rid string, all bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !all && h.streams[rid] == nil {
+	if s := h.streams[rid]; !all && (s == nil || s.lost) {
 		return
 	}
 	h.meter.aborted()
@@ -362,9 +359,13 @@ func (h *host) deliver(o Output, due time.Time) {
 	if o.Finish != nil {
 		h.forget(s)
 	}
-	if !passes {
-		return
+	if passes {
+		s.wake()
 	}
+}
+
+// wake gives the stream's handler notice.
+func (s *stream) wake() {
 	select {
 	case s.notify <- struct{}{}:
 	default: // the handler has not yet seen the last notice and will see this, too

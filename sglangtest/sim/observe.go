@@ -192,12 +192,12 @@ func (h *host) tell(s *stream, previous, got progress, passes bool) {
 		if previous.at.IsZero() && !(got.finish != nil && got.finish.Queued) {
 			h.meter.scheduled(s.queued(), s.prefilling())
 		}
-		if passes {
+		if passes && !s.lost {
 			h.meter.output(s, got)
 			s.counted = got
 		}
 	}
-	if len(h.observers) == 0 {
+	if len(h.observers) == 0 || s.lost {
 		return
 	}
 	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, Previous: previous.at, At: got.at,

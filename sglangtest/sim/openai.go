@@ -63,14 +63,18 @@ func (s *Server) openAI(w http.ResponseWriter, r *http.Request, chat bool) {
 	if err == nil {
 		var c *call
 		if c, err = s.newCall(d, received); err == nil {
+			c.kickStart = c.stream
 			err = s.respond(w, r, c, o)
 		}
 	}
 	var f faults
+	var uncaught raised
 	switch {
 	case err == nil, errors.Is(err, errGone):
 	case errors.As(err, &f):
 		s.refuse(w, r, f)
+	case errors.As(err, &uncaught):
+		writeBody(w, http.StatusInternalServerError, "application/json", appendOpenAIError(nil, "Internal server error: "+err.Error(), "InternalServerError", http.StatusInternalServerError))
 	default:
 		writeBody(w, http.StatusBadRequest, "application/json", appendOpenAIError(nil, err.Error(), "BadRequestError", http.StatusBadRequest))
 	}

@@ -35,6 +35,7 @@ func (h *host) resume() {
 	h.loop.Continue(now)
 	for _, s := range h.held {
 		h.dispatch(s, now)
+		s.wake() // whoever looks for the client must know since when
 	}
 	h.held = nil
 	h.waiter.Wake()

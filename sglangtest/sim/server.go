@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -169,11 +167,18 @@ func (s *Server) crash(err error) {
 	go s.finish(err)
 }
 
-// InFlight returns the ids of the generations that have not ended, in no order.
+// InFlight returns the ids of the generations that have not ended, in no order. Those that the front process has forgotten
+// since their client has gone, which only versions before 0.5.21 do, are none of them.
 func (s *Server) InFlight() []string {
 	s.host.mu.Lock()
 	defer s.host.mu.Unlock()
-	return slices.Collect(maps.Keys(s.host.streams))
+	var rids []string
+	for rid, st := range s.host.streams {
+		if !st.lost {
+			rids = append(rids, rid)
+		}
+	}
+	return rids
 }
 
 // WaitIdle returns nil at a moment at which no generation is in flight, or the context's error if that ends first.
@@ -184,9 +189,8 @@ func (s *Server) WaitIdle(ctx context.Context) error {
 // waitInFlight returns nil at a moment at which so many generations are in flight that ok says so.
 func (s *Server) waitInFlight(ctx context.Context, ok func(n int) bool) error {
 	for {
-		s.host.mu.Lock()
-		n, change := len(s.host.streams), s.host.nextChangeLocked()
-		s.host.mu.Unlock()
+		change := s.host.nextChange() // before they are counted
+		n := len(s.InFlight())
 		if ok(n) {
 			return nil
 		}
