@@ -52,12 +52,13 @@ type Engine struct {
 	entries   uint64
 	unique    uint64
 
-	steps     []*Step // spare
-	outputs   []Output
-	keys      []run         // scratch of keyOf
-	states    []reservation // scratch of admitExact
-	retracted []*Request    // by the last Plan
-	preempted []*Request
+	steps      []*Step // spare
+	outputs    []Output
+	keys       []run         // scratch of keyOf
+	states     []reservation // scratch of admitExact
+	retracted  []*Request    // by the last Plan
+	preempted  []*Request
+	retraction *retraction // of the last Plan; nil: there was none
 }
 
 // NewEngine returns an idle engine with an empty cache. All faults of the configuration are reported together.

@@ -351,7 +351,8 @@ func TestEndpointsAreBounded(t *testing.T) {
 func TestRetractionsAreCounted(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxTotalTokens, cfg.DisableRadixCache, cfg.ScheduleConservativeness = 600, false, 0.1
-	d := driveHost(t, cfg, func(o *options) { o.metrics = true })
+	w := &watcher{}
+	d := driveHost(t, cfg, func(o *options) { o.metrics, o.observers = true, []Observer{w} })
 	var all []*stream
 	for range 6 {
 		s := d.add(0, 20, 180)
@@ -375,6 +376,14 @@ func TestRetractionsAreCounted(t *testing.T) {
 	require.EqualValues(t, 120, total(page, "prefill_effective_tokens_total"), "what is computed again does not count")
 	require.Greater(t, total(page, "realtime_tokens_total", "prefill_compute"), 120.0)
 	require.EqualValues(t, tokens, total(page, "generation_tokens_total"))
+	told := 0
+	for _, r := range w.retractions {
+		told += r.Requests
+		require.GreaterOrEqual(t, r.Gained, 20*r.Requests, "at least their prompts")
+		require.Less(t, r.OldRatio, r.NewRatio, "fewer admissions from then on")
+		require.Empty(t, r.Aborted)
+	}
+	require.Equal(t, want, told)
 }
 
 func TestObserveFallsIntoTheRightBucket(t *testing.T) {

@@ -9,6 +9,8 @@ type Observer interface {
 	// Batch is called when the result of a step has been processed, with the overlap loop after the next step was
 	// planned. SGLang prints its lines "Prefill batch" and (for some of the steps) "Decode batch" then.
 	Batch(Batch)
+	// Retraction is called when the scheduler has taken requests back for want of memory.
+	Retraction(Retraction)
 	// Result is called when a request got tokens or ended, at the time when the front process has it.
 	Result(Result)
 }
@@ -39,6 +41,17 @@ type Batch struct {
 	launched time.Duration // when it was planned, by the loop's time
 	chunk    *stream
 	health   bool // all are health checks
+}
+
+// A Retraction is what SGLang's warning "KV cache pool is full. Retract requests." tells of (scheduler.py, update_running_batch).
+type Retraction struct {
+	At       time.Time
+	Requests int // taken back
+	Gained   int // free KV tokens
+	// The new-token ratio before and after.
+	OldRatio, NewRatio float64
+	// Aborted is the rid of a request that found no room although it was the only one left; empty: there was none.
+	Aborted string
 }
 
 // A Result is what one request got.
@@ -84,6 +97,9 @@ func (h *host) advanceObserved(at time.Duration) []Output {
 	steps, free, chunked := l.steps, l.gpuFree, l.Engine.Chunked()
 	h.beforeAdvance(at)
 	outputs := l.Advance()
+	if r := l.Engine.retraction; r != nil {
+		h.retracted(at, r)
+	}
 	if l.steps > steps {
 		f := l.pending
 		if l.ready.step != nil {
@@ -93,6 +109,17 @@ func (h *host) advanceObserved(at time.Duration) []Output {
 	}
 	h.afterAdvance(at)
 	return outputs
+}
+
+// retracted tells the observers of a retraction.
+func (h *host) retracted(at time.Duration, r *retraction) {
+	told := Retraction{At: h.start.Add(at), Requests: len(h.loop.Engine.Retracted()), Gained: r.gained, OldRatio: r.before, NewRatio: r.after}
+	if r.aborted != nil {
+		told.Aborted = r.aborted.Owner.(*stream).rid
+	}
+	for _, o := range h.observers {
+		o.Retraction(told)
+	}
 }
 
 // beforeAdvance publishes the load, as SGLang does before it processes a result, and counts the time that the loop slept.

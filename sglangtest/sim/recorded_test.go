@@ -283,6 +283,8 @@ func newTokensOf() *tokensOf {
 
 func (w *tokensOf) Batch(Batch) {}
 
+func (w *tokensOf) Retraction(Retraction) {}
+
 func (w *tokensOf) Result(r Result) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
