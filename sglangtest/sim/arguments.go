@@ -7,6 +7,7 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
@@ -87,7 +88,7 @@ var arguments = []Argument{
 	{Name: "schedule_policy", Note: "all but routing-key", choices: []string{string(FCFS), string(LPM), string(DFSWeight), string(LOF), string(Random), string(HRRN),
 		string(ShortestPrefillFirst)}, to: func(s *settings) any { return &s.engine.SchedulePolicy }},
 	{Name: "random_seed", Note: "of the schedule policy random, whose numbers are not SGLang's; without it, 0", to: func(s *settings) any { return &s.engine.Seed }},
-	{Name: "enable_priority_scheduling", Note: "the metrics do not tell priorities apart", to: func(s *settings) any { return &s.engine.EnablePriorityScheduling }},
+	{Name: "enable_priority_scheduling", to: func(s *settings) any { return &s.engine.EnablePriorityScheduling }},
 	{Name: "schedule_low_priority_values_first", to: func(s *settings) any { return &s.engine.LowPriorityValuesFirst }},
 	{Name: "priority_scheduling_preemption_threshold", to: func(s *settings) any { return &s.engine.PreemptionThreshold }},
 	{Name: "disable_priority_preemption", to: func(s *settings) any { return &s.engine.DisablePriorityPreemption }},
@@ -199,6 +200,28 @@ func set(to, v any) {
 	default:
 		panic(fmt.Sprintf("sim: an argument sets a %T", to)) // a test excludes it
 	}
+}
+
+// priorityLabel returns how the front process labels a request of that priority (tokenizer_manager.py, collect_metrics).
+func (s *settings) priorityLabel(given lax) string {
+	switch {
+	case given.set:
+		return strconv.FormatInt(int64(given.v), 10)
+	case s.defaultPriority != nil:
+		return strconv.Itoa(*s.defaultPriority)
+	}
+	return ""
+}
+
+// priorityText is how the scheduler labels a priority.
+func priorityText(p int) string {
+	switch p {
+	case extremePriority:
+		return "9223372036854775807" // sys.maxsize
+	case -extremePriority:
+		return "-9223372036854775808"
+	}
+	return strconv.Itoa(p)
 }
 
 // extremePriority is the worst priority on either side. SGLang's is 2⁶³; a quarter of it leaves room for sums and differences.

@@ -92,6 +92,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		return nil, inputError("The number of rids must be that of the prompts.")
 	}
 	priority, refused := s.opts.priority(d.priority)
+	label := s.opts.priorityLabel(d.priority)
 	c.perPrompt = d.n
 	c.array = len(d.prompts) > 1 || d.n > 1
 	for i, p := range d.prompts {
@@ -115,7 +116,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {
 			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
-				interval: c.interval, stop: stop, req: req, refused: refused})
+				priority: label, interval: c.interval, stop: stop, req: req, refused: refused})
 		}
 		if d.n > 1 {
 			none := req

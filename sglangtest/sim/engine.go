@@ -44,6 +44,8 @@ type Engine struct {
 	tree                                *radix // nil: no prefix cache
 	ratio, initRatio, minRatio, decayBy float64
 
+	evictions, evicted int // times that the cache dropped tokens, and how many
+
 	processed int64 // tokens counted for hrrn
 	leftover  int   // extend_num_tokens of the prefill that last became the running batch
 	passes    int   // of refresh

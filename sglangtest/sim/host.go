@@ -65,6 +65,7 @@ type stream struct {
 	prompt       load.Prompt // as asked: the engine may have been given another
 	promptTokens int
 	streaming    bool
+	priority     string        // as the front process labels it; empty: none was given
 	interval     int           // stream_interval; 0: 1
 	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time

@@ -1,8 +1,11 @@
 package sim
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"math"
+	"net/http"
 	"os"
 	"slices"
 	"sort"
@@ -74,8 +77,6 @@ var notSimulated = map[string]string{
 	"process_cpu_seconds_total":           "CPU time of processes that are not there",
 	"scheduler_process_cpu_seconds_total": "CPU time of processes that are not there",
 	"scheduler_stage_seconds_total":       "the loop of a simulated scheduler takes no time",
-	"evicted_tokens_total":                "the engine does not tell of evictions",
-	"eviction_duration_seconds":           "the engine does not tell of evictions",
 }
 
 var testBatchConfig = EngineConfig{MaxTotalTokens: 20000, PageSize: 1, ContextLength: 4096, MaxRunningRequests: 64}
@@ -120,7 +121,11 @@ func TestMetricsAreThoseOfRealServers(t *testing.T) {
 		t.Run(c.path, func(t *testing.T) {
 			got := map[string]exposed{}
 			var gotOrder, wantOrder []string
-			for _, e := range parseMetrics(t, string(usedMeter(c.patch).page())) {
+			m := usedMeter(c.patch)
+			if strings.HasSuffix(c.path, "after_load.txt") { // nothing was evicted in the others
+				m.evictions(1128, 2164297)
+			}
+			for _, e := range parseMetrics(t, string(m.page())) {
 				got[e.name] = e
 				gotOrder = append(gotOrder, e.name)
 			}
@@ -282,7 +287,7 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Equal(t, 144.0, value("kv_evictable_tokens"))
 
 	old := newMeter(18, 40, "m", testBatchConfig, d.h.start)
-	old.report(d.h.start, 3, State{MaxTotalTokens: 1})
+	old.report(d.h.start, 3, State{MaxTotalTokens: 1}, nil, nil)
 	old.idle(d.h.start.Add(29*time.Second), state)
 	require.Equal(t, 3, old.running, "before 0.5.21 an idle scheduler waits for half a minute")
 	old.idle(d.h.start.Add(31*time.Second), state)
@@ -386,14 +391,84 @@ func TestRetractionsAreCounted(t *testing.T) {
 	require.Equal(t, want, told)
 }
 
+func TestEvictionsAreCounted(t *testing.T) {
+	for patch, labels := range map[int]string{15: `{cache_type="RadixCache"}`, 23: `{cache_type="UnifiedRadixCache",dp_rank="0",pp_rank="0",tp_rank="0"}`} {
+		cfg := quick().EngineConfig()
+		cfg.MaxTotalTokens, cfg.DisableRadixCache = 200, false
+		d := driveHost(t, cfg, func(o *options) { o.release.patch = patch })
+		for range 4 {
+			d.add(0, 90, 10)
+		}
+		for d.step() {
+		}
+		e := d.h.loop.Engine
+		require.Equal(t, 4*99, e.State().CachedTokens+e.evicted, "all but the last token of each was cached")
+		d.h.meter.evictions(e.evictions, e.evicted)
+		page := string(d.h.meter.page())
+		require.Contains(t, page, fmt.Sprintf("sglang:evicted_tokens_total%s %d.0\n", labels, e.evicted))
+		require.Contains(t, page, fmt.Sprintf("sglang:eviction_duration_seconds_count%s %d.0\n", labels, e.evictions))
+	}
+}
+
+// With --enable-priority-scheduling totals have an empty priority, queues are told by priority besides, and what the front process
+// counts has the priority of the request (metrics_collector.py, _log_gauge_queue_count; tokenizer_manager.py, collect_metrics).
+func TestPrioritiesAreToldApart(t *testing.T) {
+	w := newTokensOf()
+	s, c := start(t, slow(), server.Config{EnableMetrics: true, MaxRunningRequests: 1, Args: server.Args{"enable_priority_scheduling": true,
+		"disable_priority_preemption": true, "decode_log_interval": 1}}, WithObserver(w))
+	ask := func(rid, more string, tokens int) *http.Response {
+		return c.open(t.Context(), "POST", "/generate", fmt.Sprintf(`{"text":"x","rid":%q,"stream":true%s,"sampling_params":{"max_new_tokens":%d,"ignore_eos":true}}`, rid, more, tokens))
+	}
+	page := func() []exposed {
+		_, body := c.do("GET", "/metrics", "")
+		return parseMetrics(t, body)
+	}
+	first := ask("a", `,"priority":5`, 60)
+	line(t, bufio.NewReader(first.Body))
+	rest := []*http.Response{ask("b", `,"priority":5`, 2), ask("c", "", 3)}
+	w.more("a", 4)
+	m := page()
+	require.Equal(t, 2.0, total(m, "num_queue_reqs", `priority=""`))
+	for _, e := range m {
+		for series := range e.values {
+			if !strings.HasPrefix(e.name, "http_") && e.name != "routing_keys_active" {
+				require.Contains(t, series, `priority="`)
+			}
+		}
+	}
+	require.Equal(t, 1.0, total(m, "num_running_reqs", `priority=""`))
+	require.Equal(t, 1.0, total(m, "num_running_reqs", `priority="5"`))
+	require.Equal(t, 1.0, total(m, "num_queue_reqs", `priority="5"`))
+	require.Equal(t, 1.0, total(m, "num_queue_reqs", `priority="-9223372036854775808"`), "what the scheduler makes of none")
+	for _, r := range append(rest, first) {
+		_, err := io.Copy(io.Discard, r.Body)
+		require.NoError(t, err)
+		r.Body.Close()
+	}
+	awaitIdle(s)
+	m = page()
+	require.Equal(t, 62.0, total(m, "generation_tokens_total", `priority="5"`))
+	require.Equal(t, 3.0, total(m, "generation_tokens_total", `priority=""`), "the front process sees none")
+	require.Equal(t, 60.0, total(m, "inter_token_latency_seconds_count", `priority="5"`))
+	require.Equal(t, 2.0, total(m, "inter_token_latency_seconds_count", `priority=""`))
+	require.Equal(t, 2.0, total(m, "time_to_first_token_seconds_count", `priority="5"`))
+	require.Equal(t, 3.0, total(m, "queue_time_seconds_count", `priority=""`))
+	require.Zero(t, total(m, "num_running_reqs", `priority="5"`))
+
+	meter := newMeter(23, 40, "m", EngineConfig{MaxTotalTokens: 1, PageSize: 1, EnablePriorityScheduling: true}, time.Now())
+	for p := range 2 * mostPriorities {
+		meter.queueCount("num_queue_reqs", 1, map[int]int{p: 1})
+	}
+	require.Len(t, meter.series["num_queue_reqs"], mostPriorities+2)
+}
+
 func TestObserveFallsIntoTheRightBucket(t *testing.T) {
-	f := families()["time_to_first_token_seconds"]
-	s := &series{counts: make([]uint64, len(f.bounds)+1)}
-	s.observe(f.bounds, 0.1, 1) // le is inclusive
-	s.observe(f.bounds, 0.11, 2)
-	s.observe(f.bounds, math.Inf(1), 1)
+	s := &series{counts: make([]uint64, len(latencyBounds)+1)}
+	s.observe(latencyBounds, 0.1, 1) // le is inclusive
+	s.observe(latencyBounds, 0.11, 2)
+	s.observe(latencyBounds, math.Inf(1), 1)
 	require.Equal(t, []uint64{1, 2, 0}, s.counts[:3])
-	require.EqualValues(t, 1, s.counts[len(f.bounds)])
+	require.EqualValues(t, 1, s.counts[len(latencyBounds)])
 	require.Equal(t, "{a=\"1\",b=\"x\\\"\\\\\\n\"}", labelText([]string{"b", "x\"\\\n"}, []string{"a", "1"}))
 }
 

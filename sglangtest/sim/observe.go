@@ -39,8 +39,10 @@ type Batch struct {
 	State State // when the result had been processed, before the next step is planned: #queue-req is Waiting, #token UsedTokens
 
 	launched time.Duration // when it was planned, by the loop's time
-	chunk    *stream
-	health   bool // all are health checks
+	// Running and State.Waiting by priority, if these are told apart.
+	runningBy, waitingBy map[int]int
+	chunk                *stream
+	health               bool // all are health checks
 }
 
 // A Retraction is what SGLang's warning "KV cache pool is full. Retract requests." tells of (scheduler.py, update_running_batch).
@@ -168,6 +170,13 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	} else {
 		b.Running, b.PendingTokens = len(e.Running()), e.waiting.tokens
 	}
+	if h.meter.priorities != nil {
+		running := e.Running()
+		if s.Kind == DecodeStep {
+			running = s.Decode
+		}
+		b.runningBy = byPriority(running)
+	}
 	for i := range s.Rows {
 		row := &s.Rows[i]
 		cached := 0
@@ -197,6 +206,15 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	h.planned = append(h.planned, b)
 }
 
+// byPriority counts requests.
+func byPriority(requests []*Request) map[int]int {
+	by := map[int]int{}
+	for _, r := range requests {
+		by[r.Priority]++
+	}
+	return by
+}
+
 // completed tells the observers of the oldest step under way.
 func (h *host) completed(at time.Duration) {
 	b := h.planned[0]
@@ -205,6 +223,9 @@ func (h *host) completed(at time.Duration) {
 	if st := b.chunk; st != nil {
 		b.Chunk = at - max(st.chunked, st.entered)
 		st.chunked = at
+	}
+	if h.meter.priorities != nil && h.meter.reports(b.Kind) {
+		b.waitingBy = byPriority(h.loop.Engine.Waiting())
 	}
 	h.loads.counters.add(h.meter.patch, &b, at)
 	h.meter.batch(&b)

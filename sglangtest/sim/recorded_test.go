@@ -292,6 +292,14 @@ func (w *tokensOf) Result(r Result) {
 	w.changed.Broadcast()
 }
 
+// more returns when the request has had that many tokens more.
+func (w *tokensOf) more(rid string, n int) {
+	w.mu.Lock()
+	n += w.n[rid]
+	w.mu.Unlock()
+	w.wait(rid, n)
+}
+
 // wait returns when the request has had that many tokens.
 func (w *tokensOf) wait(rid string, n int) {
 	w.mu.Lock()

@@ -198,5 +198,9 @@ func (e *Engine) evictFor(n int) {
 	if e.cfg.Rules != Rules0515 {
 		n -= e.free
 	}
-	e.free += e.tree.evict(n)
+	if freed := e.tree.evict(n); freed > 0 {
+		e.free += freed
+		e.evictions++
+		e.evicted += freed
+	}
 }
