@@ -33,9 +33,10 @@ type Server struct {
 	opts                      options
 	host                      *host
 	http                      *http.Server
-	nextID                    atomic.Uint64          // for requests without a rid
-	label                     []string               // value of load.SimulatedByHeader
-	weights                   atomic.Pointer[string] // weight version
+	nextID                    atomic.Uint64            // for requests without a rid
+	label                     atomic.Pointer[[]string] // value of load.SimulatedByHeader
+	faults                    atomic.Pointer[[]string] // that were injected, in the order of their first time
+	weights                   atomic.Pointer[string]   // weight version
 	bodyTimeout, writeTimeout time.Duration
 
 	addr   net.Addr
@@ -99,7 +100,8 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 		return nil, err
 	}
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
-	s.label = []string{profile.Name}
+	s.label.Store(&[]string{profile.Name})
+	s.faults.Store(new([]string))
 	s.weights.Store(&o.weightVersion)
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
