@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"math"
 	"net/http"
 	"os"
@@ -230,7 +231,7 @@ func (m *meter) queueCount(name string, n int, by map[int]int) {
 	for p, k := range by {
 		told[m.priority(priorityText(p))] += k
 	}
-	for p := range m.priorities {
+	for _, p := range slices.Sorted(maps.Keys(m.priorities)) {
 		m.at(name, "priority", p).value = float64(told[p])
 	}
 }

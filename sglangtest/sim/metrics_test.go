@@ -82,9 +82,11 @@ var notSimulated = map[string]string{
 var testBatchConfig = EngineConfig{MaxTotalTokens: 20000, PageSize: 1, ContextLength: 4096, MaxRunningRequests: 64}
 
 // usedMeter returns a meter to which everything happened that the recorded servers did.
-func usedMeter(patch int) *meter {
+func usedMeter(patch int) *meter { return usedMeterOf(patch, testBatchConfig) }
+
+func usedMeterOf(patch int, cfg EngineConfig) *meter {
 	start := time.Unix(1000, 0)
-	m := newMeter(patch, 2, "tiny-llama", testBatchConfig, start)
+	m := newMeter(patch, 2, "tiny-llama", cfg, start)
 	m.mu.Lock()
 	m.add("http_requests_active", 0, "endpoint", "/generate", "method", "POST")
 	m.add("http_requests_total", 1, "endpoint", "/generate", "method", "POST")
@@ -97,7 +99,7 @@ func usedMeter(patch int) *meter {
 			State: State{MaxTotalTokens: 20000, UsedTokens: 9}})
 	}
 	for _, streaming := range []bool{false, true} {
-		s := &stream{streaming: streaming, received: start, promptTokens: 6}
+		s := &stream{streaming: streaming, priority: "5", received: start, promptTokens: 6}
 		m.scheduled(time.Millisecond, time.Millisecond)
 		p := progress{tokens: 1, cached: 2, first: start.Add(time.Second), at: start.Add(time.Second)}
 		m.output(s, p)
@@ -147,6 +149,39 @@ func TestMetricsAreThoseOfRealServers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The families, their order within a group, labels and texts are those of a real 0.5.23 with --enable-priority-scheduling that retracted and evicted.
+func TestMetricsWithPrioritiesAreThoseOfARealServer(t *testing.T) {
+	b, err := os.ReadFile("testdata/metrics-priority-0.5.23.tsv")
+	require.NoError(t, err)
+	cfg := testBatchConfig
+	cfg.EnablePriorityScheduling = true
+	m := usedMeterOf(23, cfg)
+	m.batch(&Batch{Kind: DecodeStep, Retracted: 1, State: State{MaxTotalTokens: 20000}, runningBy: map[int]int{5: 1}})
+	m.evictions(18, 1535)
+	var got, want []string
+	for _, e := range parseMetrics(t, string(m.page())) {
+		got = append(got, strings.Join([]string{e.name, e.kind, strings.Join(e.labels, ","), e.help}, "\t"))
+	}
+	for l := range strings.Lines(string(b)) {
+		if name, _, _ := strings.Cut(l, "\t"); notSimulated[name] == "" {
+			want = append(want, strings.TrimSuffix(l, "\n"))
+		}
+	}
+	// Nobody had aborted, asked for loads or used the cache in the real one.
+	got = slices.DeleteFunc(got, func(l string) bool {
+		return strings.HasPrefix(l, "cached_tokens_total") || strings.HasPrefix(l, "num_aborted") || strings.HasPrefix(l, "get_loads")
+	})
+	group := map[string]byte{}
+	for _, f := range families() {
+		group[f.name] = f.group
+	}
+	groupOf := func(l string) int { name, _, _ := strings.Cut(l, "\t"); return int(group[name]) }
+	for _, all := range [][]string{got, want} {
+		slices.SortStableFunc(all, func(a, b string) int { return groupOf(a) - groupOf(b) })
+	}
+	require.Equal(t, want, got)
 }
 
 func TestMetricsText(t *testing.T) {
