@@ -57,7 +57,8 @@ func WithLauncher(l server.Launcher) RunOption {
 }
 
 // WithGPUs makes the run sample the GPUs of its server, or all if the config names none, and the server manager check them
-// before it launches: a GPU that is in use is refused at once. The caller closes d after the run.
+// before it launches: a GPU that is in use is refused at once. It also makes the run wait for their memory at the end,
+// which else may be in use for some seconds more. The caller closes d after the run.
 func WithGPUs(d *gpu.Devices) RunOption {
 	return func(o *runOptions) error {
 		if d == nil {

@@ -2,7 +2,7 @@
 // start, all telemetry, a limit that is lowered and raised under load, a port clash, a CUDA out-of-memory, a clean stop
 // with the GPU's memory back. bench/README.md says how to build it for another machine.
 //
-//	gpu -model PATH -out FOLDER [-command "python3 -m sglang.launch_server"] [-server-args "..."] [-high 64] [-low 8]
+//	gpu -model PATH -out FOLDER [-command "python3 -m sglang.launch_server"] [-server-args "..."] [-high 64] [-low 8] [-presets Defaults,LowLatency]
 package main
 
 import (
@@ -33,6 +33,7 @@ var (
 	low     = flag.Int("low", 8, "limit in the second third")
 	rate    = flag.Float64("rate", 12, "requests per second")
 	seconds = flag.Float64("seconds", 45, "of arrivals")
+	each    = flag.String("presets", "", "only compare these `presets` under one load, such as Defaults,LowLatency")
 	began   = time.Now()
 )
 
@@ -80,11 +81,15 @@ func run(ctx context.Context) error {
 		return err
 	}
 	launcher := server.LocalProcess(server.WithCommand(strings.Fields(*command)[0], strings.Fields(*command)[1:]...))
-	for _, part := range []func() error{
+	parts := []func() error{
 		func() error { return underLoad(ctx, launcher, devices, further) },
 		func() error { return outOfMemory(ctx, launcher, devices, further) },
 		func() error { return portClash(ctx, launcher, devices, further) },
-	} {
+	}
+	if *each != "" {
+		parts = []func() error{func() error { return presets(ctx, launcher, devices, further) }}
+	}
+	for _, part := range parts {
 		if err := part(); err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim/process"
@@ -369,7 +370,9 @@ func TestSimProcessKilled(t *testing.T) {
 func TestSimProcessHangs(t *testing.T) {
 	const deadline = 500 * time.Millisecond
 	suspend := func(r *local, s *server.Server) { // from outside: the launcher does not know
-		require.NoError(r, syscall.Kill(-r.main(s).ID, syscall.SIGSTOP))
+		main := r.main(s).ID
+		require.NoError(r, syscall.Kill(-main, syscall.SIGSTOP))
+		require.NoError(r, unix.Waitid(unix.P_PID, main, nil, unix.WSTOPPED, nil)) // its threads may run on for a moment
 	}
 	impatient := []server.ProcessOption{server.WithStopTimeout(deadline)}
 	t.Run("calls", func(t *testing.T) {
