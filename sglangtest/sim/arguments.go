@@ -7,7 +7,6 @@ import (
 	"math"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
@@ -200,28 +199,6 @@ func set(to, v any) {
 	default:
 		panic(fmt.Sprintf("sim: an argument sets a %T", to)) // a test excludes it
 	}
-}
-
-// priorityLabel returns how the front process labels a request of that priority (tokenizer_manager.py, collect_metrics).
-func (s *settings) priorityLabel(given lax) string {
-	switch {
-	case given.set:
-		return strconv.FormatInt(int64(given.v), 10)
-	case s.defaultPriority != nil:
-		return strconv.Itoa(*s.defaultPriority)
-	}
-	return ""
-}
-
-// priorityText is how the scheduler labels a priority.
-func priorityText(p int) string {
-	switch p {
-	case extremePriority:
-		return "9223372036854775807" // sys.maxsize
-	case -extremePriority:
-		return "-9223372036854775808"
-	}
-	return strconv.Itoa(p)
 }
 
 // extremePriority is the worst priority on either side. SGLang's is 2⁶³; a quarter of it leaves room for sums and differences.

@@ -82,8 +82,8 @@ func (h *host) untilLook(streams []*stream) (d time.Duration, ok bool) {
 
 // depart ends the streams of an event stream that has ended, or whose client has gone.
 func (s *Server) depart(c *call, streams []*stream) {
-	if s.base.Err() != nil {
-		return // they end with the server
+	if s.base.Err() != nil || !slices.ContainsFunc(streams, (*stream).goesOn) {
+		return // they end with the server, or have ended
 	}
 	s.host.withdraw(streams)
 	switch patch := s.opts.release.patch; {

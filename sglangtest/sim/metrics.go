@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"maps"
 	"math"
 	"net/http"
 	"os"
@@ -39,7 +38,9 @@ type meter struct {
 
 	itl *series // the busiest one
 
-	priorities map[string]bool // that are told apart; nil: none, without --enable-priority-scheduling
+	// The priorities that the scheduler's queues and the front process's series tell apart; nil: none, without
+	// --enable-priority-scheduling.
+	priorities, asked map[string]bool
 }
 
 // defaultDecodeLogInterval is SGLang's --decode-log-interval.
@@ -55,7 +56,7 @@ const (
 func newMeter(patch, interval int, model string, cfg EngineConfig, now time.Time) *meter {
 	m := &meter{patch: patch, interval: interval, model: model, series: map[string][]*series{}, lastDecode: now, lastReport: now}
 	if cfg.EnablePriorityScheduling {
-		m.priorities = map[string]bool{}
+		m.priorities, m.asked = map[string]bool{}, map[string]bool{}
 	}
 	for _, f := range families() {
 		if f.group == 'g' && len(f.bounds) == 0 && f.name != "graph_memory_usage_gb" &&
@@ -220,34 +221,6 @@ func (m *meter) reports(kind StepKind) bool {
 	return kind != DecodeStep || (m.decodes+1)%int64(m.interval) == 0
 }
 
-// queueCount sets a gauge of requests and, with priorities, the gauges of all priorities that were met so far
-// (metrics_collector.py, _log_gauge_queue_count).
-func (m *meter) queueCount(name string, n int, by map[int]int) {
-	m.set(name, float64(n))
-	if m.priorities == nil {
-		return
-	}
-	told := map[string]int{}
-	for p, k := range by {
-		told[m.priority(priorityText(p))] += k
-	}
-	for _, p := range slices.Sorted(maps.Keys(m.priorities)) {
-		m.at(name, "priority", p).value = float64(told[p])
-	}
-}
-
-// mostPriorities bounds those that are told apart, since a client can make up any number. (SGLang's are not bounded.)
-const mostPriorities = 1000
-
-// priority returns the label of a priority. The meter must be locked.
-func (m *meter) priority(text string) string {
-	if !m.priorities[text] && len(m.priorities) >= mostPriorities {
-		text = "other"
-	}
-	m.priorities[text] = true
-	return text
-}
-
 // evictions sets how often the prefix cache has been made to drop tokens, and how many (base_prefix_cache.py,
 // update_eviction_metrics). It takes no time in a simulation.
 func (m *meter) evictions(passes, tokens int) {
@@ -318,7 +291,7 @@ func (m *meter) output(s *stream, p progress) {
 	defer m.mu.Unlock()
 	var labels, streaming []string
 	if m.priorities != nil && s.priority != "" {
-		labels = []string{"priority", m.priority(s.priority)}
+		labels = []string{"priority", boundedLabel(m.asked, s.priority)}
 	}
 	first, n := s.counted.at.IsZero(), p.tokens-s.counted.tokens
 	if !first && n > 0 {

@@ -206,15 +206,6 @@ func (h *host) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	h.planned = append(h.planned, b)
 }
 
-// byPriority counts requests.
-func byPriority(requests []*Request) map[int]int {
-	by := map[int]int{}
-	for _, r := range requests {
-		by[r.Priority]++
-	}
-	return by
-}
-
 // completed tells the observers of the oldest step under way.
 func (h *host) completed(at time.Duration) {
 	b := h.planned[0]
