@@ -9,10 +9,10 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 
+	"github.com/sglangtest/harness/sglangtest/internal/jsondoc"
 	"github.com/sglangtest/harness/sglangtest/internal/nearest"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -92,26 +92,42 @@ func DatasetNames() []string {
 	return []string{"azure-conversation", "azure", "sharegpt", "jsonl", "mooncake", "random"}
 }
 
-// LoadNodeConfig reads a config from a JSON file. Unknown keys and wrong types are reported together with
-// everything that [NodeConfig.Validate] finds.
+// LoadNodeConfig reads a config from a JSON file. Unknown keys and wrong types are reported together, each with its line and
+// column, and with everything that [NodeConfig.Validate] finds. Keys that stand twice are refused before all else.
 func LoadNodeConfig(path string) (NodeConfig, error) {
 	var cfg NodeConfig
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return cfg, fmt.Errorf("sglangtest: config: %w", err)
 	}
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal(data, &object); err != nil {
-		return cfg, fmt.Errorf("sglangtest: config %s: not a JSON object: %w", path, err)
+	doc, err := jsondoc.Parse(data)
+	if err != nil {
+		return cfg, fmt.Errorf("sglangtest: config %s: %w", path, err)
 	}
-	var schedule map[string]json.RawMessage
-	var twice error
-	if json.Unmarshal(object["param_update_schedule"], &schedule) == nil {
-		if err := json.Unmarshal(object["param_update_schedule"], &cfg.ParamUpdateSchedule); err == nil && len(cfg.ParamUpdateSchedule) < len(schedule) {
-			twice = errors.New("param_update_schedule: two keys stand for the same time")
+	located := func(faults []jsondoc.Fault) error {
+		errs := make([]error, len(faults))
+		for i, f := range faults {
+			errs[i] = fmt.Errorf("%s: %w", doc.Where(f.Path), f)
 		}
+		return errors.Join(errs...)
 	}
-	if err := errors.Join(decodeStrict(object, &cfg), twice, cfg.Validate()); err != nil {
+	if err := located(doc.Twice()); err != nil {
+		return cfg, fmt.Errorf("sglangtest: config %s:\n%w", path, err)
+	}
+	faults := doc.Decode(&cfg, func(key string, known []string) error { return fmt.Errorf("unknown key; %s", nearest.Hint(key, known)) })
+	const schedule = "param_update_schedule"
+	times := map[Seconds]string{}
+	for _, key := range doc.Keys(schedule) {
+		var at Seconds
+		if at.UnmarshalText([]byte(key)) != nil {
+			continue // reported by Decode
+		}
+		if other, twice := times[at]; twice {
+			faults = append(faults, jsondoc.Fault{Path: jsondoc.Path(schedule, key), Err: fmt.Errorf("two keys stand for the same time: %q and this one", other)})
+		}
+		times[at] = key
+	}
+	if err := errors.Join(located(faults), cfg.Validate()); err != nil {
 		return cfg, fmt.Errorf("sglangtest: config %s:\n%w", path, err)
 	}
 	return cfg, nil
@@ -127,33 +143,6 @@ func (c NodeConfig) Save(path string) error {
 		return fmt.Errorf("sglangtest: config: %w", err)
 	}
 	return nil
-}
-
-// decodeStrict decodes the members of a JSON object into the struct that into points to. It reports all faults, each
-// with its key, and for an unknown key the nearest known one.
-func decodeStrict(members map[string]json.RawMessage, into any) error {
-	fields := map[string]reflect.Value{}
-	v := reflect.ValueOf(into).Elem()
-	for i := range v.NumField() {
-		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		fields[name] = v.Field(i)
-	}
-	var faults []error
-	for _, key := range slices.Sorted(maps.Keys(members)) {
-		field, ok := fields[key]
-		if !ok {
-			faults = append(faults, fmt.Errorf("%s: unknown key; %s", key, nearest.Hint(key, slices.Sorted(maps.Keys(fields)))))
-			continue
-		}
-		if err := json.Unmarshal(members[key], field.Addr().Interface()); err != nil {
-			var kind *json.UnmarshalTypeError
-			if errors.As(err, &kind) {
-				err = fmt.Errorf("want %s, not a %s", kind.Type, kind.Value)
-			}
-			faults = append(faults, fmt.Errorf("%s: %w", key, err))
-		}
-	}
-	return errors.Join(faults...)
 }
 
 // Validate reports all faults of the config at once, each with its JSON key and what would be valid.

@@ -128,14 +128,26 @@ func TestConfigCorners(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte(`{"dataset_name": "azure-conversation", "request_rate": 8, "num_prompts": 9, "enable_dynamic_params": true,
 		"param_update_schedule": {"1": {"max_running_requests": 2}, "1.0": {"max_running_requests": 3}}}`), 0o600))
 	_, err := LoadNodeConfig(path)
-	require.ErrorContains(t, err, "two keys stand for the same time")
+	require.ErrorContains(t, err, `line 2, column 63: param_update_schedule["1.0"]: two keys stand for the same time: "1" and this one`)
 }
 
 func TestLoadNodeConfigFiles(t *testing.T) {
 	_, err := LoadNodeConfig(filepath.Join(t.TempDir(), "none.json"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 	path := filepath.Join(t.TempDir(), "bad.json")
-	require.NoError(t, os.WriteFile(path, []byte(`[1]`), 0o600))
+	for text, want := range map[string]string{
+		`[1]`: ": want a JSON object",
+		"{\n  \"port\": 30000,\n  \"server_args\": {\"page_size\": 16,}\n}": ": line 3, column 35, inside server_args: invalid character '}' looking for beginning of object key string",
+		"{\"request_rate\": 8,\n \"request_rate\": 80, \"server_args\": {\"page_size\": 1, \"page_size\": 16}}": ":\nline 2, column 2: request_rate: this key stands twice: delete one of the two\n" +
+			"line 2, column 54: server_args.page_size: this key stands twice: delete one of the two",
+	} {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		_, err = LoadNodeConfig(path)
+		require.EqualError(t, err, "sglangtest: config "+path+want)
+	}
+	require.NoError(t, os.WriteFile(path, []byte(`{"dataset_name": "azure-conversation", "request_rate": 8,
+		"port": "x", "enable_dynamic_params": true, "param_update_schedule": {"30": {"max_running_requests": 2.5}}}`), 0o600))
 	_, err = LoadNodeConfig(path)
-	require.ErrorContains(t, err, "not a JSON object")
+	require.ErrorContains(t, err, "line 2, column 3: port: want int, not a JSON string")
+	require.ErrorContains(t, err, `line 2, column 80: param_update_schedule["30"].max_running_requests: want int, not a JSON number 2.5`)
 }

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -199,6 +200,41 @@ func TestSimulationIsLabelledByItsAnswers(t *testing.T) {
 	for _, s := range sampled.Samples() {
 		require.Contains(t, s.Values, metrics.StepLateness)
 	}
+}
+
+// faulted is a simulated server on which a fault is injected when its label has been asked for twice: at its launch and at
+// the run's start.
+type faulted struct {
+	server.Instance
+	asked atomic.Int32
+}
+
+func (f *faulted) Simulation() metrics.Simulation {
+	label := f.Instance.(server.Simulated).Simulation()
+	if f.asked.Add(1) > 2 {
+		label.Profile, label.KnownError = label.Profile+" with a fault", "not measured"
+	}
+	return label
+}
+
+// A fault that is injected while a run is under way takes the calibration from the label of the whole run.
+func TestTheLabelIsThatOfTheEnd(t *testing.T) {
+	cfg := short()
+	cfg.OutputDir, cfg.OutputFormat = filepath.Join(t.TempDir(), "run"), "csv"
+	run, err := RunNode(t.Context(), cfg, WithLauncher(launcherFunc(func(ctx context.Context, spec server.Spec) (server.Instance, error) {
+		inst, err := defaultLauncher().Launch(ctx, spec)
+		return &faulted{Instance: inst}, err
+	})))
+	require.NoError(t, err)
+	require.Equal(t, "h100-llama-3.1-8b with a fault", run.Summary.Simulation.Profile)
+	require.Equal(t, "not measured", run.Summary.Simulation.KnownError)
+	require.Contains(t, run.Summary.String(), "changed during the run")
+	stored, err := results.Open(run.Dir)
+	require.NoError(t, err)
+	require.Equal(t, []metrics.Simulation{*run.Summary.Simulation}, stored.Meta.Simulated)
+	table, err := os.ReadFile(filepath.Join(run.Dir, "requests.csv"))
+	require.NoError(t, err)
+	require.Equal(t, 20, bytes.Count(table, []byte("with a fault")))
 }
 
 func TestScheduledParameterChange(t *testing.T) {

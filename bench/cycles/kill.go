@@ -47,7 +47,7 @@ func harness(args []string) int {
 	ctx := context.Background()
 	for {
 		fmt.Println("launching")
-		servers, err := m.LaunchAll(ctx, configs, 0, false)
+		servers, err := m.LaunchAll(ctx, configs)
 		if err != nil {
 			return fail(err)
 		}

@@ -55,8 +55,15 @@ func main() {
 	}
 	gen, err := load.NewRequestGenerator(ds, load.WithArrivals(load.TraceTimes(*speed)), load.WithDuration(*duration), load.WithRepeat(), load.WithSeed(*seed))
 	cli.Exit(err)
+	compared := strings.Split(*names, ",")
+	for _, name := range compared {
+		_, err := newPolicy(name, *seed)
+		cli.Exit(err)
+	}
+	began := time.Now()
 	plan, err := gen.Plan()
 	cli.Exit(err)
+	fmt.Fprintf(os.Stderr, "fleet: %d requests counted in %.1f s\n", plan.Requests, time.Since(began).Seconds())
 	fleetOf := fleet.Equal(*engines, sim.H100Llama8B())
 	for i := range min(*slow, *engines) {
 		fleetOf[i].Speed = 0.5
@@ -74,8 +81,10 @@ func main() {
 
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "policy\tTTFT p50\tp99\tTPOT p50\tp99\tE2E p50\tp99 ms\toutput tok/s\tcached\tfailed\timbalance\ttook\t")
-	for name := range strings.SplitSeq(*names, ",") {
-		cli.Exit(row(ctx, w, name, *seed, gen, fleetOf, opts))
+	for i, name := range compared {
+		took, err := row(ctx, w, name, *seed, gen, fleetOf, opts)
+		cli.Exit(err)
+		fmt.Fprintf(os.Stderr, "fleet: policy %d of %d, %s, simulated in %.1f s\n", i+1, len(compared), name, took.Seconds())
 	}
 	cli.Exit(w.Flush())
 	fmt.Println("\nImbalance: output tokens of the busiest engine over the mean of all, less one. Failed requests count as +Inf in percentiles.")
@@ -99,22 +108,22 @@ func newPolicy(name string, seed uint64) (policy.Policy, error) {
 	return nil, fmt.Errorf("fleet: no policy %q: want one of %s", name, strings.Join(policies, ", "))
 }
 
-// row runs the fleet with one policy and adds a row to the table.
-func row(ctx context.Context, w *tabwriter.Writer, name string, seed uint64, src load.Source, engines []fleet.Engine, opts []fleet.Option) error {
+// row runs the fleet with one policy, adds a row to the table, and returns how long the run took.
+func row(ctx context.Context, w *tabwriter.Writer, name string, seed uint64, src load.Source, engines []fleet.Engine, opts []fleet.Option) (took time.Duration, err error) {
 	pol, err := newPolicy(name, seed)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	col, err := metrics.NewCollector()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	tokens := make(map[string]int)
 	began := time.Now()
 	if _, err := fleet.Run(ctx, src, pol, engines, perWorker{col, tokens}, opts...); err != nil {
-		return err
+		return 0, err
 	}
-	took := time.Since(began)
+	took = time.Since(began)
 	sum := col.Summary()
 	most, all := 0, 0
 	for _, n := range tokens {
@@ -123,7 +132,7 @@ func row(ctx context.Context, w *tabwriter.Writer, name string, seed uint64, src
 	cached := float64(*sum.Throughput.CachedTokens) / float64(max(1, sum.Throughput.InputTokens)) // a simulated engine reports it
 	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.0f\t%.1f %%\t%d\t%.1f %%\t%.1f s\t\n", name, both(sum.TTFT, 0), both(sum.TPOT, 1), both(sum.TotalLatency, 0),
 		sum.Throughput.OutputTokensPerS, 100*cached, sum.Requests.Failed, 100*(float64(most*len(engines))/float64(max(1, all))-1), took.Seconds())
-	return nil
+	return took, nil
 }
 
 // both shows the median and the 99th percentile of d, in ms.

@@ -120,6 +120,7 @@ func neverDue(r *load.Result) bool {
 func (b *builder) notes() {
 	s := b.sum
 	add := func(format string, args ...any) { s.Notes = append(s.Notes, fmt.Sprintf(format, args...)) }
+	s.Notes = append(s.Notes, b.c.relabelled...)
 	q := s.Requests
 	if n := q.Planned - q.Arrived; n > 0 {
 		add("the run ended before its workload did: %d of %d requests never arrived", n, q.Planned)

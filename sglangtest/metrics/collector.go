@@ -22,6 +22,7 @@ type Collector struct {
 	percentiles   []float64
 	maxLateness   time.Duration
 	simulation    *Simulation
+	relabelled    []string // notes: what simulates a source was not the same at the run's end
 	slo           *SLO
 	keepTexts     bool
 	retokenize    func(string) int
@@ -83,12 +84,8 @@ func NewCollector(opts ...Option) (*Collector, error) {
 // Begin opens the sink and starts the samplers, which run until End even if ctx is cancelled before.
 // A collector records one run; a second Begin is an error.
 func (c *Collector) Begin(ctx context.Context, info load.Info) error {
-	for _, l := range c.samplers {
-		if s, ok := l.sampler.(interface{ Simulation() *Simulation }); ok && s.Simulation() != nil {
-			if err := c.AddSimulation(*s.Simulation()); err != nil {
-				return err
-			}
-		}
+	if err := c.label(ctx); err != nil {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,26 +146,6 @@ func (c *Collector) Record(res *load.Result) {
 	}
 }
 
-// AddSimulation declares that the engine is simulated, like [WithSimulation], to the sink as well if it has a method
-// of this name. It must come before Begin. A collector that was told another simulation returns an error.
-func (c *Collector) AddSimulation(s Simulation) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.state != stateNew {
-		return errors.New("metrics: a simulation must be declared before the run begins")
-	}
-	if c.simulation != nil && *c.simulation != s {
-		return fmt.Errorf("metrics: the run is said to be simulated by both %q and %q", c.simulation.Profile, s.Profile)
-	}
-	if err := WithSimulation(s)(c); err != nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	if sink, ok := c.sink.(interface{ AddSimulation(Simulation) error }); ok {
-		return sink.AddSimulation(s)
-	}
-	return nil
-}
-
 // Event puts e into the time line and hands it to the sink. An event that comes before Begin or after End is
 // in [Collector.Events] but does not reach the sink.
 func (c *Collector) Event(e Event) {
@@ -196,8 +173,9 @@ func (c *Collector) AddSample(s Sample) {
 	}
 }
 
-// End stops the samplers, waits for them and closes the sink. It returns what went wrong in storing, and the first
-// breach of the [load.Recorder] contract. If ctx ends while a sampler is still busy, that is an error too.
+// End stops the samplers, waits for them, asks those of simulated sources once more by what they are simulated, and closes
+// the sink. It returns what went wrong in storing, and the first breach of the [load.Recorder] contract. If ctx ends while a
+// sampler is still busy, that is an error too.
 func (c *Collector) End(ctx context.Context) error {
 	c.mu.Lock()
 	if c.state != stateRunning {
@@ -221,6 +199,7 @@ func (c *Collector) End(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("metrics: end: a sampler did not return after its context was cancelled: %w", ctx.Err()))
 		}
 	}
+	errs = append(errs, c.relabel(ctx))
 	if c.sink != nil {
 		c.sinkMu.Lock()
 		c.sinkOpen = false

@@ -230,3 +230,67 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	require.Equal(t, n, i)
 }
+
+// labelledSampler is one of a simulated source, whose label is what labels holds next.
+type labelledSampler struct {
+	fakeSampler
+	labels []func() (*Simulation, error)
+}
+
+func (f *labelledSampler) Simulation(context.Context) (*Simulation, error) {
+	next := f.labels[0]
+	f.labels = f.labels[1:]
+	return next()
+}
+
+// replacingSink notes how a simulation is replaced.
+type replacingSink struct {
+	fakeSink
+	old, by Simulation
+}
+
+func (f *replacingSink) ReplaceSimulation(old, by Simulation) error {
+	f.note("replace")
+	f.old, f.by = old, by
+	return nil
+}
+
+func TestALabelThatChangesDuringTheRun(t *testing.T) {
+	calibrated := Simulation{Profile: "h100", Calibrated: "on one H100", KnownError: "TTFT p50 3 %"}
+	faulty := Simulation{Profile: "h100 with a fault", Calibrated: "not with slow-steps:10", KnownError: "not measured"}
+	says := func(s *Simulation, err error) func() (*Simulation, error) {
+		return func() (*Simulation, error) { return s, err }
+	}
+	run := func(labels ...func() (*Simulation, error)) (*Summary, *replacingSink) {
+		s := &labelledSampler{fakeSampler: fakeSampler{name: "server-0", f: func(context.Context, int) (map[string]float64, error) { return nil, nil }}, labels: labels}
+		sink := &replacingSink{}
+		c, err := NewCollector(WithSampler(s, time.Hour), WithSink(sink))
+		require.NoError(t, err)
+		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+		require.NoError(t, c.End(context.Background()))
+		require.Empty(t, s.labels)
+		require.Equal(t, "end", sink.calls[len(sink.calls)-1])
+		return c.Summary(), sink
+	}
+
+	sum, sink := run(says(&calibrated, nil), says(&calibrated, nil))
+	require.Equal(t, &calibrated, sum.Simulation)
+	require.NotContains(t, sink.calls, "replace")
+	require.NotContains(t, sum.String(), "changed during the run")
+
+	sum, sink = run(says(&calibrated, nil), says(&faulty, nil))
+	require.Equal(t, &faulty, sum.Simulation)
+	require.Equal(t, []Simulation{calibrated, faulty}, []Simulation{sink.old, sink.by})
+	require.Contains(t, sum.Notes, "what simulates server-0 changed during the run, at whose start it was profile h100: the whole run carries the label of its end")
+
+	for _, answer := range []func() (*Simulation, error){says(nil, errors.New("connection refused")), says(nil, nil)} {
+		sum, sink = run(says(&calibrated, nil), answer)
+		require.Equal(t, sum.Simulation, &sink.by)
+		require.Contains(t, sum.Simulation.KnownError, "not measured, as far as is known at the end of the run (")
+		require.Contains(t, sum.Simulation.KnownError, "at its start: TTFT p50 3 %")
+		require.Contains(t, sum.Notes[0], "what simulated server-0 at the end of the run is not known (")
+	}
+
+	sum, _ = run(says(nil, nil))
+	require.Nil(t, sum.Simulation, "a real source is not asked again")
+}

@@ -13,6 +13,7 @@ type samplerLoop struct {
 	sampler  Sampler
 	name     string
 	interval time.Duration
+	label    *Simulation  // of its source at Begin; nil: real as far as is known
 	missed   atomic.Int64 // moments at which the sampler was still busy with an earlier one, up to its last return
 	busy     atomic.Int64 // the tick whose sample is under way, plus 1; 0 if none is
 }

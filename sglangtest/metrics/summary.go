@@ -9,19 +9,12 @@ import (
 // SchemaVersion is the version of [Summary]'s JSON form. It changes when a field changes its meaning.
 const SchemaVersion = 1
 
-// A Simulation says that the engine was a simulation, and how far it can be trusted.
-type Simulation struct {
-	Profile    string `json:"profile"`     // the step-time profile's name
-	Calibrated string `json:"calibrated"`  // what it was calibrated on
-	KnownError string `json:"known_error"` // its measured error, or that none was measured
-}
-
 // A Summary says what a run showed. Its latencies are the strict ones of this package, from the intended
 // arrival and with failures counted; BenchServing holds the definitions of SGLang's own benchmark beside them.
 // It is plain data: what json.Marshal writes, json.Unmarshal reads back.
 type Summary struct {
 	SchemaVersion  int         `json:"schema_version"`
-	Simulation     *Simulation `json:"simulation"` // null: no simulation was declared
+	Simulation     *Simulation `json:"simulation"` // as it was at the run's end; null: no simulation was declared
 	Started        time.Time   `json:"started"`    // wall clock of offset 0
 	Plan           load.Plan   `json:"plan"`
 	MaxConcurrency int         `json:"max_concurrency"` // 0: no cap

@@ -33,8 +33,8 @@
 //	created          when the folder was made; wall-clock time, RFC 3339 with nanoseconds, like the next two
 //	started          the moment that offset 0 stands for; null until the run begins
 //	ended            null until the run has finished or failed
-//	simulated        null if only real engines are measured; else a list of what stood in for them:
-//	                 profile, calibrated (on what), known_error
+//	simulated        null if only real engines are measured; else a list of what stood in for them, as it was
+//	                 when the run had ended: profile, calibrated (on what), known_error
 //	plan             the workload (load.Plan); null until the run begins
 //	max_concurrency  cap on requests under way; 0 for none
 //	writer           the process that writes: pid, and where Linux tells them start_ticks (clock ticks from

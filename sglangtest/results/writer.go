@@ -49,7 +49,7 @@ func WithCSV() Option {
 // A Writer stores one run. It is a [metrics.Sink], and ends with exactly one call of [Writer.Finish] or
 // [Writer.Fail], which a run that never began needs too:
 //
-//	Create → (AddSimulation) → Begin → records → End → (late events) → Finish or Fail
+//	Create → (AddSimulation) → Begin → records → (ReplaceSimulation) → End → (late events) → Finish or Fail
 //
 // Recording never waits for the disk: lines are collected in memory, and one goroutine, which lives from
 // Begin to End, hands them to the operating system every [FlushInterval]. If the disk stalls, memory grows.
@@ -192,6 +192,25 @@ func (w *Writer) AddSimulation(s metrics.Simulation) error {
 		w.record.Simulated = append(w.record.Simulated, s)
 	}
 	return nil
+}
+
+// ReplaceSimulation records that old has turned out to be another simulation, such as one with a fault that was injected
+// while the run was under way. It may be called until the run has been finished or failed.
+func (w *Writer) ReplaceSimulation(old, by metrics.Simulation) error {
+	if err := checkSimulation(by); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.phase == sealed {
+		return errors.New("results: ReplaceSimulation of a run that has been finished or failed")
+	}
+	i := slices.Index(w.record.Simulated, old)
+	if i < 0 {
+		return fmt.Errorf("results: no simulation of the run is %q with what is said of it", old.Profile)
+	}
+	w.record.Simulated[i] = by
+	return w.record.write(w.dir)
 }
 
 // Begin records the run's start and plan and accepts records from then on.

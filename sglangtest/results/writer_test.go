@@ -35,6 +35,9 @@ func TestFinishedRun(t *testing.T) {
 		w.Arrived(&load.Request{ID: r.ID, Arrival: r.Arrival})
 		w.Result(&r)
 	}
+	faulty := metrics.Simulation{Profile: "h100-llama8b with a fault", Calibrated: "not with it", KnownError: "not measured"}
+	require.NoError(t, w.ReplaceSimulation(sim, faulty))
+	require.ErrorContains(t, w.ReplaceSimulation(sim, faulty), "no simulation of the run")
 	require.NoError(t, w.End())
 	require.NoError(t, w.End(), "End may be called again")
 
@@ -51,7 +54,7 @@ func TestFinishedRun(t *testing.T) {
 	require.Equal(t, StateFinished, run.State)
 	require.Equal(t, "a label", run.Meta.Label)
 	require.Equal(t, uint64(math.MaxUint64), run.Meta.Seed)
-	require.Equal(t, []metrics.Simulation{sim}, run.Meta.Simulated)
+	require.Equal(t, []metrics.Simulation{faulty}, run.Meta.Simulated)
 	require.True(t, run.Started.Equal(clock.Start()))
 	require.False(t, run.Ended.Before(run.Created))
 	require.Equal(t, &plan, run.Plan)

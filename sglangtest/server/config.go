@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sglangtest/harness/sglangtest/internal/jsondoc"
 	"github.com/sglangtest/harness/sglangtest/internal/nearest"
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 )
@@ -77,8 +78,19 @@ type Config struct {
 // Args are arguments of SGLang by name. Decoded from JSON, whole numbers are ints.
 type Args map[string]any
 
-// UnmarshalJSON reads an object.
+// UnmarshalJSON reads an object, in which no key may stand twice.
 func (a *Args) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		*a = nil
+		return nil
+	}
+	doc, err := jsondoc.Parse(data)
+	if err != nil {
+		return err
+	}
+	if err := together(doc.Twice()); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
 	var m map[string]any
@@ -116,34 +128,37 @@ var typed = func() map[string]int {
 	return fields
 }()
 
-// UnmarshalJSON reads a config and refuses unknown keys, all together, with the nearest known one.
+// UnmarshalJSON reads a config. It refuses unknown keys, with the nearest known one, and values of a wrong type, all
+// together; and, before all else, keys that stand twice.
 func (c *Config) UnmarshalJSON(data []byte) error {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(data, &members); err != nil {
+	doc, err := jsondoc.Parse(data)
+	if err != nil {
 		return err
 	}
-	var faults []error
-	for _, key := range slices.Sorted(maps.Keys(members)) {
-		if _, ok := typed[key]; ok || key == argsKey || key == gpusKey {
-			continue
-		}
-		if _, err := sglargs.Latest().Find(key); err == nil {
-			faults = append(faults, fmt.Errorf("%s: no key of its own: write it inside %q", key, argsKey))
-			continue
-		}
-		known := append(slices.Sorted(maps.Keys(typed)), argsKey, gpusKey)
-		faults = append(faults, fmt.Errorf("%s: unknown key; %s", key, nearest.Hint(key, known)))
+	if err := together(doc.Twice()); err != nil {
+		return err
 	}
-	type plain Config // without this method
-	var p plain
-	if err := json.Unmarshal(data, &p); err != nil {
-		faults = append(faults, err)
+	var read Config
+	if err := together(doc.Decode(&read, unknownKey)); err != nil {
+		return err
 	}
-	if len(faults) > 0 {
-		return errors.Join(faults...)
-	}
-	*c = Config(p)
+	*c = read
 	return nil
+}
+
+func unknownKey(key string, known []string) error {
+	if _, err := sglargs.Latest().Find(key); err == nil {
+		return fmt.Errorf("no key of its own: write it inside %q", argsKey)
+	}
+	return fmt.Errorf("unknown key; %s", nearest.Hint(key, known))
+}
+
+func together(faults []jsondoc.Fault) error {
+	errs := make([]error, len(faults))
+	for i, f := range faults {
+		errs[i] = f
+	}
+	return errors.Join(errs...)
 }
 
 // Settings returns all arguments that are set, those of Args included, by SGLang's name. GPUs is not among them.

@@ -106,8 +106,19 @@ page_size: no key of its own: write it inside "args"`)
 	require.Equal(t, Config{}, c)
 	require.NoError(t, json.Unmarshal([]byte(`{"model_path": "m", "gpus": [0], "args": {"page_size": 16, "swa_full_tokens_ratio": 1, "bucket_time_to_first_token": [1, 2.5]}}`), &c))
 	require.Equal(t, Config{ModelPath: "m", GPUs: []int{0}, Args: Args{"page_size": 16, "swa_full_tokens_ratio": 1.0, "bucket_time_to_first_token": []any{1.0, 2.5}}}, c)
-	require.Error(t, json.Unmarshal([]byte(`{"port": "x"}`), &c))
-	require.Error(t, json.Unmarshal([]byte(`[]`), &c))
+	before := c
+	for text, want := range map[string]string{
+		`[]`: "want a JSON object",
+		`{"port": "x", "gpus": [0, 1.5], "args": 3}`: "args: want a JSON object\ngpus[1]: want int, not a JSON number 1.5\nport: want int, not a JSON string",
+		`{"port": 1, "port": 2, "args": {"page_size": 1, "page_size": 2}}`: "port: this key stands twice: delete one of the two\n" +
+			"args.page_size: this key stands twice: delete one of the two",
+	} {
+		require.EqualError(t, json.Unmarshal([]byte(text), &c), want)
+		require.Equal(t, before, c)
+	}
+	var args Args
+	require.EqualError(t, json.Unmarshal([]byte(`{"a": {"b": 1, "b": 2}}`), &args), "a.b: this key stands twice: delete one of the two")
+	require.NoError(t, json.Unmarshal([]byte(`null`), &args))
 }
 
 // Every field but GPUs and Args is an argument of every known version, of the field's type.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -13,14 +14,17 @@ import (
 // A Cause says why a server failed.
 type Cause string
 
-// A FailureError is the diagnosis of a server that ended by itself.
+// A FailureError is the diagnosis of a server that ended by itself. With [CausePortInUse] it wraps a [PortInUseError].
 type FailureError struct {
 	Cause   Cause
 	Lines   []string // the lines of its log that show it; with [CauseUnknown] the last ones
 	Advice  []string // what to change, the first thing first
 	Exit    Exit
 	LogFile string // where the rest of the log is; "" if there is none
+	err     error  // nil, or what the cause is as an error of its own
 }
+
+func (e *FailureError) Unwrap() error { return e.err }
 
 func (e *FailureError) Error() string {
 	var b strings.Builder
@@ -68,7 +72,11 @@ func diagnose(log []string, exit Exit, cfg Config, s *startup) *FailureError {
 	c.settings.fill(cfg)
 	for _, k := range causes {
 		if lines, is := k.recognise(c); is {
-			return &FailureError{Cause: k.Cause, Lines: lines, Advice: k.advice(c, lines), Exit: exit}
+			failure := &FailureError{Cause: k.Cause, Lines: lines, Advice: k.advice(c, lines), Exit: exit}
+			if k.Cause == CausePortInUse {
+				failure.err = clash(lines, cfg)
+			}
+			return failure
 		}
 	}
 	var last []string
@@ -78,6 +86,16 @@ func diagnose(log []string, exit Exit, cfg Config, s *startup) *FailureError {
 		}
 	}
 	return &FailureError{Cause: CauseUnknown, Lines: last, Advice: []string{"read the last lines, and the whole log"}, Exit: exit}
+}
+
+// clash is what the lines say of a port in use. It is the port of the config if uvicorn says so; the engine has others.
+func clash(lines []string, cfg Config) *PortInUseError {
+	last := lines[len(lines)-1]
+	e := &PortInUseError{Err: errors.New(last)}
+	if strings.Contains(last, bindFailed) {
+		e.Address = cfg.address()
+	}
+	return e
 }
 
 // evidence is what a diagnosis is made from.

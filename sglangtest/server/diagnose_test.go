@@ -68,6 +68,24 @@ func TestDiagnoseRecordedFailures(t *testing.T) {
 	}
 }
 
+// A port clash is one error whenever it shows. Other ports of the engine than its own are not taken for it.
+func TestDiagnosePortInUse(t *testing.T) {
+	cfg := Config{Port: 31007}
+	for line, want := range map[string]string{
+		"ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 31007): address already in use": "127.0.0.1:31007",
+		"torch.distributed.DistNetworkError: The server socket has failed to listen. Address already in use":          "",
+	} {
+		failure := Diagnose([]string{line}, Exit{Code: 3}, cfg)
+		require.Equal(t, CausePortInUse, failure.Cause)
+		var in *PortInUseError
+		require.ErrorAs(t, failure, &in)
+		require.Equal(t, want, in.Address)
+		require.ErrorContains(t, in.Err, line)
+		require.Equal(t, 1, strings.Count(failure.Error(), line))
+	}
+	require.NotErrorAs(t, Diagnose([]string{"error: unrecognized arguments: --x"}, Exit{Code: 2}, cfg), new(*PortInUseError))
+}
+
 // A log of a good run has no failure in it: what SGLang warns of is not taken for one.
 func TestDiagnoseGoodRuns(t *testing.T) {
 	for _, name := range []string{"0.5.15.post1-start-run-sigterm", "0.5.18-start-run-sigterm", "0.5.21-start-run-sigterm", "0.5.23-start-run-sigterm-drain", "0.5.23-sigint"} {

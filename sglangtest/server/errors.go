@@ -1,23 +1,26 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
 )
 
-// A PortInUseError says that a server's port is taken. Choose another one, or 0 for a free one.
+// A PortInUseError says that a server's port is taken. Choose another one, or 0 for a free one. It is in every error that
+// has this cause, whenever the clash shows: before the launch, when another server answers, or, inside a [FailureError] with
+// [CausePortInUse], when the server cannot open its socket after the load.
 type PortInUseError struct {
-	Address string
+	Address string // empty if the server's log does not say which
 	By      string // the server of the same manager that has it; empty if it is something else
-	Err     error  // what listening on it said; nil if By is set
+	Err     error  // what showed it; nil if By is set
 }
 
 func (e *PortInUseError) Error() string {
 	if e.By != "" {
 		return fmt.Sprintf("server: %s is the port of %s: choose another port, or 0 for a free one", e.Address, e.By)
 	}
-	return fmt.Sprintf("server: %s is in use or cannot be listened on: choose another port, or 0 for a free one: %v", e.Address, e.Err)
+	return fmt.Sprintf("server: %s is in use or cannot be listened on: choose another port, or 0 for a free one: %v", cmp.Or(e.Address, "a port"), e.Err)
 }
 
 func (e *PortInUseError) Unwrap() error { return e.Err }

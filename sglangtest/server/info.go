@@ -27,7 +27,7 @@ type Info struct {
 
 	// IncrementalStreaming: /generate streams increments (--incremental-streaming-output).
 	IncrementalStreaming bool
-	// Simulation says what simulates the engine; nil for a real one.
+	// Simulation says what simulates the engine, as it was then; nil for a real one.
 	Simulation *metrics.Simulation
 }
 

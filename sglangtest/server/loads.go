@@ -76,8 +76,22 @@ type sampler struct{ s *Server }
 
 func (p sampler) Name() string { return p.s.name }
 
-// Simulation makes a collector label what it measures here, if the engine is simulated.
-func (p sampler) Simulation() *metrics.Simulation { return p.s.Info().Simulation }
+// Simulation makes a collector label what it measures here, if the engine is simulated. The server is asked each time,
+// because a fault that is set while it runs changes its label.
+func (p sampler) Simulation(ctx context.Context) (*metrics.Simulation, error) {
+	if p.s.Info().Simulation == nil {
+		return nil, nil
+	}
+	var raw map[string]any
+	if _, here := p.s.present().inst.(Simulated); !here {
+		ctx, cancel := context.WithTimeout(ctx, sampleTimeout)
+		defer cancel()
+		if err := p.s.client.once(ctx, http.MethodGet, "/server_info", nil, &raw); err != nil {
+			return nil, p.s.wrap("simulation", err)
+		}
+	}
+	return p.s.simulation(raw), nil
+}
 
 func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	loads, err := p.s.look(ctx)

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,66 +185,6 @@ func (m *ServerManager) launch(ctx context.Context, r *reservation) (*Server, er
 	m.servers = slices.DeleteFunc(m.servers, func(other *Server) bool { return other == s })
 	return nil, err
 }
-
-// LaunchAll launches a server for each config, at most parallel at a time, or all at once if that is 0. Configs, ports
-// and GPUs are checked for all of them before the first one is launched. If a launch fails, the others are stopped, or
-// kept if keep is set. What it returns is in the order of the configs, nil where a server failed; the error joins what
-// went wrong.
-func (m *ServerManager) LaunchAll(ctx context.Context, cfgs []Config, parallel int, keep bool) ([]*Server, error) {
-	if parallel < 0 {
-		return nil, fmt.Errorf("server: launch %d at a time: want at least 1, or 0 for all", parallel)
-	}
-	errs := make([]error, len(cfgs))
-	reservations := make([]*reservation, len(cfgs))
-	for i, cfg := range cfgs {
-		if err := cfg.Validate(); err != nil {
-			errs[i] = fmt.Errorf("server: config %d:\n%w", i, err)
-		} else {
-			reservations[i], errs[i] = m.reserve(ctx, cfg)
-		}
-	}
-	if err := errors.Join(errs...); err != nil && !keep {
-		for _, r := range reservations {
-			if r != nil {
-				r.release()
-			}
-		}
-		return nil, err
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	servers := make([]*Server, len(cfgs))
-	places := make(chan struct{}, max(1, cmp.Or(parallel, len(cfgs))))
-	var wg sync.WaitGroup
-	for i, r := range reservations {
-		if r == nil {
-			continue
-		}
-		places <- struct{}{} // in the order of the configs
-		wg.Go(func() {
-			defer func() { <-places }()
-			if ctx.Err() != nil {
-				r.release()
-				errs[i] = fmt.Errorf("server: launch %s: %w", r.name, context.Cause(ctx))
-				return
-			}
-			if servers[i], errs[i] = m.launch(ctx, r); errs[i] != nil && !keep {
-				cancel(errOtherFailed)
-			}
-		})
-	}
-	wg.Wait()
-	err := errors.Join(errs...)
-	if err != nil && !keep {
-		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopUnready)
-		defer cancel()
-		err = errors.Join(err, stopServers(stopCtx, servers))
-		servers = nil
-	}
-	return servers, err
-}
-
-var errOtherFailed = errors.New("another server of the same LaunchAll failed")
 
 // Servers returns the servers in order of launch, those that are starting or have ended included.
 func (m *ServerManager) Servers() []*Server {

@@ -291,6 +291,9 @@ func TestLocalProcessStranger(t *testing.T) {
 		require.ErrorAs(t, err, &failure)
 		require.Equal(t, CausePortInUse, failure.Cause)
 		require.ErrorContains(t, err, "port in use (not ended)")
+		var in *PortInUseError
+		require.ErrorAs(t, err, &in)
+		require.Regexp(t, `^127\.0\.0\.1:\d+$`, in.Address)
 	})
 }
 

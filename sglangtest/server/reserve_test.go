@@ -164,13 +164,13 @@ func TestLaunchAll(t *testing.T) {
 				return newInstance(), nil
 			}), newPlayback(t).tiny())
 			start := time.Now()
-			servers, err := m.LaunchAll(t.Context(), make([]Config, 5), 2, false)
+			servers, err := m.LaunchAll(t.Context(), make([]Config, 5), WithParallel(2))
 			require.NoError(t, err)
 			require.Equal(t, 3*time.Second, time.Since(start))
 			for i, s := range servers {
 				require.Equal(t, "server-"+strconv.Itoa(i), s.Name())
 			}
-			_, err = m.LaunchAll(t.Context(), make([]Config, 5), 0, false)
+			_, err = m.LaunchAll(t.Context(), make([]Config, 5))
 			require.NoError(t, err)
 			require.Equal(t, 4*time.Second, time.Since(start))
 			require.NoError(t, m.StopAll(context.Background()))
@@ -185,7 +185,7 @@ func TestLaunchAll(t *testing.T) {
 	})
 	t.Run("one fails, and the others are stopped", func(t *testing.T) {
 		m := newManager(t, third, newPlayback(t).tiny())
-		servers, err := m.LaunchAll(t.Context(), make([]Config, 4), 1, false)
+		servers, err := m.LaunchAll(t.Context(), make([]Config, 4), WithParallel(1))
 		require.Empty(t, servers)
 		require.ErrorIs(t, err, crash)
 		require.ErrorIs(t, err, errOtherFailed)
@@ -195,7 +195,7 @@ func TestLaunchAll(t *testing.T) {
 	})
 	t.Run("one fails, and the others are kept", func(t *testing.T) {
 		m := newManager(t, third, newPlayback(t).tiny())
-		servers, err := m.LaunchAll(t.Context(), make([]Config, 4), 0, true)
+		servers, err := m.LaunchAll(t.Context(), make([]Config, 4), WithOthersKept())
 		require.EqualError(t, err, "server: launch server-2: no such model")
 		require.Nil(t, servers[2])
 		for _, i := range []int{0, 1, 3} {
@@ -208,13 +208,13 @@ func TestLaunchAll(t *testing.T) {
 			t.Error("launched")
 			return nil, crash
 		}}, newPlayback(t).tiny())
-		_, err := m.LaunchAll(t.Context(), []Config{{GPUs: []int{0}}, {GPUs: []int{0}}, {Port: -1}}, 0, false)
+		_, err := m.LaunchAll(t.Context(), []Config{{GPUs: []int{0}}, {GPUs: []int{0}}, {Port: -1}})
 		require.ErrorContains(t, err, "GPU 0 is taken by server-0")
 		require.ErrorContains(t, err, "server: config 2:\nport: -1")
 		require.Empty(t, m.gpuOf)
 		require.Empty(t, m.portOf)
-		_, err = m.LaunchAll(t.Context(), nil, -1, false)
-		require.EqualError(t, err, "server: launch -1 at a time: want at least 1, or 0 for all")
+		_, err = m.LaunchAll(t.Context(), nil, WithParallel(0))
+		require.EqualError(t, err, "server: launch: 0 servers at a time: want at least 1, or leave WithParallel out for all at once")
 	})
 }
 

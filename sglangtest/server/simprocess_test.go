@@ -147,11 +147,11 @@ func TestSimProcessDeadlyFaults(t *testing.T) {
 			}
 			r := newSimulated(t, version, args...)
 			var failure *server.FailureError
-			if name == "port-in-use" { // its other server answers until it ends: whichever shows first
+			if name == "port-in-use" { // its other server answers until it ends
 				_, err := r.m.Launch(t.Context(), simulatedConfig())
 				r.gone("")
+				require.ErrorAs(t, err, new(*server.PortInUseError), "whichever shows first")
 				if !errors.As(err, &failure) {
-					require.ErrorAs(t, err, new(*server.PortInUseError))
 					return
 				}
 			} else if !want.serving {
@@ -479,6 +479,9 @@ func TestSimProcessPortTaken(t *testing.T) {
 			}
 			failure := r.fails(cfg)
 			require.Equal(t, server.CausePortInUse, failure.Cause)
+			var in *server.PortInUseError
+			require.ErrorAs(t, failure, &in)
+			require.Equal(t, fmt.Sprintf("127.0.0.1:%d", cfg.Port), in.Address)
 			require.Contains(t, strings.Join(failure.Lines, "\n"), fmt.Sprintf("('127.0.0.1', %d): address already in use", cfg.Port))
 			require.Equal(t, 3, failure.Exit.Code)
 			stderr, err := os.ReadFile(failure.LogFile)

@@ -282,3 +282,25 @@ func BenchmarkMetrics(b *testing.B) {
 		}
 	})
 }
+
+// A server that says of itself that it is simulated is asked again, because a fault can be set while it runs.
+func TestSimulationIsReadAgain(t *testing.T) {
+	info := func(profile string) answer {
+		return answer{status: 200, body: `{"version":"0.5.23","simulated":{"profile":"` + profile + `","calibrated":"c","known_error":"e"}}`}
+	}
+	w := newPlayback(t).tiny().on("GET /server_info", info("h100"), info("h100 with a fault"), answer{err: errBroken})
+	s := launch(t, newManager(t, launches(newInstance()), w), Config{})
+	require.Equal(t, "h100", s.Info().Simulation.Profile)
+	label, err := s.Sampler().(sampler).Simulation(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, &metrics.Simulation{Profile: "h100 with a fault", Calibrated: "c", KnownError: "e"}, label)
+	_, err = s.Sampler().(sampler).Simulation(t.Context())
+	require.ErrorIs(t, err, errBroken)
+
+	w = newPlayback(t).tiny()
+	s = launch(t, newManager(t, launches(newInstance()), w), Config{})
+	label, err = s.Sampler().(sampler).Simulation(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, label)
+	require.Len(t, w.made("GET /server_info"), 1, "a real server is not asked")
+}

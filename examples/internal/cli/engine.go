@@ -51,9 +51,6 @@ func (e *Engine) Configure(ctx context.Context, cfg *sglangtest.NodeConfig) (opt
 	if err != nil {
 		return nil, nil, fmt.Errorf("-server-args: %w", err)
 	}
-	if further.APIKey != "" || further.AdminAPIKey != "" {
-		return nil, nil, errors.New("-server-args: API keys would be stored with the run, which keeps the command line: leave them out")
-	}
 	cfg.ModelPath = e.model
 	cfg.ServerArgs = further.Settings()
 	delete(cfg.ServerArgs, "model_path")

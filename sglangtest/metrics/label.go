@@ -1,0 +1,109 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// A Simulation says that the engine was a simulation, and how far it can be trusted.
+type Simulation struct {
+	Profile    string `json:"profile"`     // the step-time profile's name
+	Calibrated string `json:"calibrated"`  // what it was calibrated on
+	KnownError string `json:"known_error"` // its measured error, or that none was measured
+}
+
+// A labelled is a sampler that tells by what its source is simulated at the time of the call; nil if it is real.
+type labelled interface {
+	Simulation(ctx context.Context) (*Simulation, error)
+}
+
+// AddSimulation declares that the engine is simulated, like [WithSimulation], to the sink as well if it has a method
+// of this name. It must come before Begin. A collector that was told another simulation returns an error.
+func (c *Collector) AddSimulation(s Simulation) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != stateNew {
+		return errors.New("metrics: a simulation must be declared before the run begins")
+	}
+	if c.simulation != nil && *c.simulation != s {
+		return fmt.Errorf("metrics: the run is said to be simulated by both %q and %q", c.simulation.Profile, s.Profile)
+	}
+	if err := WithSimulation(s)(c); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	if sink, ok := c.sink.(interface{ AddSimulation(Simulation) error }); ok {
+		return sink.AddSimulation(s)
+	}
+	return nil
+}
+
+// label declares the simulations that the samplers tell of.
+func (c *Collector) label(ctx context.Context) error {
+	for _, l := range c.samplers {
+		s, ok := l.sampler.(labelled)
+		if !ok {
+			continue
+		}
+		label, err := s.Simulation(ctx)
+		if err != nil {
+			return fmt.Errorf("metrics: begin: by what %s is simulated: %w", l.name, err)
+		}
+		if label == nil {
+			continue
+		}
+		if err := c.AddSimulation(*label); err != nil {
+			return err
+		}
+		l.label = label
+	}
+	return nil
+}
+
+// relabel asks the simulated sources again when the run has ended: a fault that was injected meanwhile makes the label of
+// the start a lie. The later label is then that of the whole run, and so is one that says that there was no answer.
+func (c *Collector) relabel(ctx context.Context) error {
+	var errs []error
+	for _, l := range c.samplers {
+		if l.label == nil {
+			continue
+		}
+		label, err := l.sampler.(labelled).Simulation(ctx)
+		if err == nil && label == nil {
+			err = errors.New("it says that it is real")
+		}
+		var note string
+		switch {
+		case err != nil:
+			unknown := func(done, said string) string {
+				return fmt.Sprintf("not %s, as far as is known at the end of the run (%v); at its start: %s", done, err, said)
+			}
+			label = &Simulation{Profile: l.label.Profile, Calibrated: unknown("calibrated", l.label.Calibrated), KnownError: unknown("measured", l.label.KnownError)}
+			note = fmt.Sprintf("what simulated %s at the end of the run is not known (%v): what is said of profile %s may not hold for the whole run",
+				l.name, err, l.label.Profile)
+		case *label == *l.label:
+			continue
+		default:
+			note = fmt.Sprintf("what simulates %s changed during the run, at whose start it was profile %s: the whole run carries the label of its end",
+				l.name, l.label.Profile)
+		}
+		errs = append(errs, c.replaceSimulation(*label, note))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Collector) replaceSimulation(s Simulation, note string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := *c.simulation // declared by label
+	if err := WithSimulation(s)(c); err != nil {
+		return fmt.Errorf("metrics: end: %w", err)
+	}
+	c.relabelled = append(c.relabelled, note)
+	if sink, ok := c.sink.(interface {
+		ReplaceSimulation(old, by Simulation) error
+	}); ok {
+		return sink.ReplaceSimulation(old, s)
+	}
+	return nil
+}
