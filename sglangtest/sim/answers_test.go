@@ -241,3 +241,34 @@ func finished(c *call) *call {
 	}
 	return c
 }
+
+// The places and nulls are those of a real 0.5.23, and the errors those of serving_completions.py of 0.5.15 and 0.5.18, which look for
+// a field that is not there.
+func TestEchoWithLogprobs(t *testing.T) {
+	_, c := start(t, quick(), server.Config{})
+	choice := func(body string) string {
+		_, after, ok := strings.Cut(body, `"logprobs":`)
+		require.True(t, ok, body)
+		before, _, _ := strings.Cut(after, `,"finish_reason"`)
+		return before
+	}
+	const prompt = `{"model":"m","prompt":[5,6,7],"echo":true,"max_tokens":2`
+	_, body := c.post("/v1/completions", prompt+`,"logprobs":1}`)
+	require.Contains(t, body, `"text":" t5 t6 t7 bird tree"`)
+	require.JSONEq(t, `{"text_offset":[-1,-1,-1,-1,-1],"token_logprobs":[null,-0.25,-0.375,-0.125,-0.25],"tokens":[" t5"," t6"," t7"," bird"," tree"],
+		"top_logprobs":[null,{" t6":-0.25},{" t7":-0.375},{" bird":-0.125},{" tree":-0.25}]}`, choice(body))
+	_, body = c.post("/v1/completions", prompt+`,"logprobs":1,"stream":true}`)
+	e := events(body)
+	require.Contains(t, e[0], `"text":" t5 t6 t7 bird"`)
+	require.Contains(t, choice(e[0]), `"token_logprobs":[null,-0.25,-0.375,-0.125]`)
+	require.JSONEq(t, `{"text_offset":[-1],"token_logprobs":[-0.25],"tokens":[" tree"],"top_logprobs":[{" tree":-0.25}]}`, choice(e[1]))
+	_, body = c.post("/v1/completions", prompt+`,"logprobs":0}`)
+	require.JSONEq(t, `{"text_offset":[-1,-1],"token_logprobs":[-0.125,-0.25],"tokens":[" bird"," tree"],"top_logprobs":[]}`, choice(body))
+
+	_, c = start(t, quick(), server.Config{}, WithVersion("0.5.18"))
+	for _, stream := range []string{"", `,"stream":true`} {
+		status, body := c.post("/v1/completions", prompt+`,"logprobs":0`+stream+`}`)
+		require.Equal(t, 500, status)
+		require.Equal(t, `{"object":"error","message":"Internal server error: 'input_top_logprobs'","type":"InternalServerError","param":null,"code":500}`, body)
+	}
+}

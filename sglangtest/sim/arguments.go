@@ -89,7 +89,7 @@ var arguments = []Argument{
 	{Name: "schedule_policy", Note: "all but routing-key", choices: []string{string(FCFS), string(LPM), string(DFSWeight), string(LOF), string(Random), string(HRRN),
 		string(ShortestPrefillFirst)}, to: func(s *settings) any { return &s.engine.SchedulePolicy }},
 	{Name: "random_seed", Note: "of the schedule policy random, whose numbers are not SGLang's; without it, 0", to: func(s *settings) any { return &s.engine.Seed }},
-	{Name: "enable_priority_scheduling", Note: "the metrics do not tell priorities apart", to: func(s *settings) any { return &s.engine.EnablePriorityScheduling }},
+	{Name: "enable_priority_scheduling", to: func(s *settings) any { return &s.engine.EnablePriorityScheduling }},
 	{Name: "schedule_low_priority_values_first", to: func(s *settings) any { return &s.engine.LowPriorityValuesFirst }},
 	{Name: "priority_scheduling_preemption_threshold", to: func(s *settings) any { return &s.engine.PreemptionThreshold }},
 	{Name: "disable_priority_preemption", to: func(s *settings) any { return &s.engine.DisablePriorityPreemption }},

@@ -152,6 +152,8 @@ type firsts struct {
 
 func (f *firsts) Batch(Batch) {}
 
+func (f *firsts) Retraction(Retraction) {}
+
 func (f *firsts) Result(r Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

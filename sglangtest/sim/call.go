@@ -3,7 +3,6 @@ package sim
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -26,7 +25,8 @@ type call struct {
 	perPrompt int  // answers for each prompt
 	array     bool // the native answer is an array: several prompts, or n > 1
 	stream    bool
-	interval  int // stream_interval, ≥ 1
+	kickStart bool // the stream begins with its first output
+	interval  int  // stream_interval, ≥ 1
 	logprobs  *logprobs
 	sent      time.Time // when the answer that is not streamed was handed out
 }
@@ -96,6 +96,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		return nil, inputError("The number of rids must be that of the prompts.")
 	}
 	priority, refused := s.opts.priority(d.priority)
+	label := s.opts.priorityLabel(d.priority)
 	c.perPrompt = d.n
 	c.array = len(d.prompts) > 1 || d.n > 1
 	for i, p := range d.prompts {
@@ -119,7 +120,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {
 			*to = append(*to, &stream{rid: rid, index: len(*to), prompt: p, promptTokens: tokens, received: received, notify: c.notify, streaming: d.stream,
-				interval: c.interval, stop: stop, req: req, refused: refused, routed: d.routed})
+				priority: label, interval: c.interval, stop: stop, req: req, refused: refused, routed: d.routed})
 		}
 		if d.n > 1 {
 			none := req
@@ -184,11 +185,11 @@ func (s *stream) textEnd(p progress) int {
 
 // respond runs a call to its end and writes the answer. In a stream an error comes as an event.
 func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dialect) error {
+	if err := s.compute(r, c, c.prefixes); err != nil {
+		return err
+	}
 	if !c.stream {
-		if err := s.wait(r, c, c.prefixes); err != nil {
-			return err
-		}
-		if err := s.wait(r, c, c.streams); err != nil {
+		if err := s.compute(r, c, c.streams); err != nil {
 			return err
 		}
 		c.sent = time.Now()
@@ -202,47 +203,30 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, c *call, d dial
 		writeBody(w, http.StatusOK, "application/json", d.appendAnswer(nil, c))
 		return nil
 	}
-	if err := s.wait(r, c, c.prefixes); err != nil {
-		return err
-	}
 	if used, ok := s.host.submit(c.streams); !ok {
 		return duplicate(used)
 	}
-	defer s.host.leave(c.streams)
+	if c.kickStart {
+		if err := s.wait(r, c, c.streams, true); err != nil {
+			return err
+		}
+	}
+	defer s.depart(c, c.streams)
 	s.respondStream(w, r, c, d)
 	return nil
 }
 
 func duplicate(rid string) error { return inputError("Duplicate request ID detected: " + rid) }
 
-// errGone says that the client has gone.
-var errGone = errors.New("sim: the client has gone")
-
-// wait runs streams to their end.
-func (s *Server) wait(r *http.Request, c *call, streams []*stream) error {
+// compute runs streams to their end.
+func (s *Server) compute(r *http.Request, c *call, streams []*stream) error {
 	if len(streams) == 0 {
 		return nil
 	}
 	if used, ok := s.host.submit(streams); !ok {
 		return duplicate(used)
 	}
-	defer s.host.leave(streams)
-	for open := len(streams); open > 0; {
-		select {
-		case <-c.notify:
-		case <-r.Context().Done():
-			return errGone
-		case <-s.base.Done():
-			panic(http.ErrAbortHandler) // the connection breaks, as when a server is killed
-		}
-		open = 0
-		for _, st := range streams {
-			if st.progress().finish == nil {
-				open++
-			}
-		}
-	}
-	return nil
+	return s.wait(r, c, streams, false)
 }
 
 // answered counts how late a whole answer is: since its last stream ended.

@@ -44,6 +44,8 @@ type Engine struct {
 	tree                                *radix // nil: no prefix cache
 	ratio, initRatio, minRatio, decayBy float64
 
+	evictions, evicted int // times that the cache dropped tokens, and how many
+
 	processed int64 // tokens counted for hrrn
 	leftover  int   // extend_num_tokens of the prefill that last became the running batch
 	passes    int   // of refresh
@@ -52,12 +54,13 @@ type Engine struct {
 	entries   uint64
 	unique    uint64
 
-	steps     []*Step // spare
-	outputs   []Output
-	keys      []run         // scratch of keyOf
-	states    []reservation // scratch of admitExact
-	retracted []*Request    // by the last Plan
-	preempted []*Request
+	steps      []*Step // spare
+	outputs    []Output
+	keys       []run         // scratch of keyOf
+	states     []reservation // scratch of admitExact
+	retracted  []*Request    // by the last Plan
+	preempted  []*Request
+	retraction *retraction // of the last Plan; nil: there was none
 }
 
 // NewEngine returns an idle engine with an empty cache. All faults of the configuration are reported together.

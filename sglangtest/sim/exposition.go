@@ -12,7 +12,8 @@ import (
 )
 
 // A family is one metric of SGLang's /metrics page. The table has those of real servers of the four recorded
-// versions, and the counters of retractions (observability/metrics_collector.py), which no recording has.
+// versions, and from observability/metrics_collector.py those that no recording of a version has: of retractions and evictions.
+// What changed its text has several entries.
 type family struct {
 	group        byte // metrics of one process and kind come together
 	since, until int  // versions that have it, by their last number; until 0: it is still there
@@ -25,26 +26,25 @@ type family struct {
 //go:embed families.tsv
 var familyTable string
 
-var families = sync.OnceValue(func() map[string]family {
-	all := map[string]family{}
+var families = sync.OnceValue(func() (all []family) {
 	for line := range strings.Lines(familyTable) {
-		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if strings.HasPrefix(line, "#") {
 			continue
 		}
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		since, err1 := strconv.Atoi(f[1])
 		until, err2 := strconv.Atoi(f[2])
 		if err1 != nil || err2 != nil {
 			panic("sim: families.tsv: " + line)
 		}
-		all[f[5]] = family{f[0][0], since, until, f[3], f[4][0], f[5], f[6], bucketBounds[f[5]]}
+		all = append(all, family{f[0][0], since, until, f[3], f[4][0], f[5], f[6], bucketBounds[f[5]]})
 	}
 	return all
 })
 
-// familyOrder returns the names of a version's families in the order in which a server of it was recorded to write
-// them. The order of groups is an accident of how the files of SGLang's processes were listed.
-func familyOrder(patch int) []string {
+// familiesOf returns a version's families in the order in which a server of it was recorded to write them. The order of
+// groups is an accident of how the files of SGLang's processes were listed.
+func familiesOf(patch int) (all []family) {
 	groups := "GghHcpCU"
 	switch {
 	case patch < 18:
@@ -54,18 +54,15 @@ func familyOrder(patch int) []string {
 	case patch < 23:
 		groups = "CGgHUhcp"
 	}
-	var names []string
-	for line := range strings.Lines(familyTable) {
-		if f := strings.Split(line, "\t"); len(f) == 7 {
-			if fam := families()[f[5]]; patch >= fam.since && (fam.until == 0 || patch <= fam.until) {
-				names = append(names, fam.name)
-			}
+	for _, f := range families() {
+		if patch >= f.since && (f.until == 0 || patch <= f.until) {
+			all = append(all, f)
 		}
 	}
-	slices.SortStableFunc(names, func(a, b string) int {
-		return cmp.Compare(strings.IndexByte(groups, families()[a].group), strings.IndexByte(groups, families()[b].group))
+	slices.SortStableFunc(all, func(a, b family) int {
+		return cmp.Compare(strings.IndexByte(groups, a.group), strings.IndexByte(groups, b.group))
 	})
-	return names
+	return all
 }
 
 // The bucket bounds of the histograms; those of time to first token, inter-token and total latency, prompt and generation
@@ -87,6 +84,7 @@ var (
 		"get_loads_duration_seconds":            {0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1},
 		"queue_time_seconds": {0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 300, 400, 500,
 			600, 700, 800, 900, 1000, 1200, 1400, 1600, 1800, 2000, 2500, 3000},
+		"eviction_duration_seconds":          {0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1},
 		"per_stage_req_latency_seconds":      exponential(0.001, 1.62, 30),
 		"dp_attention_token_imbalance_ratio": {1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 20, 30, 45, 60},
 		"dp_attention_sync_wait_seconds":     {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1},
@@ -158,19 +156,31 @@ func appendSample(b []byte, name, labels string, v float64) []byte {
 
 var labelEscapes = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
-// labelText returns the labels in braces, ordered by name.
+// labelText returns the labels in braces, ordered by name. Those of extra replace those of base.
 func labelText(base, extra []string) string {
 	if len(base)+len(extra) == 0 {
 		return ""
 	}
 	var pairs []string
-	for _, list := range [][]string{base, extra} {
+	for n, list := range [][]string{base, extra} {
 		for i := 0; i < len(list); i += 2 {
+			if n == 0 && hasLabel(extra, list[i]) {
+				continue
+			}
 			pairs = append(pairs, list[i]+`="`+labelEscapes.Replace(list[i+1])+`"`)
 		}
 	}
 	slices.Sort(pairs)
 	return "{" + strings.Join(pairs, ",") + "}"
+}
+
+func hasLabel(labels []string, name string) bool {
+	for i := 0; i < len(labels); i += 2 {
+		if labels[i] == name {
+			return true
+		}
+	}
+	return false
 }
 
 // goFloat writes a number as prometheus_client does: as Python, but with an exponent from a million on.

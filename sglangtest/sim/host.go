@@ -22,7 +22,7 @@ import (
 type host struct {
 	profile Profile
 	start   time.Time
-	waiter  *precise.Waiter
+	waiter  waiter
 	done    chan struct{} // run has returned
 
 	mu       sync.Mutex
@@ -48,6 +48,13 @@ type host struct {
 	late lateness
 }
 
+// A waiter lets run wait. Unless a test has given the host another, it is a [precise.Waiter].
+type waiter interface {
+	Wait(d time.Duration)
+	Wake()
+	Close() error
+}
+
 // egressGroup is how far apart results may leave the front process and still be delivered together: a timer for each
 // would cost more than it tells.
 const egressGroup = 500 * time.Microsecond
@@ -68,6 +75,7 @@ type stream struct {
 	prompt       load.Prompt // as asked: the engine may have been given another
 	promptTokens int
 	streaming    bool
+	priority     string        // as the front process labels it; empty: none was given
 	interval     int           // stream_interval; 0: 1
 	health       bool          // made by a health check
 	arrives      time.Duration // at the scheduler, loop time
@@ -77,6 +85,7 @@ type stream struct {
 	received     time.Time
 	notify       chan<- struct{} // of capacity 1, shared by the streams of a call
 	stop         stopping
+	lost         bool      // the front process has forgotten it
 	refused      *Finish   // how the scheduler ends it on arrival; nil: it takes it
 	sent         time.Time // first event handed out; used by the handler alone
 	counted      progress  // what the front process was told last; used by run alone
@@ -113,6 +122,13 @@ func (s *stream) take() (p progress, due time.Time) {
 	return p, due
 }
 
+// hasOutput reports whether the stream has a result that the handler has not taken.
+func (s *stream) hasOutput() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.pending.IsZero()
+}
+
 // forcedInterval is after how many tokens the scheduler sends those of an answer that is not streamed
 // (SGLANG_FORCE_STREAM_INTERVAL).
 const forcedInterval = 50
@@ -146,8 +162,10 @@ func (h *host) config() EngineConfig { return h.loops.Loops[0].Engine.Config() }
 
 // begin starts run.
 func (h *host) begin() (err error) {
-	if h.waiter, err = precise.New(); err != nil {
-		return fmt.Errorf("sim: make a timer: %w", err)
+	if h.waiter == nil {
+		if h.waiter, err = precise.New(); err != nil {
+			return fmt.Errorf("sim: make a timer: %w", err)
+		}
 	}
 	h.start = time.Now()
 	for _, r := range h.ranks {
@@ -219,32 +237,12 @@ func (h *host) abort(s *stream) {
 	h.waiter.Wake()
 }
 
-// leave aborts the streams of a call whose client has gone.
-func (h *host) leave(streams []*stream) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.stopped {
-		return
-	}
-	for _, s := range streams {
-		switch i := slices.Index(h.held, s); {
-		case h.streams[s.rid] != s:
-		case i >= 0:
-			h.held = slices.Delete(h.held, i, i+1)
-			h.forget(s)
-		default:
-			h.meter.aborted()
-			h.abort(s)
-		}
-	}
-}
-
 // abortPrefix is /abort_request: the rid must be alive, and then every request whose rid begins with it ends. Those held
 // back by a pause do not: the scheduler does not know them.
 func (h *host) abortPrefix(rid string, all bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !all && h.streams[rid] == nil {
+	if s := h.streams[rid]; !all && (s == nil || s.lost) {
 		return
 	}
 	h.meter.aborted()
@@ -386,9 +384,13 @@ func (h *host) deliver(o Output, due time.Time) {
 	if o.Finish != nil {
 		h.forget(s)
 	}
-	if !passes {
-		return
+	if passes {
+		s.wake()
 	}
+}
+
+// wake gives the stream's handler notice.
+func (s *stream) wake() {
 	select {
 	case s.notify <- struct{}{}:
 	default: // the handler has not yet seen the last notice and will see this, too

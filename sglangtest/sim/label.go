@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sglangtest/harness/sglangtest/metrics"
@@ -46,22 +47,43 @@ func effective(c EngineConfig) EngineConfig {
 }
 
 // Simulation describes the server in the words of its profile, for summaries and run folders. If the server's
-// configuration differs from the profile's, or it has several data-parallel ranks, it says so, and that its error was not measured.
+// configuration differs from the profile's, it has several data-parallel ranks or a fault was injected, it says so, and that its
+// error was not measured.
 func (s *Server) Simulation() metrics.Simulation {
 	p := s.profile
-	changes := p.Changes(s.EngineConfig())
+	var with []string
 	if n := len(s.host.ranks); n > 1 {
-		ranks := fmt.Sprintf("dp_size %d (profile: 1; a separate GPU like the profile's for each rank)", n)
-		if changes != "" {
-			ranks += ", " + changes
-		}
-		changes = ranks
+		with = append(with, fmt.Sprintf("dp_size %d (profile: 1; a separate GPU like the profile's for each rank)", n))
 	}
-	if changes == "" {
+	if changes := p.Changes(s.EngineConfig()); changes != "" {
+		with = append(with, changes)
+	}
+	if faults := *s.faults.Load(); faults != nil {
+		with = append(with, faultsText(faults))
+	}
+	if with == nil {
 		return metrics.Simulation{Profile: p.Name, Calibrated: p.Calibrated, KnownError: p.KnownError}
 	}
+	what := strings.Join(with, " and ")
 	qualify := func(done, said string) string {
-		return fmt.Sprintf("not %s with %s; the profile as it is: %s", done, changes, said)
+		return fmt.Sprintf("not %s with %s; the profile as it is: %s", done, what, said)
 	}
-	return metrics.Simulation{Profile: p.Name + " with " + changes, Calibrated: qualify("calibrated", p.Calibrated), KnownError: qualify("measured", p.KnownError)}
+	return metrics.Simulation{Profile: p.Name + " with " + what, Calibrated: qualify("calibrated", p.Calibrated), KnownError: qualify("measured", p.KnownError)}
 }
+
+// NoteFault says that a fault is injected which the profile knows nothing of. From then on, also when the fault has ended,
+// [Server.Simulation], /server_info and the header of answers name it. A fault may be noted again.
+func (s *Server) NoteFault(fault string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if faults := *s.faults.Load(); !slices.Contains(faults, fault) {
+		faults = append(slices.Clone(faults), fault)
+		s.faults.Store(&faults)
+		s.label.Store(&[]string{s.profile.Name + " with " + faultsText(faults)})
+	}
+}
+
+func faultsText(faults []string) string { return "faults " + strings.Join(faults, ", ") }
+
+// SimulatedBy returns the value of [load.SimulatedByHeader] in answers: the profile's name and the faults that were injected.
+func (s *Server) SimulatedBy() string { return (*s.label.Load())[0] }

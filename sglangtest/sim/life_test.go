@@ -173,15 +173,22 @@ func TestFlushWhilePausedByVersion(t *testing.T) {
 
 // watcher notes what an observer is told.
 type watcher struct {
-	mu      sync.Mutex
-	batches []Batch
-	results []Result
+	mu          sync.Mutex
+	batches     []Batch
+	results     []Result
+	retractions []Retraction
 }
 
 func (w *watcher) Batch(b Batch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.batches = append(w.batches, b)
+}
+
+func (w *watcher) Retraction(r Retraction) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.retractions = append(w.retractions, r)
 }
 
 func (w *watcher) Result(r Result) {

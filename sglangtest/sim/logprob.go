@@ -60,6 +60,17 @@ func appendList(b []byte, name string, from, to int, each func(b []byte, i int) 
 	return append(b, ']')
 }
 
+// answerID is the id of a token of every answer, and promptID that of a token of the stream's prompt, or a stand-in if that is not
+// known.
+func answerID(i int) int { return firstWordID + i%wordCount }
+
+func (s *stream) promptID(i int) int {
+	if ids := s.prompt.TokenIDs; i < len(ids) {
+		return int(ids[i])
+	}
+	return answerID(i)
+}
+
 // appendTo appends the fields of meta_info for the prompt of s and the tokens of its answer from one to another.
 func (l *logprobs) appendTo(b []byte, s *stream, from, to int) []byte {
 	list := func(b []byte, name string, from, to int, each func(b []byte, i int) []byte) []byte {
@@ -69,13 +80,7 @@ func (l *logprobs) appendTo(b []byte, s *stream, from, to int) []byte {
 	if l.start >= 0 {
 		start = min(l.start, start)
 	}
-	answer := func(i int) int { return firstWordID + i%wordCount }
-	prompt := func(i int) int {
-		if ids := s.prompt.TokenIDs; i < len(ids) {
-			return int(ids[i])
-		}
-		return answer(i)
-	}
+	answer, prompt := answerID, s.promptID
 	b = list(b, "input_token_logprobs", start, s.promptTokens, func(b []byte, i int) []byte {
 		if i > start {
 			return l.appendLogprob(b, logprob(i, 0), prompt(i))
@@ -106,26 +111,39 @@ func (l *logprobs) appendTo(b []byte, s *stream, from, to int) []byte {
 	return b
 }
 
-// appendCompletion appends the logprobs of a text completion for tokens of an answer.
-func (l *logprobs) appendCompletion(b []byte, from, to int) []byte {
-	list := func(b []byte, name string, each func(b []byte, i int) []byte) []byte {
-		return appendList(b, name, from, to, each)
+// appendCompletion appends the logprobs of a text completion for tokens of an answer. Before the first of them come those of the
+// prompt, if they are wanted, of which the first has none (openai/utils.py, to_openai_style_logprobs).
+func (l *logprobs) appendCompletion(b []byte, s *stream, from, to int) []byte {
+	prompt := 0
+	if from == 0 && l.start == 0 {
+		prompt = s.promptTokens
 	}
+	list := func(b []byte, name string, hasFirst bool, each func(b []byte, place, id int) []byte) []byte {
+		return appendList(b, name, 0, prompt+to-from, func(b []byte, i int) []byte {
+			switch {
+			case i >= prompt:
+				return each(b, from+i-prompt, answerID(from+i-prompt))
+			case i == 0 && !hasFirst:
+				return append(b, "null"...)
+			}
+			return each(b, i, s.promptID(i))
+		})
+	}
+	value := func(b []byte, place, rank int) []byte { return append(b, showFloat(logprob(place, rank))...) }
 	b = append(b, '{')
-	b = list(b, "text_offset", func(b []byte, i int) []byte { return append(b, "-1"...) })
-	b = list(append(b, ','), "token_logprobs", func(b []byte, i int) []byte { return append(b, showFloat(logprob(i, 0))...) })
-	b = list(append(b, ','), "tokens", func(b []byte, i int) []byte { return appendString(b, tokenText(firstWordID+i%wordCount)) })
+	b = list(b, "text_offset", true, func(b []byte, _, _ int) []byte { return append(b, "-1"...) })
+	b = list(append(b, ','), "token_logprobs", false, func(b []byte, place, _ int) []byte { return value(b, place, 0) })
+	b = list(append(b, ','), "tokens", true, func(b []byte, _, id int) []byte { return appendString(b, tokenText(id)) })
 	if l.top == 0 {
 		return append(b, `,"top_logprobs":[]}`...)
 	}
-	b = list(append(b, ','), "top_logprobs", func(b []byte, i int) []byte {
+	b = list(append(b, ','), "top_logprobs", false, func(b []byte, place, id int) []byte {
 		b = append(b, '{')
 		for rank := range l.top {
 			if rank > 0 {
 				b = append(b, ',')
 			}
-			b = appendString(b, tokenText(firstWordID+i%wordCount+rank))
-			b = append(append(b, ':'), showFloat(logprob(i, rank))...)
+			b = value(append(appendString(b, tokenText(id+rank)), ':'), place, rank)
 		}
 		return append(b, '}')
 	})

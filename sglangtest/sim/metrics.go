@@ -39,6 +39,10 @@ type meter struct {
 	recent       hitWindow
 
 	itl *series // the busiest one
+
+	// The priorities that the scheduler's queues and the front process's series tell apart; nil: none, without
+	// --enable-priority-scheduling.
+	priorities, asked map[string]bool
 }
 
 // defaultDecodeLogInterval is SGLang's --decode-log-interval.
@@ -53,10 +57,13 @@ const (
 
 func newMeter(patch, interval int, model string, cfg EngineConfig, now time.Time) *meter {
 	m := &meter{patch: patch, interval: interval, model: model, series: map[string][]*series{}, lastDecode: now, lastReport: now}
-	for name, f := range families() {
-		if f.group == 'g' && len(bucketBounds[name]) == 0 && name != "graph_memory_usage_gb" &&
-			name != "routing_key_running_req_count" && name != "routing_key_all_req_count" {
-			m.set(name, 0)
+	if cfg.EnablePriorityScheduling {
+		m.priorities, m.asked = map[string]bool{}, map[string]bool{}
+	}
+	for _, f := range families() {
+		if f.group == 'g' && len(f.bounds) == 0 && f.name != "graph_memory_usage_gb" &&
+			f.name != "routing_key_running_req_count" && f.name != "routing_key_all_req_count" {
+			m.set(f.name, 0)
 		}
 	}
 	m.set("max_total_num_tokens", float64(cfg.MaxTotalTokens))
@@ -194,11 +201,11 @@ func (m *meter) decode(b *Batch) {
 }
 
 // report sets the gauges that all reports share (pool_stats_observer.py for those of memory).
-func (m *meter) report(at time.Time, running int, s State) {
+func (m *meter) report(at time.Time, running int, s State, runningBy, waitingBy map[int]int) {
 	m.lastReport, m.running = at, running
 	usage := float64(s.UsedTokens) / float64(s.MaxTotalTokens)
-	m.set("num_running_reqs", float64(running))
-	m.set("num_queue_reqs", float64(s.Waiting))
+	m.queueCount("num_running_reqs", running, runningBy)
+	m.queueCount("num_queue_reqs", s.Waiting, waitingBy)
 	m.set("gen_throughput", m.genGauge)
 	m.set("cache_hit_rate", m.hitGauge)
 	m.set("token_usage", roundTo(usage, 2))
@@ -209,9 +216,32 @@ func (m *meter) report(at time.Time, running int, s State) {
 	m.set("kv_evictable_tokens", float64(s.CachedTokens))
 }
 
+// reports reports whether the step that batch is told of next changes the gauges.
+func (m *meter) reports(kind StepKind) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return kind != DecodeStep || (m.decodes+1)%int64(m.interval) == 0
+}
+
+// evictions sets how often the prefix cache has been made to drop tokens, and how many (base_prefix_cache.py,
+// update_eviction_metrics). It takes no time in a simulation.
+func (m *meter) evictions(passes, tokens int) {
+	if passes == 0 {
+		return
+	}
+	labels := []string{"cache_type", "RadixCache"}
+	if m.patch >= 21 {
+		labels = []string{"cache_type", "UnifiedRadixCache", "dp_rank", "0", "pp_rank", "0", "tp_rank", "0"}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.at("evicted_tokens_total", labels...).value = float64(tokens)
+	m.at("eviction_duration_seconds", labels...).counts[0] = uint64(passes)
+}
+
 // reportBatch is report for one of a batch, which tells of the last retraction, too.
 func (m *meter) reportBatch(b *Batch, running int) {
-	m.report(b.At, running, b.State)
+	m.report(b.At, running, b.State, b.runningBy, b.waitingBy)
 	m.retractGauge, m.retracted = m.retracted, 0
 	m.series["num_retracted_reqs"][0].value = float64(m.retractGauge)
 }
@@ -225,7 +255,7 @@ func (m *meter) idle(now time.Time, s State) {
 		return
 	}
 	m.genGauge = 0
-	m.report(now, 0, s)
+	m.report(now, 0, s, nil, nil)
 }
 
 // stats returns the values that a load snapshot takes from the gauges.
@@ -261,20 +291,27 @@ func (m *meter) output(s *stream, p progress) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	var labels, streaming []string
+	if m.priorities != nil && s.priority != "" {
+		labels = []string{"priority", boundedLabel(m.asked, s.priority)}
+	}
 	first, n := s.counted.at.IsZero(), p.tokens-s.counted.tokens
 	if !first && n > 0 {
-		if len(m.series["inter_token_latency_seconds"]) == 0 {
-			m.series["inter_token_latency_seconds"] = []*series{m.itl}
+		itl := m.itl
+		if labels != nil {
+			itl = m.at("inter_token_latency_seconds", labels...)
+		} else if !slices.Contains(m.series["inter_token_latency_seconds"], itl) {
+			m.series["inter_token_latency_seconds"] = append(m.series["inter_token_latency_seconds"], itl)
 		}
-		m.itl.observe(tokenTimes, p.at.Sub(s.counted.at).Seconds()/float64(n), n)
+		itl.observe(tokenTimes, p.at.Sub(s.counted.at).Seconds()/float64(n), n)
 	}
 	if !first && p.finish == nil {
 		return
 	}
-	var streaming []string
 	if m.patch >= 18 {
 		streaming = streamingLabels[s.streaming]
 	}
+	streaming = slices.Concat(streaming, labels)
 	if first && (m.patch < 23 || p.finish == nil || p.finish.Kind != FinishAbort) {
 		m.observe("time_to_first_token_seconds", p.first.Sub(s.received), streaming...)
 	}
@@ -285,15 +322,15 @@ func (m *meter) output(s *stream, p progress) {
 	m.add("generation_tokens_total", float64(p.tokens), streaming...)
 	m.add("num_requests_total", 1, streaming...)
 	if p.cached > 0 {
-		m.add("cached_tokens_total", float64(p.cached), "cache_source", "device")
+		m.add("cached_tokens_total", float64(p.cached), append([]string{"cache_source", "device"}, labels...)...)
 	}
 	m.observe("e2e_request_latency_seconds", p.at.Sub(s.received), streaming...)
 	if decode := p.at.Sub(p.first); p.finish.Kind != FinishAbort && p.tokens > 1 && decode > 0 {
 		m.observe("request_time_per_output_token_seconds", decode/time.Duration(p.tokens-1), streaming...)
 	}
-	m.at("prompt_tokens_histogram").observe(tokenCounts, float64(s.promptTokens), 1)
-	m.at("uncached_prompt_tokens_histogram").observe(tokenCounts, float64(s.promptTokens-p.cached), 1)
-	m.at("generation_tokens_histogram").observe(tokenCounts, float64(p.tokens), 1)
+	m.at("prompt_tokens_histogram", labels...).observe(tokenCounts, float64(s.promptTokens), 1)
+	m.at("uncached_prompt_tokens_histogram", labels...).observe(tokenCounts, float64(s.promptTokens-p.cached), 1)
+	m.at("generation_tokens_histogram", labels...).observe(tokenCounts, float64(p.tokens), 1)
 }
 
 // aborted counts the calls that abort something: /abort_request, and clients that leave.
@@ -320,16 +357,16 @@ func (m *meter) loadsTook(d time.Duration) {
 // page returns the whole page, with the schedulers' series of further data-parallel ranks (metrics_collector.py, labels; as
 // recorded on 0.5.23).
 func (m *meter) page(further ...*meter) []byte {
-	order := familyOrder(m.patch)
+	order := familiesOf(m.patch)
 	copies := make([][]series, len(order))
 	for k, from := range append([]*meter{m}, further...) {
 		from.mu.Lock()
-		for i, name := range order {
-			schedulers := families()[name].labels == 'S'
+		for i, f := range order {
+			schedulers := f.labels == 'S'
 			if k > 0 && !schedulers {
 				continue
 			}
-			for _, s := range from.series[name] {
+			for _, s := range from.series[f.name] {
 				extra := s.extra
 				if schedulers && from.rank != "" {
 					extra = append(slices.Clone(extra), "dp_rank", from.rank)
@@ -340,10 +377,12 @@ func (m *meter) page(further ...*meter) []byte {
 		from.mu.Unlock()
 	}
 	tokenizer := []string{"engine_type", "unified", "model_name", m.model}
+	if m.priorities != nil {
+		tokenizer = append(tokenizer, "priority", "") // unless a series has one
+	}
 	scheduler := append(slices.Clone(tokenizer), "moe_ep_rank", "0", "pp_rank", "0", "tp_rank", "0")
 	var b []byte
-	for i, name := range order {
-		f := families()[name]
+	for i, f := range order {
 		base := map[byte][]string{'S': scheduler, 'T': tokenizer}[f.labels]
 		b = appendFamily(b, f, base, copies[i])
 	}
@@ -452,6 +491,9 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	h := s.host
 	h.mu.Lock()
 	h.refreshIdle(time.Now())
+	for _, r := range h.ranks {
+		r.meter.evictions(r.loop.Engine.evictions, r.loop.Engine.evicted)
+	}
 	h.mu.Unlock()
 	var further []*meter
 	for _, r := range h.ranks[1:] {

@@ -74,16 +74,16 @@ var notSimulated = map[string]string{
 	"process_cpu_seconds_total":           "CPU time of processes that are not there",
 	"scheduler_process_cpu_seconds_total": "CPU time of processes that are not there",
 	"scheduler_stage_seconds_total":       "the loop of a simulated scheduler takes no time",
-	"evicted_tokens_total":                "the engine does not tell of evictions",
-	"eviction_duration_seconds":           "the engine does not tell of evictions",
 }
 
 var testBatchConfig = EngineConfig{MaxTotalTokens: 20000, PageSize: 1, ContextLength: 4096, MaxRunningRequests: 64}
 
 // usedMeter returns a meter to which everything happened that the recorded servers did.
-func usedMeter(patch int) *meter {
+func usedMeter(patch int) *meter { return usedMeterOf(patch, testBatchConfig) }
+
+func usedMeterOf(patch int, cfg EngineConfig) *meter {
 	start := time.Unix(1000, 0)
-	m := newMeter(patch, 2, "tiny-llama", testBatchConfig, start)
+	m := newMeter(patch, 2, "tiny-llama", cfg, start)
 	m.mu.Lock()
 	m.add("http_requests_active", 0, "endpoint", "/generate", "method", "POST")
 	m.add("http_requests_total", 1, "endpoint", "/generate", "method", "POST")
@@ -96,7 +96,7 @@ func usedMeter(patch int) *meter {
 			State: State{MaxTotalTokens: 20000, UsedTokens: 9}})
 	}
 	for _, streaming := range []bool{false, true} {
-		s := &stream{streaming: streaming, received: start, promptTokens: 6}
+		s := &stream{streaming: streaming, priority: "5", received: start, promptTokens: 6}
 		m.scheduled(time.Millisecond, time.Millisecond)
 		p := progress{tokens: 1, cached: 2, first: start.Add(time.Second), at: start.Add(time.Second)}
 		m.output(s, p)
@@ -120,7 +120,11 @@ func TestMetricsAreThoseOfRealServers(t *testing.T) {
 		t.Run(c.path, func(t *testing.T) {
 			got := map[string]exposed{}
 			var gotOrder, wantOrder []string
-			for _, e := range parseMetrics(t, string(usedMeter(c.patch).page())) {
+			m := usedMeter(c.patch)
+			if strings.HasSuffix(c.path, "after_load.txt") { // nothing was evicted in the others
+				m.evictions(1128, 2164297)
+			}
+			for _, e := range parseMetrics(t, string(m.page())) {
 				got[e.name] = e
 				gotOrder = append(gotOrder, e.name)
 			}
@@ -282,7 +286,7 @@ func TestGaugesChangeByTheRule(t *testing.T) {
 	require.Equal(t, 144.0, value("kv_evictable_tokens"))
 
 	old := newMeter(18, 40, "m", testBatchConfig, d.h.start)
-	old.report(d.h.start, 3, State{MaxTotalTokens: 1})
+	old.report(d.h.start, 3, State{MaxTotalTokens: 1}, nil, nil)
 	old.idle(d.h.start.Add(29*time.Second), state)
 	require.Equal(t, 3, old.running, "before 0.5.21 an idle scheduler waits for half a minute")
 	old.idle(d.h.start.Add(31*time.Second), state)
@@ -351,7 +355,8 @@ func TestEndpointsAreBounded(t *testing.T) {
 func TestRetractionsAreCounted(t *testing.T) {
 	cfg := quick().EngineConfig()
 	cfg.MaxTotalTokens, cfg.DisableRadixCache, cfg.ScheduleConservativeness = 600, false, 0.1
-	d := driveHost(t, cfg, func(o *options) { o.metrics = true })
+	w := &watcher{}
+	d := driveHost(t, cfg, func(o *options) { o.metrics, o.observers = true, []Observer{w} })
 	var all []*stream
 	for range 6 {
 		s := d.add(0, 20, 180)
@@ -375,16 +380,42 @@ func TestRetractionsAreCounted(t *testing.T) {
 	require.EqualValues(t, 120, total(page, "prefill_effective_tokens_total"), "what is computed again does not count")
 	require.Greater(t, total(page, "realtime_tokens_total", "prefill_compute"), 120.0)
 	require.EqualValues(t, tokens, total(page, "generation_tokens_total"))
+	told := 0
+	for _, r := range w.retractions {
+		told += r.Requests
+		require.GreaterOrEqual(t, r.Gained, 20*r.Requests, "at least their prompts")
+		require.Less(t, r.OldRatio, r.NewRatio, "fewer admissions from then on")
+		require.Empty(t, r.Aborted)
+	}
+	require.Equal(t, want, told)
+}
+
+func TestEvictionsAreCounted(t *testing.T) {
+	for patch, labels := range map[int]string{15: `{cache_type="RadixCache"}`, 23: `{cache_type="UnifiedRadixCache",dp_rank="0",pp_rank="0",tp_rank="0"}`} {
+		cfg := quick().EngineConfig()
+		cfg.MaxTotalTokens, cfg.DisableRadixCache = 200, false
+		d := driveHost(t, cfg, func(o *options) { o.release.patch = patch })
+		for range 4 {
+			d.add(0, 90, 10)
+		}
+		for d.step() {
+		}
+		e := d.h.ranks[0].loop.Engine
+		require.Equal(t, 4*99, e.State().CachedTokens+e.evicted, "all but the last token of each was cached")
+		d.h.meter.evictions(e.evictions, e.evicted)
+		page := string(d.h.meter.page())
+		require.Contains(t, page, fmt.Sprintf("sglang:evicted_tokens_total%s %d.0\n", labels, e.evicted))
+		require.Contains(t, page, fmt.Sprintf("sglang:eviction_duration_seconds_count%s %d.0\n", labels, e.evictions))
+	}
 }
 
 func TestObserveFallsIntoTheRightBucket(t *testing.T) {
-	f := families()["time_to_first_token_seconds"]
-	s := &series{counts: make([]uint64, len(f.bounds)+1)}
-	s.observe(f.bounds, 0.1, 1) // le is inclusive
-	s.observe(f.bounds, 0.11, 2)
-	s.observe(f.bounds, math.Inf(1), 1)
+	s := &series{counts: make([]uint64, len(latencyBounds)+1)}
+	s.observe(latencyBounds, 0.1, 1) // le is inclusive
+	s.observe(latencyBounds, 0.11, 2)
+	s.observe(latencyBounds, math.Inf(1), 1)
 	require.Equal(t, []uint64{1, 2, 0}, s.counts[:3])
-	require.EqualValues(t, 1, s.counts[len(f.bounds)])
+	require.EqualValues(t, 1, s.counts[len(latencyBounds)])
 	require.Equal(t, "{a=\"1\",b=\"x\\\"\\\\\\n\"}", labelText([]string{"b", "x\"\\\n"}, []string{"a", "1"}))
 }
 

@@ -12,6 +12,8 @@ type Observer interface {
 	// Batch is called when the result of a step has been processed, with the overlap loop after the next step was
 	// planned. SGLang prints its lines "Prefill batch" and (for some of the steps) "Decode batch" then.
 	Batch(Batch)
+	// Retraction is called when the scheduler has taken requests back for want of memory.
+	Retraction(Retraction)
 	// Result is called when a request got tokens or ended, at the time when the front process has it.
 	Result(Result)
 }
@@ -41,8 +43,22 @@ type Batch struct {
 	State State // when the result had been processed, before the next step is planned: #queue-req is Waiting, #token UsedTokens
 
 	launched time.Duration // when it was planned, by the loop's time
-	chunk    *stream
-	health   bool // all are health checks
+	// Running and State.Waiting by priority, if these are told apart.
+	runningBy, waitingBy map[int]int
+	chunk                *stream
+	health               bool // all are health checks
+}
+
+// A Retraction is what SGLang's warning "KV cache pool is full. Retract requests." tells of (scheduler.py, update_running_batch).
+type Retraction struct {
+	Rank     int // data-parallel rank, from 0
+	At       time.Time
+	Requests int // taken back
+	Gained   int // free KV tokens
+	// The new-token ratio before and after.
+	OldRatio, NewRatio float64
+	// Aborted is the rid of a request that found no room although it was the only one left; empty: there was none.
+	Aborted string
 }
 
 // A Result is what one request got.
@@ -105,6 +121,9 @@ func (r *rank) advance(at time.Duration) []Output {
 	steps, free, chunked := l.steps, l.gpuFree, l.Engine.Chunked()
 	r.beforeAdvance(at)
 	outputs := l.Advance()
+	if taken := l.Engine.retraction; taken != nil {
+		r.retracted(at, taken)
+	}
 	if l.steps > steps {
 		f := l.pending
 		if l.ready.step != nil {
@@ -114,6 +133,17 @@ func (r *rank) advance(at time.Duration) []Output {
 	}
 	r.afterAdvance(at)
 	return outputs
+}
+
+// retracted tells the observers of a retraction.
+func (r *rank) retracted(at time.Duration, taken *retraction) {
+	told := Retraction{Rank: r.index, At: r.host.start.Add(at), Requests: len(r.loop.Engine.Retracted()), Gained: taken.gained, OldRatio: taken.before, NewRatio: taken.after}
+	if taken.aborted != nil {
+		told.Aborted = taken.aborted.Owner.(*stream).rid
+	}
+	for _, o := range r.host.observers {
+		o.Retraction(told)
+	}
 }
 
 // beforeAdvance publishes the load, as SGLang does before it processes a result, and counts the time that the loop slept.
@@ -162,6 +192,13 @@ func (r *rank) plannedStep(f flight, at, free time.Duration, chunked *Request) {
 	} else {
 		b.Running, b.PendingTokens = len(e.Running()), e.waiting.tokens
 	}
+	if r.meter.priorities != nil {
+		running := e.Running()
+		if s.Kind == DecodeStep {
+			running = s.Decode
+		}
+		b.runningBy = byPriority(running)
+	}
 	for i := range s.Rows {
 		row := &s.Rows[i]
 		cached := 0
@@ -200,6 +237,9 @@ func (r *rank) completed(at time.Duration) {
 		b.Chunk = at - max(st.chunked, st.entered)
 		st.chunked = at
 	}
+	if r.meter.priorities != nil && r.meter.reports(b.Kind) {
+		b.waitingBy = byPriority(r.loop.Engine.Waiting())
+	}
 	r.loads.counters.add(r.meter.patch, &b, at)
 	r.meter.batch(&b)
 	for _, o := range r.host.observers {
@@ -213,12 +253,12 @@ func (h *host) tell(s *stream, previous, got progress, passes bool) {
 		if previous.at.IsZero() && !(got.finish != nil && got.finish.Queued) {
 			s.rank.meter.scheduled(s.queued(), s.prefilling())
 		}
-		if passes {
+		if passes && !s.lost {
 			h.meter.output(s, got)
 			s.counted = got
 		}
 	}
-	if len(h.observers) == 0 {
+	if len(h.observers) == 0 || s.lost {
 		return
 	}
 	r := Result{RID: s.rid, Streaming: s.streaming, Health: s.health, Received: s.received, Previous: previous.at, At: got.at,

@@ -71,14 +71,18 @@ func (s *Server) openAI(w http.ResponseWriter, r *http.Request, chat bool) {
 	if err == nil {
 		var c *call
 		if c, err = s.newCall(d, received); err == nil {
+			c.kickStart = c.stream
 			err = s.respond(w, r, c, o)
 		}
 	}
 	var f faults
+	var uncaught raised
 	switch {
 	case err == nil, errors.Is(err, errGone):
 	case errors.As(err, &f):
 		s.refuse(w, r, f)
+	case errors.As(err, &uncaught):
+		writeBody(w, http.StatusInternalServerError, "application/json", appendOpenAIError(nil, "Internal server error: "+err.Error(), "InternalServerError", http.StatusInternalServerError))
 	default:
 		writeBody(w, http.StatusBadRequest, "application/json", appendOpenAIError(nil, err.Error(), "BadRequestError", http.StatusBadRequest))
 	}
@@ -151,6 +155,9 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 	if !slices.ContainsFunc(d.prompts, func(p load.Prompt) bool { return p.Text != "" || len(p.TokenIDs) > 0 || len(p.Messages) > 0 }) {
 		return inputError("Prompt cannot be empty")
 	}
+	if o.echo && d.logprobs != nil && d.logprobs.top == 0 && s.opts.release.patch < 21 {
+		return raised("'input_top_logprobs'") // a KeyError; there only when the answer has been computed
+	}
 	if !limit.set && !o.chat {
 		limit = lax{true, 16} // the schema's default
 	}
@@ -183,6 +190,9 @@ func (s *Server) parsePrompt(body []byte, fields map[string]json.RawMessage, d *
 		d.logprobs = &logprobs{start: -1, top: int(max(0, min(top.v, maxTop))), text: true}
 	}
 	f.boolean("echo", fields["echo"], &o.echo)
+	if o.echo && top.set && d.logprobs.top > 0 {
+		d.logprobs.start = 0
+	}
 	return f
 }
 
@@ -265,12 +275,12 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, p progress
 		b = append(b, "data: "...)
 		b = o.appendHead(b, st.rid, "text_completion")
 		b = o.appendChoice(b, st, `"text":"`)
-		if sent == 0 && o.echo {
-			b = appendEscaped(b, st.prompt.Text)
+		if sent == 0 {
+			b = o.appendEcho(b, st)
 		}
 		b = appendText(b, textLen(sent), st.textEnd(p))
 		b = append(b, `",`...)
-		b = o.appendLogprobs(b, c, sent, p.tokens)
+		b = o.appendLogprobs(b, c, st, sent, p.tokens)
 		b = appendFinish(b, st, p)
 		b = append(b, `}],"usage":`...)
 		if o.continuous {
@@ -287,7 +297,7 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, p progress
 	if end := st.textEnd(p); end > textLen(sent) {
 		b = o.appendChunk(b, st, `,"content":"`)
 		b = append(appendText(b[:len(b)-1], textLen(sent), end), `"},`...)
-		b = o.appendLogprobs(b, c, sent, p.tokens)
+		b = o.appendLogprobs(b, c, st, sent, p.tokens)
 		b = append(b, `,"finish_reason":null,"matched_stop":null}]`...)
 		if o.continuous {
 			b = append(b, `,"usage":`...)
@@ -303,6 +313,18 @@ func (o openAI) appendEvents(b []byte, c *call, st *stream, sent int, p progress
 	return b
 }
 
+// appendEcho appends the prompt, if it is wanted.
+func (o openAI) appendEcho(b []byte, st *stream) []byte {
+	switch p := &st.prompt; {
+	case !o.echo:
+		return b
+	case p.TokenIDs != nil:
+		return appendEscaped(b, o.s.detokenized(p.TokenIDs, true))
+	default:
+		return appendEscaped(b, p.Text)
+	}
+}
+
 // appendChunk begins a chunk of a chat, with the fields of its delta after the first.
 func (o openAI) appendChunk(b []byte, st *stream, delta string) []byte {
 	b = append(b, "data: "...)
@@ -312,7 +334,7 @@ func (o openAI) appendChunk(b []byte, st *stream, delta string) []byte {
 }
 
 // appendLogprobs appends the field logprobs for tokens of an answer.
-func (o openAI) appendLogprobs(b []byte, c *call, from, to int) []byte {
+func (o openAI) appendLogprobs(b []byte, c *call, st *stream, from, to int) []byte {
 	b = append(b, `"logprobs":`...)
 	switch {
 	case c.logprobs == nil:
@@ -320,7 +342,7 @@ func (o openAI) appendLogprobs(b []byte, c *call, from, to int) []byte {
 	case o.chat:
 		return c.logprobs.appendChat(b, from, to)
 	}
-	return c.logprobs.appendCompletion(b, from, to)
+	return c.logprobs.appendCompletion(b, st, from, to)
 }
 
 func (o openAI) appendChoice(b []byte, st *stream, field string) []byte {
@@ -410,9 +432,7 @@ func (o openAI) appendAnswer(b []byte, c *call) []byte {
 		b = strconv.AppendInt(b, int64(i), 10)
 		b = append(b, ',')
 		b = append(b, field...)
-		if o.echo {
-			b = appendEscaped(b, st.prompt.Text)
-		}
+		b = o.appendEcho(b, st)
 		b = appendText(b, 0, st.textEnd(p))
 		b = append(b, '"')
 		if o.chat {
@@ -422,7 +442,7 @@ func (o openAI) appendAnswer(b []byte, c *call) []byte {
 			}
 			b = append(b, '}')
 		}
-		b = o.appendLogprobs(append(b, ','), c, 0, p.tokens)
+		b = o.appendLogprobs(append(b, ','), c, st, 0, p.tokens)
 		b = appendFinish(b, st, p)
 		b = append(b, '}')
 	}

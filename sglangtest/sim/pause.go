@@ -39,6 +39,7 @@ func (h *host) resume() {
 	}
 	for _, s := range h.held {
 		h.dispatch(s, now)
+		s.wake() // whoever looks for the client must know since when
 	}
 	h.held = nil
 	h.waiter.Wake()

@@ -142,7 +142,8 @@ func (w *ranksWatch) Batch(b Batch) {
 	}
 }
 
-func (*ranksWatch) Result(Result) {}
+func (*ranksWatch) Result(Result)         {}
+func (*ranksWatch) Retraction(Retraction) {}
 
 // Each rank runs as many requests as the limit says, and obeys a new one.
 func TestRanksRunTwiceTheLimit(t *testing.T) {
@@ -306,7 +307,7 @@ func TestHealthOfBusyRanks(t *testing.T) {
 func TestRanksAreInTheLabel(t *testing.T) {
 	_, c := start(t, quick(), server.Config{DPSize: 2, MaxRunningRequests: 8})
 	simulated := info(t, c)["simulated"].(map[string]any)
-	const changes = "dp_size 2 (profile: 1; a separate GPU like the profile's for each rank), max_running_requests 8 (profile: 256)"
+	const changes = "dp_size 2 (profile: 1; a separate GPU like the profile's for each rank) and max_running_requests 8 (profile: 256)"
 	require.Equal(t, "quick with "+changes, simulated["profile"])
 	require.Contains(t, simulated["known_error"], "not measured with "+changes)
 	require.Contains(t, simulated["calibrated"], "not calibrated with "+changes)

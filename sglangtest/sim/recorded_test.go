@@ -283,11 +283,21 @@ func newTokensOf() *tokensOf {
 
 func (w *tokensOf) Batch(Batch) {}
 
+func (w *tokensOf) Retraction(Retraction) {}
+
 func (w *tokensOf) Result(r Result) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.n[r.RID] = r.Tokens
 	w.changed.Broadcast()
+}
+
+// more returns when the request has had that many tokens more.
+func (w *tokensOf) more(rid string, n int) {
+	w.mu.Lock()
+	n += w.n[rid]
+	w.mu.Unlock()
+	w.wait(rid, n)
 }
 
 // wait returns when the request has had that many tokens.

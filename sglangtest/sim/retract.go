@@ -5,9 +5,18 @@ import (
 	"slices"
 )
 
+// A retraction is what retract did, as SGLang's log tells of it (scheduler.py, update_running_batch).
+type retraction struct {
+	gained        int     // free KV tokens
+	before, after float64 // new-token ratio
+	aborted       *Request
+}
+
 // retract takes requests back until the rest has memory for a step (schedule_batch.py, retract_decode): fewest
 // produced tokens first, the longest prompt among equals. The batch is left in that order, most produced first.
 func (e *Engine) retract() {
+	did := &retraction{gained: -e.free, before: e.ratio}
+	e.retraction = did
 	sign := 0
 	if e.cfg.RetractByPriority {
 		sign = e.prioritySign()
@@ -30,7 +39,9 @@ func (e *Engine) retract() {
 		r := e.running[0]
 		e.running = e.running[:0]
 		e.finish(r, outOfMemory)
+		did.aborted = r
 	}
+	did.gained += e.free
 	produced, declared := 0, 0
 	for _, r := range e.running {
 		produced += e.producedOf(r)
@@ -38,6 +49,7 @@ func (e *Engine) retract() {
 	}
 	// new_token_ratio_tracker.py, estimate_new_token_ratio_after_retract
 	e.ratio = min(1, float64(produced+retractDecodeSteps*len(e.running))/float64(declared+1))
+	did.after = e.ratio
 	for _, r := range e.retracted {
 		e.enqueue(r)
 	}

@@ -107,7 +107,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h[serverHeader] = uvicorn
-	h[load.SimulatedByHeader] = s.label
+	h[load.SimulatedByHeader] = *s.label.Load()
 	rt, ok := s.route(r.URL.Path)
 	if !s.authorized(r, rt) {
 		writeBody(w, http.StatusUnauthorized, "application/json", []byte(`{"error":"Unauthorized"}`))

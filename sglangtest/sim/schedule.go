@@ -3,7 +3,7 @@ package sim
 // Plan decides the next batch, or returns nil if there is none to run now (scheduler.py, get_next_batch_to_run).
 // With SGLang's overlap loop a batch is planned before the result of the one before it has been processed.
 func (e *Engine) Plan() *Step {
-	e.retracted, e.preempted = e.retracted[:0], e.preempted[:0]
+	e.retracted, e.preempted, e.retraction = e.retracted[:0], e.preempted[:0], nil
 	if c := e.chunked; c != nil && c.abort != nil { // process_pending_chunked_abort
 		e.chunked = nil
 		e.finish(c, abortedQueued)
@@ -198,5 +198,9 @@ func (e *Engine) evictFor(n int) {
 	if e.cfg.Rules != Rules0515 {
 		n -= e.free
 	}
-	e.free += e.tree.evict(n)
+	if freed := e.tree.evict(n); freed > 0 {
+		e.free += freed
+		e.evictions++
+		e.evicted += freed
+	}
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -35,9 +33,10 @@ type Server struct {
 	opts                      options
 	host                      *host
 	http                      *http.Server
-	nextID                    atomic.Uint64          // for requests without a rid
-	label                     []string               // value of load.SimulatedByHeader
-	weights                   atomic.Pointer[string] // weight version
+	nextID                    atomic.Uint64            // for requests without a rid
+	label                     atomic.Pointer[[]string] // value of load.SimulatedByHeader
+	faults                    atomic.Pointer[[]string] // that were injected, in the order of their first time
+	weights                   atomic.Pointer[string]   // weight version
 	bodyTimeout, writeTimeout time.Duration
 
 	addr   net.Addr
@@ -101,7 +100,8 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 		return nil, err
 	}
 	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
-	s.label = []string{profile.Name}
+	s.label.Store(&[]string{profile.Name})
+	s.faults.Store(new([]string))
 	s.weights.Store(&o.weightVersion)
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
@@ -170,11 +170,18 @@ func (s *Server) crash(err error) {
 	go s.finish(err)
 }
 
-// InFlight returns the ids of the generations that have not ended, in no order.
+// InFlight returns the ids of the generations that have not ended, in no order. Those that the front process has forgotten
+// since their client has gone, which only versions before 0.5.21 do, are none of them.
 func (s *Server) InFlight() []string {
 	s.host.mu.Lock()
 	defer s.host.mu.Unlock()
-	return slices.Collect(maps.Keys(s.host.streams))
+	var rids []string
+	for rid, st := range s.host.streams {
+		if !st.lost {
+			rids = append(rids, rid)
+		}
+	}
+	return rids
 }
 
 // WaitIdle returns nil at a moment at which no generation is in flight, or the context's error if that ends first.
@@ -185,9 +192,8 @@ func (s *Server) WaitIdle(ctx context.Context) error {
 // waitInFlight returns nil at a moment at which so many generations are in flight that ok says so.
 func (s *Server) waitInFlight(ctx context.Context, ok func(n int) bool) error {
 	for {
-		s.host.mu.Lock()
-		n, change := len(s.host.streams), s.host.nextChangeLocked()
-		s.host.mu.Unlock()
+		change := s.host.nextChange() // before they are counted
+		n := len(s.InFlight())
 		if ok(n) {
 			return nil
 		}

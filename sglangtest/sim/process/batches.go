@@ -9,7 +9,7 @@ import (
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
-// batches logs the lines "Prefill batch" and "Decode batch" (managers/scheduler_components/metrics_reporter.py; the same
+// batches logs the lines "Prefill batch" and "Decode batch", and the warnings of retractions (managers/scheduler_components/metrics_reporter.py; the same
 // in all versions from 0.5.15.post1 to 0.5.23). Its fields but the atomic ones belong to the engine's goroutine.
 type batches struct {
 	ranks    []rankBatches
@@ -50,6 +50,20 @@ func (b *batches) Batch(s sim.Batch) {
 		}
 	}
 	b.strike(s.Kind)
+}
+
+// Retraction logs the warning of scheduler.py, and that of schedule_batch.py (retract_decode) for a request that was given up. Both
+// are the same in all versions.
+func (b *batches) Retraction(r sim.Retraction) {
+	if b.dead.Load() {
+		return
+	}
+	log := &b.ranks[r.Rank].log
+	if r.Aborted != "" {
+		log.logf(warning, "retract_decode: aborted last request %s due to OOM", r.Aborted)
+	}
+	log.logf(warning, "KV cache pool is full. Retract requests. #retracted_reqs: %d, #new_tokens_gained: %d, #new_token_ratio: %.4f -> %.4f",
+		r.Requests, r.Gained, r.OldRatio, r.NewRatio)
 }
 
 func (b *batches) Result(sim.Result) {}

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 const generation = `{"text":"hello there","sampling_params":{"max_new_tokens":4}}`
@@ -234,6 +235,49 @@ func TestConditions(t *testing.T) {
 	require.Equal(t, 0, c.wait())
 	http.DefaultClient.CloseIdleConnections()
 	c.gone()
+}
+
+// The label voids what is known of the error from the moment at which a fault is set, and for good.
+func TestFaultsAreInTheLabel(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--sim-fault", "error-rate:0/503").ready()
+	label := func() (header, profile, calibrated, known string) {
+		resp, err := http.Get(c.url("/server_info"))
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		var info struct {
+			Simulated struct {
+				Profile, Calibrated string
+				KnownError          string `json:"known_error"`
+			}
+		}
+		require.NoError(t, json.NewDecoder(resp.Body).Decode(&info))
+		l := info.Simulated
+		return resp.Header.Get(load.SimulatedByHeader), l.Profile, l.Calibrated, l.KnownError
+	}
+	tells := func(faults string) {
+		header, profile, calibrated, known := label()
+		require.True(t, strings.HasSuffix(header, " with "+faults), header)
+		require.True(t, strings.HasSuffix(profile, faults), profile)
+		require.Regexp(t, "^not calibrated with .*"+faults+"; the profile as it is: ", calibrated)
+		require.Regexp(t, "^not measured with .*"+faults+"; the profile as it is: ", known)
+	}
+	tells("faults error-rate:0/503")
+	for _, body := range []string{`{"fault":"slow-step:2@1h"}`, `{"fault":"slow-step:1.5"}`, `{"clear":"slow-step"}`, `{"fault":"slow-step:1.5"}`} {
+		status, text := c.post("/sim/fault", body)
+		require.Equal(t, http.StatusOK, status, text)
+	}
+	tells("faults error-rate:0/503, slow-step:2, slow-step:1.5")
+	status, _ := c.post("/sim/fault", `{"fault":"error-rate:1/500"}`)
+	require.Equal(t, http.StatusOK, status)
+	resp, err := c.try("/generate", generation)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.True(t, strings.HasSuffix(resp.Header.Get(load.SimulatedByHeader), "error-rate:1/500"), "also of an injected answer")
+	http.DefaultClient.CloseIdleConnections()
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+	require.Contains(t, c.stderr(), "sglang-sim: fault slow-step:1.5 was set: from here on nothing is known of the error")
 }
 
 func TestParseFault(t *testing.T) {

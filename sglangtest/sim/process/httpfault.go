@@ -143,7 +143,7 @@ func (h *httpFaults) refuse(w http.ResponseWriter, status int) {
 		message = "The request queue is full."
 	}
 	w.Header().Set("Server", "uvicorn")
-	w.Header().Set(load.SimulatedByHeader, h.p.profile.Name)
+	w.Header().Set(load.SimulatedByHeader, h.p.sim.SimulatedBy())
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	fmt.Fprintf(w, `{"object":"error","message":%q,"type":"%d","param":null,"code":%[2]d}`, message, status)
@@ -248,6 +248,8 @@ func (h *httpFaults) admin(w http.ResponseWriter, r *http.Request) {
 		if f.After == 0 && f.Requests == 0 {
 			f.done = make(chan struct{})
 		}
+		h.p.sim.NoteFault(f.String()) // before anything can come of it
+		h.p.log.logf(warning, "sglang-sim: fault %s was set: from here on nothing is known of the error", f)
 		h.p.plan(f)
 		if f.done != nil {
 			select {

@@ -134,6 +134,9 @@ func (p *mainProc) start() error {
 	if err := p.build(); err != nil {
 		return err
 	}
+	for _, f := range p.faults { // what they do to the times was not measured
+		p.sim.NoteFault(f.String())
+	}
 	p.log.logf(info, "%s", p.serverArgs(p.sim.EngineConfig()))
 	label := p.sim.Simulation()
 	p.log.logf(info, "sglang-sim: simulated by profile %s, %s; known error: %s; memory sizes in these lines are those of a recorded start on an H100",
@@ -201,16 +204,6 @@ func (p *mainProc) raise(f *fault) error {
 
 // build makes the simulated server. It does not listen yet.
 func (p *mainProc) build() error {
-	if len(p.faults) > 0 { // what they do to the times was not measured
-		names := make([]string, len(p.faults))
-		for i, f := range p.faults {
-			names[i] = f.String()
-		}
-		faults := strings.Join(names, ", ")
-		p.profile.Name += " with faults " + faults
-		p.profile.Calibrated = "not calibrated with faults " + faults + "; the profile as it is: " + p.profile.Calibrated
-		p.profile.KnownError = "not measured with faults " + faults + "; the profile as it is: " + p.profile.KnownError
-	}
 	p.engine = &faultyModel{StepModel: p.profile.Model}
 	p.profile.Model = p.engine
 	graph := "cuda"

@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,6 +150,37 @@ func TestBatchLines(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, strings.Count(c.stderr(), "Decode batch"), 7)
 }
+
+// Requests that are taken back are told of with the counts of the engine, in the words of scheduler.py.
+func TestRetractionWarning(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--max-total-tokens", "600", "--schedule-conservativeness", "0.1", "--disable-radix-cache").ready()
+	ids := strings.Repeat("[1,2,3,4,5],", 6)
+	status, body := c.post("/generate", `{"input_ids":[`+ids[:len(ids)-1]+`],"sampling_params":{"max_new_tokens":180}}`)
+	require.Equal(t, 200, status, body)
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+	taken := 0
+	for l := range strings.Lines(c.stderr()) {
+		m := retractionLine.FindStringSubmatch(l)
+		if m == nil {
+			require.NotContains(t, l, "Retract")
+			continue
+		}
+		n, err := strconv.Atoi(m[1])
+		require.NoError(t, err)
+		taken += n
+	}
+	require.Positive(t, taken)
+	for _, m := range regexp.MustCompile(`"num_retractions":(\d+)`).FindAllStringSubmatch(body, -1) {
+		n, err := strconv.Atoi(m[1])
+		require.NoError(t, err)
+		taken -= n
+	}
+	require.Zero(t, taken)
+}
+
+var retractionLine = regexp.MustCompile(`^\[[^]]+\] KV cache pool is full\. Retract requests\. #retracted_reqs: (\d+), #new_tokens_gained: \d+, #new_token_ratio: 0\.\d{4} -> \d\.\d{4}\n$`)
 
 // The start takes the time that was asked for, in phases with progress.
 func TestStartupTime(t *testing.T) {
