@@ -372,7 +372,7 @@ func TestSimProcessHangs(t *testing.T) {
 	suspend := func(r *local, s *server.Server) { // from outside: the launcher does not know
 		main := r.main(s).ID
 		require.NoError(r, syscall.Kill(-main, syscall.SIGSTOP))
-		require.NoError(r, unix.Waitid(unix.P_PID, main, nil, unix.WSTOPPED, nil)) // its threads may run on for a moment
+		require.NoError(r, unix.Waitid(unix.P_PID, main, nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)) // its threads run on for a moment
 	}
 	impatient := []server.ProcessOption{server.WithStopTimeout(deadline)}
 	t.Run("calls", func(t *testing.T) {
