@@ -239,9 +239,10 @@ func TestTheLabelIsThatOfTheEnd(t *testing.T) {
 
 func TestScheduledParameterChange(t *testing.T) {
 	cfg := short()
-	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 200, Inf, 24, 16
+	cfg.RandomOutputLen, cfg.RequestRate, cfg.NumPrompts, cfg.MaxRunningRequests = 60, Inf, 40, 16
 	cfg.MetricsInterval, cfg.EnableDynamicParams = 0.02, true
-	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0: {"max_running_requests": 2}, 0.3: {"max_running_requests": 16}}
+	// A request takes half a second, so those that run before the first change is accepted have ended long before the second.
+	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0: {"max_running_requests": 2}, 1.5: {"max_running_requests": 16}}
 	run, err := RunNode(t.Context(), cfg)
 	require.NoError(t, err)
 	var updates []metrics.Event
