@@ -17,8 +17,8 @@ const (
 	TokenUsage    = "token_usage"          // used share of the KV pool, 0 to 1
 	GenThroughput = "gen_throughput"       // output tokens/s by the engine's own count
 
-	// StepLateness is how late a simulated server was with its steps so far, 99th percentile in ms: by so much its
-	// machine, not the simulation, made latencies longer.
+	// StepLateness is how late a simulated server was with its steps since the sampler's first sample, 99th percentile in
+	// ms: by so much its machine, not the simulation, made latencies longer.
 	StepLateness = "step_lateness_p99_ms"
 
 	// SnapshotAge is how old the load was that an engine told, in ms by its own clock; that of its oldest rank.

@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/metrics"
@@ -30,7 +32,9 @@ type Load struct {
 
 // A SimulatedLoad is what a simulated server says of itself as a host.
 type SimulatedLoad struct {
-	StepLatenessP99 float64 `json:"step_lateness_p99_ms"` // how late its steps were so far, ms
+	// StepLateness counts the pieces of answers that it has sent since it started by how late they were: at most so many µs,
+	// but later than the next smaller key.
+	StepLateness map[int]int64 `json:"step_lateness_us"`
 }
 
 // Loads reads the load of every data-parallel rank. The server takes it from a snapshot that its scheduler
@@ -70,15 +74,18 @@ func (s *Server) look(ctx context.Context) ([]Load, error) {
 // Sampler returns a sampler of the server's load, under the server's name. Counts are sums over the data-parallel
 // ranks, the token usage is their mean, the snapshot's age that of the oldest (left out where it is not told). The throughput is left out where the server does not measure it. A sample is
 // tried once: a second try would hide a gap.
-func (s *Server) Sampler() metrics.Sampler { return sampler{s} }
+func (s *Server) Sampler() metrics.Sampler { return &sampler{s: s} }
 
-type sampler struct{ s *Server }
+type sampler struct {
+	s      *Server
+	before map[int]int64 // the lateness of a simulated server before the first sample
+}
 
-func (p sampler) Name() string { return p.s.name }
+func (p *sampler) Name() string { return p.s.name }
 
 // Simulation makes a collector label what it measures here, if the engine is simulated. The server is asked each time,
 // because a fault that is set while it runs changes its label.
-func (p sampler) Simulation(ctx context.Context) (*metrics.Simulation, error) {
+func (p *sampler) Simulation(ctx context.Context) (*metrics.Simulation, error) {
 	if p.s.Info().Simulation == nil {
 		return nil, nil
 	}
@@ -93,7 +100,7 @@ func (p sampler) Simulation(ctx context.Context) (*metrics.Simulation, error) {
 	return p.s.simulation(raw), nil
 }
 
-func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
+func (p *sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	loads, err := p.s.look(ctx)
 	if err != nil {
 		return nil, err
@@ -102,12 +109,12 @@ func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 	throughput := p.s.raw["enable_metrics"] == true || p.s.info.Simulation != nil
 	p.s.mu.Unlock()
 	v := map[string]float64{}
+	if simulated := loads[0].Simulated; simulated != nil { // all ranks share a host
+		v[metrics.StepLateness] = p.latenessP99(simulated.StepLateness)
+	}
 	for _, l := range loads {
 		if l.Age > 0 {
 			v[metrics.SnapshotAge] = max(v[metrics.SnapshotAge], float64(l.Age)/1e6)
-		}
-		if l.Simulated != nil {
-			v[metrics.StepLateness] = max(v[metrics.StepLateness], l.Simulated.StepLatenessP99)
 		}
 		v[metrics.NumRunning] += float64(l.NumRunning)
 		v[metrics.NumWaiting] += float64(l.NumWaiting)
@@ -119,4 +126,29 @@ func (p sampler) Sample(ctx context.Context) (map[string]float64, error) {
 		}
 	}
 	return v, nil
+}
+
+// latenessP99 returns the 99th percentile, in ms, of the lateness since the first sample, or since the server was started anew.
+func (p *sampler) latenessP99(counts map[int]int64) float64 {
+	restarted := false
+	for us, n := range p.before {
+		restarted = restarted || counts[us] < n
+	}
+	if restarted {
+		p.before = map[int]int64{}
+	}
+	if p.before == nil {
+		p.before = counts
+	}
+	var pieces int64
+	for us, n := range counts {
+		pieces += n - p.before[us]
+	}
+	later := pieces
+	for _, us := range slices.Sorted(maps.Keys(counts)) {
+		if later -= counts[us] - p.before[us]; later*100 < pieces {
+			return float64(us) / 1e3
+		}
+	}
+	return 0
 }

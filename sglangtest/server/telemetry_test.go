@@ -291,16 +291,32 @@ func TestSimulationIsReadAgain(t *testing.T) {
 	w := newPlayback(t).tiny().on("GET /server_info", info("h100"), info("h100 with a fault"), answer{err: errBroken})
 	s := launch(t, newManager(t, launches(newInstance()), w), Config{})
 	require.Equal(t, "h100", s.Info().Simulation.Profile)
-	label, err := s.Sampler().(sampler).Simulation(t.Context())
+	label, err := s.Sampler().(*sampler).Simulation(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, &metrics.Simulation{Profile: "h100 with a fault", Calibrated: "c", KnownError: "e"}, label)
-	_, err = s.Sampler().(sampler).Simulation(t.Context())
+	_, err = s.Sampler().(*sampler).Simulation(t.Context())
 	require.ErrorIs(t, err, errBroken)
 
 	w = newPlayback(t).tiny()
 	s = launch(t, newManager(t, launches(newInstance()), w), Config{})
-	label, err = s.Sampler().(sampler).Simulation(t.Context())
+	label, err = s.Sampler().(*sampler).Simulation(t.Context())
 	require.NoError(t, err)
 	require.Nil(t, label)
 	require.Len(t, w.made("GET /server_info"), 1, "a real server is not asked")
+}
+
+// The lateness of a simulated server is that of the run, not of what it served before, and begins anew with the server.
+func TestStepLatenessIsThatOfTheRun(t *testing.T) {
+	loads := func(counts string) answer {
+		return answer{status: 200, body: `{"timestamp":"2026-11-24T10:00:00+00:00","loads":[{"dp_rank":0,"simulated":{"step_lateness_us":{` + counts + `}}}]}`}
+	}
+	w := newPlayback(t).tiny().on("GET /v1/loads", loads(`"8":1000,"20000":500`), loads(`"8":1090,"250":9,"20000":501`),
+		loads(`"8":2089,"250":10,"20000":501`), loads(`"10":5`))
+	s := launch(t, newManager(t, launches(newInstance()), w), Config{})
+	p := s.Sampler()
+	for _, want := range []float64{0, 20, 0.25, 0.01} {
+		v, err := p.Sample(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, v[metrics.StepLateness])
+	}
 }

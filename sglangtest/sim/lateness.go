@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/bits"
+	"strconv"
 	"sync/atomic"
 	"time"
 )
@@ -42,6 +43,17 @@ func latenessBound(bucket int) time.Duration {
 	}
 	shift, rest := bucket/8-1, bucket%8
 	return time.Duration((rest+8+1)<<shift) * time.Microsecond
+}
+
+// counts returns how many were in each bucket that is not empty, by its bound in µs.
+func (l *lateness) counts() []loadField {
+	var out []loadField
+	for i := range l.count {
+		if n := l.count[i].Load(); n > 0 {
+			out = append(out, loadField{strconv.FormatInt(latenessBound(i).Microseconds(), 10), int(n)})
+		}
+	}
+	return out
 }
 
 func (l *lateness) summary() Lateness {

@@ -346,7 +346,7 @@ func (s *Server) writeLoads(w http.ResponseWriter, format string, ranks []int, l
 		b = append(b, `,"num_accelerators":1`...)
 	}
 	b = append(b, `,"loads":[`...)
-	simulated := loadField{"simulated", []loadField{{"step_lateness_p99_ms", float64(s.StepLateness().P99) / 1e6}}}
+	simulated := loadField{"simulated", []loadField{{"step_lateness_us", s.host.late.counts()}}}
 	for i, fields := range loads {
 		if i > 0 {
 			b = append(b, ',')
