@@ -224,7 +224,8 @@ func (m *meter) reports(kind StepKind) bool {
 }
 
 // evictions sets how often the prefix cache has been made to drop tokens, and how many (base_prefix_cache.py,
-// update_eviction_metrics). It takes no time in a simulation.
+// update_eviction_metrics). It takes no time in a simulation. Data-parallel ranks without data-parallel attention share a series,
+// which is their sum (metrics_collector.py, radix_cache_metric_labels).
 func (m *meter) evictions(passes, tokens int) {
 	if passes == 0 {
 		return
@@ -491,9 +492,12 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	h := s.host
 	h.mu.Lock()
 	h.refreshIdle(time.Now())
+	passes, tokens := 0, 0
 	for _, r := range h.ranks {
-		r.meter.evictions(r.loop.Engine.evictions, r.loop.Engine.evicted)
+		passes += r.loop.Engine.evictions
+		tokens += r.loop.Engine.evicted
 	}
+	h.meter.evictions(passes, tokens)
 	h.mu.Unlock()
 	var further []*meter
 	for _, r := range h.ranks[1:] {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -284,6 +285,33 @@ func TestLeastLoadedRank(t *testing.T) {
 		}
 		return out
 	}())
+}
+
+// Without data-parallel attention all ranks count evictions in one series (metrics_collector.py, radix_cache_metric_labels).
+func TestEvictionsOfAllRanksAreOneSeries(t *testing.T) {
+	s, c := start(t, quick(), server.Config{DPSize: 2, MaxTotalTokens: 200, EnableMetrics: true})
+	for i := range 6 { // the ranks take turns
+		prompt := strings.TrimSuffix(strings.Repeat(strconv.Itoa(100+i)+",", 90), ",")
+		status, body := c.post("/generate", `{"input_ids":[`+prompt+`],"sampling_params":{"max_new_tokens":10,"ignore_eos":true}}`)
+		require.Equal(t, 200, status, body)
+	}
+	awaitIdle(s)
+	_, page := c.do("GET", "/metrics", "")
+	passes, tokens := 0, 0
+	s.host.mu.Lock()
+	for _, r := range s.host.ranks {
+		require.Positive(t, r.loop.Engine.evicted)
+		passes += r.loop.Engine.evictions
+		tokens += r.loop.Engine.evicted
+	}
+	s.host.mu.Unlock()
+	for _, m := range parseMetrics(t, page) {
+		if m.name == "evicted_tokens_total" {
+			require.Equal(t, map[string]float64{`evicted_tokens_total{cache_type="UnifiedRadixCache",dp_rank="0",pp_rank="0",tp_rank="0"}`: float64(tokens)}, m.values)
+		}
+	}
+	require.EqualValues(t, tokens, total(parseMetrics(t, page), "evicted_tokens_total"))
+	require.EqualValues(t, passes, total(parseMetrics(t, page), "eviction_duration_seconds_count"))
 }
 
 // A health check does nothing at a rank that is busy, and wakes an idle one.
