@@ -25,7 +25,7 @@ type Loop struct {
 	at      time.Duration // time of the next event
 	gpuFree time.Duration // the GPU has done all that was planned
 	steps   uint64
-	index   uint64 // of the first step, for the model
+	first   uint64 // index of the first step, for the model
 	slow    time.Duration
 	paused  bool
 	// processed, if not nil, is called when a result has been processed, before the next batch is planned.
@@ -127,7 +127,7 @@ func (l *Loop) Advance() []Output {
 		}
 		return l.Engine.Outputs()
 	}
-	s.Shape.Index = l.index + l.steps
+	s.Shape.Index = l.first + l.steps
 	l.steps++
 	launched := now + l.profile.launch(s.Kind)
 	end := max(max(now, l.gpuFree)+l.profile.Model.StepTime(s.Shape)+l.slow, launched)

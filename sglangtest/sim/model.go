@@ -14,10 +14,14 @@ type Shape struct {
 	Decodes int      // requests that decode one token each
 	Context int      // KV tokens that they read, summed
 	Extends []Extend // prompt pieces
-	// Index is the number of the step within its engine, from 0, or from k·2⁴⁸ on in the data-parallel rank k. [Noise] and [Replay] draw by it, so that the same
-	// engine run again sees the same times and two steps of one shape need not take the same time.
+	// Index is the number of the step within its engine, from 0, and in the data-parallel rank k from k·2⁴⁸ on. [Noise] and
+	// [Sampled] draw by it, so that the same engine run again sees the same times and two steps of one shape need not take
+	// the same time.
 	Index uint64
 }
+
+// stepBits are the bits of [Shape].Index that number the steps of a rank.
+const stepBits = 48
 
 // An Extend is a piece of a prompt that a step computes.
 type Extend struct {

@@ -93,6 +93,7 @@ func TestReplay(t *testing.T) {
 	m := Replay{Times: []float64{1, 2.5}, Else: flat}
 	at := func(i uint64) time.Duration { return m.StepTime(Shape{Decodes: 1, Index: i}) }
 	require.Equal(t, []time.Duration{time.Millisecond, 2500 * time.Microsecond, 10 * time.Millisecond}, []time.Duration{at(0), at(1), at(2)})
+	require.Equal(t, 2500*time.Microsecond, at(1<<stepBits+1), "on each rank")
 	require.ErrorContains(t, Replay{Times: []float64{0}}.validate(), "time 0 is 0 ms")
 	require.ErrorContains(t, Replay{}.validate(), "no model")
 }

@@ -23,7 +23,7 @@ func NewRanks(n int, cfg EngineConfig, p Profile) (*Ranks, error) {
 			return nil, err
 		}
 		l := NewLoop(e, p)
-		l.index = uint64(i) << 48 // ranks with the same steps have other noise
+		l.first = uint64(i) << stepBits // ranks with the same steps have other noise
 		d.Loops = append(d.Loops, l)
 	}
 	return d, nil

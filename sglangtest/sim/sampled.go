@@ -8,7 +8,7 @@ import (
 )
 
 // Replay is a [StepModel] that replays recorded times by the index of the step: step i takes Times[i] milliseconds,
-// whatever its shape. Steps after the last recorded one take the time of Else.
+// whatever its shape, on each data-parallel rank. Steps after the last recorded one take the time of Else.
 type Replay struct {
 	Times []float64 // milliseconds
 	Else  StepModel
@@ -16,8 +16,8 @@ type Replay struct {
 
 // StepTime implements [StepModel].
 func (m Replay) StepTime(s Shape) time.Duration {
-	if s.Index < uint64(len(m.Times)) {
-		return milliseconds(m.Times[s.Index])
+	if i := s.Index % (1 << stepBits); i < uint64(len(m.Times)) {
+		return milliseconds(m.Times[i])
 	}
 	return m.Else.StepTime(s)
 }
