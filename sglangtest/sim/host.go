@@ -32,7 +32,7 @@ type host struct {
 	arrivals []*stream // stamped but not yet added, in order of arrives
 	front    *Front
 	going    []delivery // results on their way through the front process, in order of due
-	gone     int        // of these have been delivered
+	passed   int        // of these have been delivered
 	streams  map[string]*stream
 	held     []*stream // came during a pause: the scheduler does not know them yet
 	paused   bool
@@ -88,10 +88,10 @@ type stream struct {
 	lost         bool      // the front process has forgotten it
 	refused      *Finish   // how the scheduler ends it on arrival; nil: it takes it
 	sent         time.Time // first event handed out; used by the handler alone
-	counted      progress  // what the front process was told last; used by run alone
+	counted      progress  // what the front process was told last
 
 	mu      sync.Mutex
-	got     progress  // written by run, read by the handler
+	got     progress  // written with the host's mutex held, too; read by the handler
 	pending time.Time // when the first result that the handler has not taken was due; zero if there is none
 }
 
@@ -295,8 +295,8 @@ func (h *host) run() {
 func (h *host) advance(now time.Duration) time.Duration {
 	next := h.advanceLoop(now)
 	h.release(now)
-	if h.gone < len(h.going) && (next < 0 || h.going[h.gone].due < next) {
-		next = h.going[h.gone].due
+	if h.passed < len(h.going) && (next < 0 || h.going[h.passed].due < next) {
+		next = h.going[h.passed].due
 	}
 	return next
 }
@@ -350,23 +350,23 @@ func (h *host) hold(at time.Duration, outputs []Output) {
 
 // release delivers what has passed the front process by now.
 func (h *host) release(now time.Duration) {
-	for h.gone < len(h.going) && h.going[h.gone].due <= now {
-		d := &h.going[h.gone]
-		h.gone++
+	for h.passed < len(h.going) && h.going[h.passed].due <= now {
+		d := &h.going[h.passed]
+		h.passed++
 		h.deliver(d.output, h.start.Add(d.due))
 		*d = delivery{} // the stream must not be kept alive
 	}
-	if h.gone*2 >= len(h.going) { // a front process that is behind has many
-		n := copy(h.going, h.going[h.gone:])
+	if h.passed*2 >= len(h.going) { // a front process that is behind has many
+		n := copy(h.going, h.going[h.passed:])
 		clear(h.going[n:])
-		h.going, h.gone = h.going[:n], 0
+		h.going, h.passed = h.going[:n], 0
 	}
 }
 
 // deliver tells a stream what it got, and its handler what the front process is sent of it.
 func (h *host) deliver(o Output, due time.Time) {
 	s := o.Request.Owner.(*stream)
-	before := s.got // written by this goroutine alone
+	before := s.got // written only with h.mu held
 	got := progress{tokens: before.tokens + o.Tokens, retractions: s.req.Retractions(), cached: s.req.CachedTokens(), finish: o.Finish,
 		entered: s.entered, prefilled: s.prefilled, first: before.first, at: due}
 	passes := s.passes(got)
