@@ -291,6 +291,18 @@ func TestALabelThatChangesDuringTheRun(t *testing.T) {
 		require.Contains(t, sum.Notes[0], "what simulated server-0 at the end of the run is not known (")
 	}
 
+	other := Simulation{Profile: "h100 with another", Calibrated: "not with die", KnownError: "not measured"}
+	sampler := func(name string, end *Simulation) *labelledSampler {
+		return &labelledSampler{fakeSampler{name: name, f: func(context.Context, int) (map[string]float64, error) { return nil, nil }},
+			[]func() (*Simulation, error){says(&calibrated, nil), says(end, nil)}}
+	}
+	c, err := NewCollector(WithSampler(sampler("a", &faulty), time.Hour), WithSampler(sampler("b", &calibrated), time.Hour), WithSampler(sampler("c", &other), time.Hour))
+	require.NoError(t, err)
+	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+	require.NoError(t, c.End(context.Background()))
+	require.Equal(t, &Simulation{Profile: "h100 with a fault; and h100 with another", Calibrated: "not with slow-steps:10; and not with die", KnownError: "not measured"},
+		c.Summary().Simulation, "of several sources")
+
 	sum, _ = run(says(nil, nil))
 	require.Nil(t, sum.Simulation, "a real source is not asked again")
 }

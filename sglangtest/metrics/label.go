@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // A Simulation says that the engine was a simulation, and how far it can be trusted.
@@ -61,9 +63,11 @@ func (c *Collector) label(ctx context.Context) error {
 }
 
 // relabel asks the simulated sources again when the run has ended: a fault that was injected meanwhile makes the label of
-// the start a lie. The later label is then that of the whole run, and so is one that says that there was no answer.
+// the start a lie. The later label is then that of the whole run, and so is one that says that there was no answer; of
+// several sources with different ones, all.
 func (c *Collector) relabel(ctx context.Context) error {
-	var errs []error
+	var later []Simulation
+	var notes []string
 	for _, l := range c.samplers {
 		if l.label == nil {
 			continue
@@ -87,19 +91,36 @@ func (c *Collector) relabel(ctx context.Context) error {
 			note = fmt.Sprintf("what simulates %s changed during the run, at whose start it was profile %s: the whole run carries the label of its end",
 				l.name, l.label.Profile)
 		}
-		errs = append(errs, c.replaceSimulation(*label, note))
+		notes = append(notes, note)
+		if !slices.Contains(later, *label) {
+			later = append(later, *label)
+		}
 	}
-	return errors.Join(errs...)
+	if len(later) == 0 {
+		return nil
+	}
+	all := func(said func(Simulation) string) string {
+		texts := make([]string, len(later))
+		for i, s := range later {
+			texts[i] = said(s)
+		}
+		return strings.Join(slices.Compact(texts), "; and ")
+	}
+	return c.replaceSimulation(Simulation{
+		Profile:    all(func(s Simulation) string { return s.Profile }),
+		Calibrated: all(func(s Simulation) string { return s.Calibrated }),
+		KnownError: all(func(s Simulation) string { return s.KnownError }),
+	}, notes)
 }
 
-func (c *Collector) replaceSimulation(s Simulation, note string) error {
+func (c *Collector) replaceSimulation(s Simulation, notes []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := *c.simulation // declared by label
 	if err := WithSimulation(s)(c); err != nil {
 		return fmt.Errorf("metrics: end: %w", err)
 	}
-	c.relabelled = append(c.relabelled, note)
+	c.relabelled = notes
 	if sink, ok := c.sink.(interface {
 		ReplaceSimulation(old, by Simulation) error
 	}); ok {
