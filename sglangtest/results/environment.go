@@ -81,7 +81,7 @@ const secretName = `(?i:(?:[a-z0-9]+[-_])*(?:(?:api)?key|api[-_]ke?|token|passwo
 var (
 	secretFlag     = regexp.MustCompile(`^--?` + secretName + `$`)
 	secretAssigned = regexp.MustCompile(`^-{0,2}` + secretName + `=`)
-	secretValue    = regexp.MustCompile(`((?:^|[\s"'={,])(?:--?` + secretName + `\s+|-{0,2}` + secretName + `["']?\s*[=:]\s*))("[^"]*"|'[^']*'|[^\s"',}]+)`)
+	secretValue    = regexp.MustCompile(`((?:^|[\s"'={,?&])(?:--?` + secretName + `\s+|-{0,2}` + secretName + `\\?["']?\s*[=:]\s*))(\\?"[^"]*"|'[^']*'|[^\s"',}]+)`)
 )
 
 // withoutSecrets returns a command line with the values of secrets replaced, those within an argument that is a command

@@ -15,6 +15,8 @@ func TestCommandLineIsStoredWithoutSecrets(t *testing.T) {
 		"a command inside": {[]string{"prog", "-command", "env HF_TOKEN=h python --api-key 'k 1' --admin-api-key=k2 --port 1"}, []string{"prog", "-command", "env HF_TOKEN=(not stored) python --api-key (not stored) --admin-api-key=(not stored) --port 1"}},
 		"and assigned":     {[]string{"prog", "-args=--api-key k --port 1"}, []string{"prog", "-args=--api-key (not stored) --port 1"}},
 		"JSON":             {[]string{"prog", `{"api_key": "k", "page_size": 16}`}, []string{"prog", `{"api_key": (not stored), "page_size": 16}`}},
+		"escaped JSON":     {[]string{"prog", `-command=srv --json "{\"api_key\": \"k 1\", \"page_size\": 16}"`}, []string{"prog", `-command=srv --json "{\"api_key\": (not stored), \"page_size\": 16}"`}},
+		"a query":          {[]string{"prog", "-url", "http://h/?page=2&api_key=k&x=1"}, []string{"prog", "-url", "http://h/?page=2&api_key=(not stored)"}},
 		"nothing secret": {
 			[]string{"prog", "-tokens", "5", "--max-total-tokens=7", "-monkey", "m", "key", "a token of it", "--tokenizer-path", "/key", "-run", "TestKey"},
 			[]string{"prog", "-tokens", "5", "--max-total-tokens=7", "-monkey", "m", "key", "a token of it", "--tokenizer-path", "/key", "-run", "TestKey"},
