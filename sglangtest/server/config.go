@@ -129,8 +129,11 @@ var typed = func() map[string]int {
 }()
 
 // UnmarshalJSON reads a config. It refuses unknown keys, with the nearest known one, and values of a wrong type, all
-// together; and, before all else, keys that stand twice.
+// together; and, before all else, keys that stand twice. As in all of encoding/json, null changes nothing.
 func (c *Config) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
 	doc, err := jsondoc.Parse(data)
 	if err != nil {
 		return err

@@ -116,6 +116,8 @@ page_size: no key of its own: write it inside "args"`)
 		require.EqualError(t, json.Unmarshal([]byte(text), &c), want)
 		require.Equal(t, before, c)
 	}
+	require.NoError(t, json.Unmarshal([]byte(`null`), &c))
+	require.Equal(t, before, c)
 	var args Args
 	require.EqualError(t, json.Unmarshal([]byte(`{"a": {"b": 1, "b": 2}}`), &args), "a.b: this key stands twice: delete one of the two")
 	require.NoError(t, json.Unmarshal([]byte(`null`), &args))
