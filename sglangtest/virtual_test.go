@@ -139,12 +139,24 @@ func TestServerOfTwoRanks(t *testing.T) {
 	cfg.RandomOutputLen = 64
 	cfg.ServerArgs = server.Args{"dp_size": 2, "load_snapshot_publish_interval": 1}
 	cfg.MaxRunningRequests = 8
-	cfg.EnableDynamicParams = true
+	cfg.MetricsInterval, cfg.EnableDynamicParams = 0.02, true
 	cfg.ParamUpdateSchedule = map[Seconds]map[string]int{0.1: {server.ParamMaxRunningRequests: 1}}
 	run, err := RunNode(t.Context(), cfg)
 	require.NoError(t, err)
 	require.Equal(t, 20, run.Summary.Requests.OK)
 	require.Equal(t, 2, run.Server.DPSize)
+	high := 0.0
+	for _, e := range run.Collector.Events() {
+		if e.Kind != metrics.KindParamInForce {
+			continue
+		}
+		for _, s := range run.Collector.Samples() {
+			if s.At-s.Cost > e.At { // asked for after that
+				high = max(high, s.Values[metrics.NumRunning])
+			}
+		}
+	}
+	require.Equal(t, 2.0, high, "one on each rank")
 	require.Contains(t, run.Summary.Simulation.KnownError, "not measured with dp_size 2")
 }
 
