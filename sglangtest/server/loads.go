@@ -72,8 +72,8 @@ func (s *Server) look(ctx context.Context) ([]Load, error) {
 }
 
 // Sampler returns a sampler of the server's load, under the server's name. Counts are sums over the data-parallel
-// ranks, the token usage is their mean, the snapshot's age that of the oldest (left out where it is not told). The throughput is left out where the server does not measure it. A sample is
-// tried once: a second try would hide a gap.
+// ranks, the token usage is their mean, the snapshot's age that of the oldest (left out where it is not told). The throughput
+// is left out where the server does not measure it. A sample is tried once: a second try would hide a gap.
 func (s *Server) Sampler() metrics.Sampler { return &sampler{s: s} }
 
 type sampler struct {

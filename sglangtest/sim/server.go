@@ -66,7 +66,8 @@ const (
 
 // NewServer returns a server that is not started. It honours the arguments in cfg that [Arguments] lists and refuses
 // the others, all faults together. GPUs is ignored, since none is used; the pool of KV tokens of each data-parallel rank comes
-// from the profile unless MaxTotalTokens sets it. Limits hold for each rank, as SGLang has it without data-parallel attention. cfg may hold SGLang's default of any argument.
+// from the profile unless MaxTotalTokens sets it. Limits hold for each rank, as SGLang has it without data-parallel
+// attention. cfg may hold SGLang's default of any argument.
 func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, error) {
 	errs := []error{profile.validate()}
 	if cfg.ModelPath != "" && cfg.ModelPath != profile.ModelPath {
@@ -218,8 +219,8 @@ func (s *Server) Err() error {
 	}
 }
 
-// EngineConfig returns the effective configuration of the server's schedulers, one for each data-parallel rank: that of the profile with what the
-// server's config sets. It is known before Start.
+// EngineConfig returns the effective configuration of the server's schedulers, one for each data-parallel rank: that of the
+// profile with what the server's config sets. It is known before Start.
 func (s *Server) EngineConfig() EngineConfig { return s.host.config() }
 
 // URL returns the base URL, without a trailing slash. The server must have been started.

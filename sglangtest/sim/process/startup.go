@@ -3,10 +3,13 @@
 package process
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"sort"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/sim"
@@ -171,4 +174,139 @@ func repr(v any) string {
 		return "{" + strings.Join(parts, ", ") + "}"
 	}
 	return fmt.Sprint(v)
+}
+
+// load is what the schedulers do before they are ready. Progress bars are shown once for all of them.
+func (p *mainProc) load() error {
+	ec := p.sim.EngineConfig()
+	kv := float64(ec.MaxTotalTokens) * bytesPerToken / 2 / (1 << 30)
+	after := availBefore - weightGB
+	rest := after - 2*kv - 0.15
+	if p.dp() > 1 && !p.set("enable_dp_attention") {
+		for d := range p.dp() {
+			p.log.logf(info, "Launch DP%d starting at GPU #%d.", d, d*p.tp())
+		}
+	}
+	if p.release < v21 {
+		p.say("Init torch distributed begin.")
+		p.say("Init torch distributed ends. elapsed=0.19 s, mem usage=0.09 GB")
+	} else {
+		p.say("Init parallel begin.")
+		p.say("Init parallel ends. elapsed=0.19 s")
+		p.say("Memory baseline taken. mem usage=0.09 GB")
+	}
+	if f := p.asks(dying); f != nil {
+		p.kids.signal("scheduler_0", syscall.SIGKILL)
+		return p.wait(time.Hour) // its death ends this
+	}
+	p.say("Load weight begin. avail mem=%.2f GB", availBefore)
+	if err := p.fail(weights); err != nil {
+		return err
+	}
+	if p.str("load_format") != "dummy" {
+		if err := p.progress(p.took(loading), 4, true, func(int) string { return "Loading safetensors checkpoint shards" }); err != nil {
+			return err
+		}
+	} else if err := p.wait(p.took(loading)); err != nil {
+		return err
+	}
+	p.say("Load weight end. elapsed=%.2f s, type=LlamaForCausalLM, avail mem=%.2f GB, mem usage=%.2f GB.", p.took(loading).Seconds(), after, weightGB)
+	if err := errors.Join(p.fail(pool), p.wait(p.took(allocate))); err != nil {
+		return err
+	}
+	dtype := p.str("dtype")
+	if dtype == "auto" {
+		dtype = "bfloat16"
+	}
+	p.say("KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB", dtype, ec.MaxTotalTokens, kv, kv)
+	p.say("Memory pool end. avail mem=%.2f GB", rest)
+	for _, kind := range []string{"prefill", "decode"} {
+		if err := p.capture(kind, &rest); err != nil {
+			return err
+		}
+	}
+	unit := "gpu"
+	if p.device() != "cuda" {
+		unit = p.device()
+	}
+	p.say("max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d, available_%s_mem=%.2f GB",
+		ec.MaxTotalTokens, ec.ChunkedPrefillSize, ec.MaxPrefillTokens, ec.MaxRunningRequests, ec.ContextLength, unit, rest)
+	chunks := ec.DisableRadixCache && ec.ChunkedPrefillSize > 0 // mem_cache/registry.py, default_radix_cache_factory
+	if p.release >= v21 && !chunks {
+		p.say("Init Unified Radix Cache. Components: (<ComponentType.FULL: 0>,). Tree Core: RustUnifiedTreeCore")
+	}
+	cache := [...]string{"RadixCache", "RadixCache", "UnifiedRadixCache", "UnifiedRadixCache"}[p.release]
+	if chunks {
+		cache = "ChunkCache"
+	}
+	p.say("Tree cache initialized: source=default impl=%s hybrid_swa=False hybrid_ssm=False %s", cache, [...]string{
+		"hierarchical=False streaming_wrapped=False", "hicache_attached=False streaming_wrapped=False",
+		"hicache_attached=False streaming_wrapped=False", "hicache_attached=False"}[p.release])
+	if err := p.files.loadSnapshot(p.dp()); err != nil {
+		return err
+	}
+	if p.release >= v18 {
+		p.log.logf(info, "Engine startup timings (s): load_weight=%.2f, kv_cache_allocation=%.2f, scheduler_e2e=%.2f, cuda_graph={prefill=%.2f, decode=%.2f, "+
+			"target_verify=0.00, draft_prefill=0.00, draft_decode=0.00, draft_extend=0.00}, tokenizer_e2e=%.2f", p.took(loading).Seconds(), p.took(allocate).Seconds(),
+			(p.took(loading) + p.took(allocate) + p.took(prefills) + p.took(decodes)).Seconds(), p.took(prefills).Seconds(), p.took(decodes).Seconds(), p.startup.Seconds())
+	}
+	p.web.uvicorn(info, "Started server process [%d]", os.Getpid())
+	p.web.uvicorn(info, "Waiting for application startup.")
+	p.web.uvicorn(info, "Application startup complete.")
+	return nil
+}
+
+// capture captures the CUDA graphs of one kind.
+func (p *mainProc) capture(kind string, rest *float64) error {
+	if !p.graphsOf(kind) {
+		if kind == "prefill" {
+			p.say("Disable prefill CUDA graph because cuda_graph_config resolved prefill.backend='disabled' (e.g. via --cuda-graph-backend-prefill=disabled or auto-disable rules).")
+		}
+		return nil
+	}
+	sizes, used, head, label, took := graphSizes(false), 1.59, "backend=breakable, num_tokens=", "Capturing num tokens (num_tokens=%d avail_mem=%.2f GB)", p.took(prefills)
+	if kind == "decode" {
+		sizes, used, head, label, took = graphSizes(true), 0.41, "backend=full, num_tokens_per_bs=1, bs=", "Capturing batches (bs=%d avail_mem=%.2f GB)", p.took(decodes)
+	}
+	list := make([]any, len(sizes))
+	for i, n := range sizes {
+		list[i] = n
+	}
+	p.say("Capture target %s CUDA graph begin. %s%s, avail mem=%.2f GB", kind, head, repr(list), *rest)
+	if kind == "decode" {
+		if err := p.fail(graphs); err != nil {
+			return err
+		}
+	}
+	free := *rest
+	if err := p.progress(took, len(sizes), false, func(n int) string {
+		return fmt.Sprintf(label, sizes[len(sizes)-1-n], free-used*float64(n)/float64(len(sizes)))
+	}); err != nil {
+		return err
+	}
+	*rest -= used
+	p.say("Capture target %s CUDA graph end. elapsed=%.2f s, mem usage=%.2f GB, avail mem=%.2f GB.", kind, took.Seconds(), used, *rest)
+	return nil
+}
+
+// progress shows a bar of total steps that takes the given time. The bars of graphs show each label before and after its
+// step.
+func (p *mainProc) progress(took time.Duration, total int, own bool, label func(n int) string) error {
+	begin := time.Now()
+	if own {
+		p.log.raw(bar(label(0), 0, total, 0, own))
+	} else {
+		p.log.raw(bar("", 0, total, 0, own))
+	}
+	for n := range total {
+		if !own {
+			p.log.raw(bar(label(n), n, total, time.Since(begin), own))
+		}
+		if err := p.wait(took / time.Duration(total)); err != nil {
+			return err
+		}
+		p.log.raw(bar(label(n), n+1, total, time.Since(begin), own))
+	}
+	p.log.raw("\n")
+	return nil
 }
