@@ -14,6 +14,7 @@ import (
 
 	"github.com/sglangtest/harness/sglangtest/internal/jsondoc"
 	"github.com/sglangtest/harness/sglangtest/internal/nearest"
+	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/server"
 )
@@ -253,10 +254,10 @@ func (c NodeConfig) Server() (server.Config, error) {
 	return cfg, nil
 }
 
-// withoutKeys returns the config as it may be stored: with the API keys replaced.
-func (c NodeConfig) withoutKeys() NodeConfig {
+// withoutSecrets returns the config as it may be stored: with API keys and passwords replaced.
+func (c NodeConfig) withoutSecrets() NodeConfig {
 	c.ServerArgs = maps.Clone(c.ServerArgs)
-	for _, name := range []string{"api_key", "admin_api_key"} {
+	for _, name := range sglargs.Secrets() {
 		if _, ok := c.ServerArgs[name]; ok {
 			c.ServerArgs[name] = "(not stored)"
 		}

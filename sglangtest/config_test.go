@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/sglangtest/harness/sglangtest/server"
+
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
@@ -129,6 +131,13 @@ func TestConfigCorners(t *testing.T) {
 		"param_update_schedule": {"1": {"max_running_requests": 2}, "1.0": {"max_running_requests": 3}}}`), 0o600))
 	_, err := LoadNodeConfig(path)
 	require.ErrorContains(t, err, `line 2, column 63: param_update_schedule["1.0"]: two keys stand for the same time: "1" and this one`)
+}
+
+func TestSecretsAreNotStored(t *testing.T) {
+	given := server.Args{"api_key": "a", "admin_api_key": "b", "ssl_keyfile_password": "c", "page_size": 16}
+	stored := NodeConfig{ServerArgs: given}.withoutSecrets()
+	require.Equal(t, server.Args{"api_key": "(not stored)", "admin_api_key": "(not stored)", "ssl_keyfile_password": "(not stored)", "page_size": 16}, stored.ServerArgs)
+	require.Equal(t, "a", given["api_key"])
 }
 
 func TestLoadNodeConfigFiles(t *testing.T) {

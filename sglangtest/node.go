@@ -289,7 +289,7 @@ func (c NodeConfig) createRun() (*results.Writer, error) {
 	if c.OutputFormat == "csv" {
 		opts = append(opts, results.WithCSV())
 	}
-	return results.Create(c.OutputDir, results.Meta{Label: "node", Config: c.withoutKeys(), Seed: c.Seed}, opts...)
+	return results.Create(c.OutputDir, results.Meta{Label: "node", Config: c.withoutSecrets(), Seed: c.Seed}, opts...)
 }
 
 func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {

@@ -110,12 +110,6 @@ const (
 	gpusKey = "gpus"
 )
 
-// The arguments that are secret.
-const (
-	apiKeyName      = "api_key"
-	adminAPIKeyName = "admin_api_key"
-)
-
 // typed maps an argument's name to the index of its field in Config.
 var typed = func() map[string]int {
 	fields := map[string]int{}
@@ -245,7 +239,7 @@ func (c Config) clone() Config {
 
 // toValue is the value of an argument for a message, if it is no secret.
 func toValue(name string, v any) string {
-	if name == apiKeyName || name == adminAPIKeyName {
+	if slices.Contains(sglargs.Secrets(), name) {
 		return ""
 	}
 	return fmt.Sprintf(", to %v", v)

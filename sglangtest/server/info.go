@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
@@ -135,11 +136,12 @@ func (s *Server) readInfo(ctx context.Context, into ...any) error {
 }
 
 // checkConfig reports the settings of cfg that a server which already ran does not have. That the API keys are right has
-// shown already, and they belong into no message.
+// shown already, and secrets belong into no message.
 func (s *Server) checkConfig(cfg Config) error {
 	wanted := cfg.Settings()
-	delete(wanted, apiKeyName)
-	delete(wanted, adminAPIKeyName)
+	for _, name := range sglargs.Secrets() {
+		delete(wanted, name)
+	}
 	has := maps.Clone(s.raw)
 	for key, inForce := range map[string]int{"max_running_requests": s.info.MaxRunningRequests, "context_length": s.info.ContextLength} {
 		if has[key] == nil && inForce > 0 { // not set, so the engine chose it

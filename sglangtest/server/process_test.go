@@ -178,6 +178,13 @@ func TestLogHidesKeys(t *testing.T) {
 	require.NoError(t, os.RemoveAll(filepath.Dir(s.present().logFile())))
 }
 
+func TestSecretsAreHidden(t *testing.T) {
+	hide := withoutSecrets(Config{APIKey: "s3cr3t", AdminAPIKey: "s3cr3t-of-admins", Args: Args{"ssl_keyfile_password": "p4ss"}})
+	require.Equal(t, "api_key='(key)' admin_api_key='(key)' ssl_keyfile_password='(key)'",
+		hide.Replace("api_key='s3cr3t' admin_api_key='s3cr3t-of-admins' ssl_keyfile_password='p4ss'"))
+	require.Equal(t, "as it is", withoutSecrets(Config{}).Replace("as it is"))
+}
+
 func TestLocalProcessKilledAndRestarted(t *testing.T) {
 	seen := &events{}
 	m := newManager(t, fakeLauncher("serve"), nil, WithEvents(seen.add))

@@ -75,7 +75,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 		return nil, err
 	}
 	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout, marker: rand.Text(),
-		log: newLog(), secrets: withoutKeys(spec.Config), killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}),
+		log: newLog(), secrets: withoutSecrets(spec.Config), killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}),
 		ownLogs: spec.LogFolder == "", folder: nameFolder(spec.LogFolder)}
 	ends := make(chan struct{})
 	var readers sync.WaitGroup
