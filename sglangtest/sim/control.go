@@ -194,9 +194,13 @@ func (s *Server) pauseGeneration(w http.ResponseWriter, r *http.Request) {
 	default:
 		s.host.pause(0)
 		s.host.meter.aborted()
-		for s.host.abortSubmitted() > 0 {
+		for {
+			change := s.host.nextChange() // before they are counted
+			if s.host.abortSubmitted() == 0 {
+				break
+			}
 			select {
-			case <-s.host.nextChange():
+			case <-change:
 			case <-time.After(abortPoll):
 			case <-r.Context().Done():
 				return
