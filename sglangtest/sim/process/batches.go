@@ -10,7 +10,7 @@ import (
 )
 
 // batches logs the lines "Prefill batch" and "Decode batch", and the warnings of retractions (managers/scheduler_components/metrics_reporter.py; the same
-// in all versions from 0.5.15.post1 to 0.5.23). Its fields but the atomic ones belong to the engine's goroutine.
+// in all versions from 0.5.15.post1 to 0.5.23). Its fields but the atomic ones belong to whoever tells it, one at a time.
 type batches struct {
 	ranks    []rankBatches
 	graphs   string // "cuda graph: True"
