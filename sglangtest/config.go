@@ -14,6 +14,7 @@ import (
 
 	"github.com/sglangtest/harness/sglangtest/internal/jsondoc"
 	"github.com/sglangtest/harness/sglangtest/internal/nearest"
+	"github.com/sglangtest/harness/sglangtest/internal/redact"
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -259,7 +260,7 @@ func (c NodeConfig) withoutSecrets() NodeConfig {
 	c.ServerArgs = maps.Clone(c.ServerArgs)
 	for _, name := range sglargs.Secrets() {
 		if _, ok := c.ServerArgs[name]; ok {
-			c.ServerArgs[name] = "(not stored)"
+			c.ServerArgs[name] = redact.NotStored
 		}
 	}
 	return c

@@ -478,6 +478,7 @@ func TestRealSGLangNode(t *testing.T) {
 			run, err := RunNode(t.Context(), cfg, WithLauncher(server.Attach(url)))
 			require.NoError(t, err)
 			require.Nil(t, run.Summary.Simulation)
+			require.Contains(t, run.Summary.String(), "engine         SGLang "+run.Server.Version+", model "+run.Server.ModelPath)
 			require.Equal(t, 60, run.Summary.Requests.OK, run.Summary.String())
 			require.Zero(t, run.Summary.Streams.Uncounted)
 			require.Positive(t, run.Summary.Samplers[0].Taken)
@@ -497,6 +498,37 @@ func TestRealSGLangNode(t *testing.T) {
 	}
 }
 
+// A stored run says which server was measured, with what, and tells nobody the keys.
+func TestStoredRunSaysWhatWasMeasured(t *testing.T) {
+	cfg := short()
+	cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+	cfg.ModelPath, cfg.MaxRunningRequests = "llama", 32
+	cfg.ServerArgs = server.Args{"api_key": "very-secret", "page_size": 16}
+	run, err := RunNode(t.Context(), cfg, WithLauncher(server.LocalProcess(server.WithCommand(os.Args[0], "--sim-files", "false"),
+		server.WithEnvironment(map[string]string{envProcess: "1"}))))
+	require.NoError(t, err)
+	stored, err := results.Open(cfg.OutputDir)
+	require.NoError(t, err)
+	require.Len(t, stored.Engines, 1)
+	e := stored.Engines[0]
+	require.Equal(t, run.Summary.Engines, []metrics.Engine{e.Engine})
+	require.Equal(t, metrics.Engine{Source: "server-0", Version: run.Server.Version, Model: run.Server.ModelPath, URL: e.URL}, e.Engine)
+	require.NotEmpty(t, e.Version)
+	require.Equal(t, run.Server.ContextLength, e.ContextLength)
+	require.Equal(t, 32, e.MaxRunningRequests)
+	require.Equal(t, os.Args[0], e.Command[0])
+	require.Contains(t, strings.Join(e.Command, " "), "--api-key (not stored)")
+	require.Equal(t, 16.0, e.ServerInfo["page_size"])
+	require.NotNil(t, e.ServerInfo["internal_states"])
+	files, err := filepath.Glob(filepath.Join(cfg.OutputDir, "*.json*"))
+	require.NoError(t, err)
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.NotContains(t, string(data), "very-secret", file)
+	}
+}
+
 // A scheduler dies under load. Its requests fail at once and the run is over seconds before the main process ends, but it is
 // a failed run all the same, with the diagnosis.
 func TestServerThatCrashesFailsTheRun(t *testing.T) {
@@ -513,6 +545,12 @@ func TestServerThatCrashesFailsTheRun(t *testing.T) {
 	stored, err := results.Open(cfg.OutputDir)
 	require.NoError(t, err)
 	require.Equal(t, results.StateFailed, stored.State)
-	require.True(t, slices.ContainsFunc(run.Collector.Events(), func(e metrics.Event) bool { return e.Kind == "server_ended" }))
+	// Its cause is in run.json, and in the time line.
+	first, _, _ := strings.Cut(failure.Error(), "\n")
+	require.Contains(t, stored.Reason, first)
+	events := run.Collector.Events()
+	ended := slices.IndexFunc(events, func(e metrics.Event) bool { return e.Kind == "server_ended" })
+	require.GreaterOrEqual(t, ended, 0)
+	require.Contains(t, events[ended].Data["error"], first)
 	require.FileExists(t, filepath.Join(cfg.OutputDir, "server-0.stderr.log"))
 }

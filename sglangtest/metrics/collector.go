@@ -22,6 +22,7 @@ type Collector struct {
 	percentiles   []float64
 	maxLateness   time.Duration
 	simulation    *Simulation
+	engines       []Engine
 	relabelled    []string // notes: what simulates a source was not the same at the run's end
 	slo           *SLO
 	keepTexts     bool
@@ -84,7 +85,7 @@ func NewCollector(opts ...Option) (*Collector, error) {
 // Begin opens the sink and starts the samplers, which run until End even if ctx is cancelled before.
 // A collector records one run; a second Begin is an error.
 func (c *Collector) Begin(ctx context.Context, info load.Info) error {
-	if err := c.label(ctx); err != nil {
+	if err := errors.Join(c.label(ctx), c.recordEngines()); err != nil {
 		return err
 	}
 	c.mu.Lock()

@@ -52,6 +52,7 @@ type Sample struct {
 // A Sampler reads values from one source. Sample is never called twice at once on one Sampler. One that also has the
 // method Simulation(context.Context) (*Simulation, error) tells the collector, with a result that is not nil, that its source
 // is simulated. It is called at the run's start and, if the source was simulated then, at its end: the later label counts.
+// One that has the method Engine() EngineRecord tells the collector which server its source is: see [Collector.AddEngine].
 type Sampler interface {
 	Name() string
 	// Sample reads the values. The map it returns belongs to the caller.

@@ -13,7 +13,7 @@ import (
 // Summary computes the summary of the run. It panics before End. Each call computes it anew, in a time that is
 // dominated by sorting one number for each output token, for which it needs eight bytes each.
 func (c *Collector) Summary() *Summary {
-	b := &builder{c: c, rs: c.finished("Summary"), sum: &Summary{SchemaVersion: SchemaVersion, Simulation: c.simulation,
+	b := &builder{c: c, rs: c.finished("Summary"), sum: &Summary{SchemaVersion: SchemaVersion, Simulation: c.simulation, Engines: c.engines,
 		Started: c.info.Clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}}
 	b.simulated()
 	b.requests()

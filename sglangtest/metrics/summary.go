@@ -15,6 +15,7 @@ const SchemaVersion = 1
 type Summary struct {
 	SchemaVersion  int         `json:"schema_version"`
 	Simulation     *Simulation `json:"simulation"` // as it was at the run's end; null: no simulation was declared
+	Engines        []Engine    `json:"engines"`    // what was measured, simulated or not; null: not declared
 	Started        time.Time   `json:"started"`    // wall clock of offset 0
 	Plan           load.Plan   `json:"plan"`
 	MaxConcurrency int         `json:"max_concurrency"` // 0: no cap

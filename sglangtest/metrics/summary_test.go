@@ -176,6 +176,11 @@ func TestTable(t *testing.T) {
 	many := mixedRun(t, WithPercentiles(1, 5, 10, 25, 75, 90, 95)).Summary().String()
 	require.Contains(t, many, "p90       p95\n", "the rest follows in a block of its own")
 	require.True(t, strings.HasPrefix(many, "engine         not declared to be simulated\n"))
+
+	s.Simulation = nil
+	s.Engines = []Engine{{Source: "server-0", Version: "0.5.23", Model: "llama", URL: "http://gpu-7:30000"}, {Source: "server-1", URL: "http://gpu-8:30000"}}
+	require.True(t, strings.HasPrefix(s.String(), "engine         SGLang 0.5.23, model llama, at http://gpu-7:30000\n"+
+		"engine         SGLang of unknown version, model (not named), at http://gpu-8:30000\nworkload"))
 }
 
 func TestEmptyRun(t *testing.T) {

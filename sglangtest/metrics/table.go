@@ -27,8 +27,13 @@ func (s *Summary) WriteTable(w io.Writer) error {
 		}
 		t.row("SIMULATED", "by profile %s, %s", sim.Profile, calibrated)
 		t.row("known error", "%s", sim.KnownError)
-	} else {
+	} else if len(s.Engines) == 0 {
 		t.row("engine", "not declared to be simulated")
+	}
+	if s.Simulation == nil {
+		for _, e := range s.Engines {
+			t.row("engine", "%s", e)
+		}
 	}
 	t.row("workload", "%s, arrivals %s, seed %d", orUnknown(s.Plan.Dataset), orUnknown(s.Plan.Arrivals), s.Plan.Seed)
 	capText := "no concurrency cap"

@@ -14,6 +14,7 @@
 //	run.json          what the run is and how far it came
 //	config.json       the experiment's configuration, as it was given
 //	environment.json  where and by what the run was made; see Environment
+//	engines.json      the servers that were measured, a list; absent until the run begins, and if nothing declared them
 //	requests.jsonl    one line per request that has ended
 //	arrivals.jsonl    one line per request that has arrived
 //	samples.jsonl     one line per sample of an engine, a GPU or a router
@@ -40,6 +41,24 @@
 //	writer           the process that writes: pid, and where Linux tells them start_ticks (clock ticks from
 //	                 boot to its start), boot_id and pid_namespace, by which a reader knows whether it lives
 //	size_bytes       the length of each .jsonl file when the run ended; absent until then, and if storing failed
+//
+// engines.json, of each server (metrics.EngineRecord), as it was at the run's start; what it does not tell is 0 or "":
+//
+//	source                the server's name, as in samples and events
+//	version               SGLang's
+//	model                 the model's path
+//	url                   where it was reached
+//	context_length        most tokens of prompt and output together
+//	max_input_len         longest prompt in tokens
+//	max_total_tokens      KV pool in tokens, of each data-parallel rank
+//	max_running_requests  limit at start-up, of each data-parallel rank
+//	data_parallel_ranks   how many there are
+//	gpus                  index, name and uuid of the GPUs that the run gave it (the latter two with server.WithGPUs);
+//	                      null for a server that was running, is simulated or chose by itself
+//	command               the command line that started it; null if the run did not start it as a process
+//	server_info           the server's own answer to GET /server_info, with every setting as it was resolved
+//
+// API keys and passwords in it are "(not stored)".
 //
 // requests.jsonl (a [load.Result]; keys marked * are on every line, others are absent where the value is 0,
 // false or empty):

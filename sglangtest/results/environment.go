@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/redact"
 )
 
 // harnessModule is the module whose version a run records.
@@ -52,7 +53,7 @@ func currentEnvironment(seed uint64) Environment {
 		CPUModel:    cpuModel(),
 		GOMAXPROCS:  runtime.GOMAXPROCS(0),
 		Seed:        seed,
-		CommandLine: withoutSecrets(os.Args),
+		CommandLine: redact.CommandLine(os.Args),
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range append(info.Deps, &info.Main) {
@@ -69,37 +70,6 @@ func currentEnvironment(seed uint64) Environment {
 		e.Git = &git
 	}
 	return e
-}
-
-// notStored stands for a secret.
-const notStored = "(not stored)"
-
-// A name is that of a secret if its last word is one of these, such as --api-key, which SGLang also takes
-// as --api-k, -admin_api_key and HF_TOKEN.
-const secretName = `(?i:(?:[a-z0-9]+[-_])*(?:(?:api)?key|api[-_]ke?|token|password|secret))`
-
-var (
-	secretFlag     = regexp.MustCompile(`^--?` + secretName + `$`)
-	secretAssigned = regexp.MustCompile(`^-{0,2}` + secretName + `=`)
-	secretValue    = regexp.MustCompile(`((?:^|[\s"'={,?&])(?:--?` + secretName + `\s+|-{0,2}` + secretName + `\\?["']?\s*[=:]\s*))(\\?"[^"]*"|'[^']*'|[^\s"',}]+)`)
-)
-
-// withoutSecrets returns a command line with the values of secrets replaced, those within an argument that is a command
-// line itself included. A value that is replaced for nothing is missed less than a key that is not.
-func withoutSecrets(args []string) []string {
-	out := make([]string, len(args))
-	for i, arg := range args {
-		switch {
-		case i > 0 && secretFlag.MatchString(args[i-1]):
-			out[i] = notStored
-		case secretAssigned.MatchString(arg):
-			name, _, _ := strings.Cut(arg, "=")
-			out[i] = name + "=" + notStored
-		default:
-			out[i] = secretValue.ReplaceAllString(arg, "${1}"+notStored)
-		}
-	}
-	return out
 }
 
 // cpuModel returns the first "model name" of /proc/cpuinfo, which x86 Linux has.

@@ -18,6 +18,7 @@ const (
 	runFile         = "run.json"
 	configFile      = "config.json"
 	environmentFile = "environment.json"
+	enginesFile     = "engines.json"
 	summaryFile     = "summary.json"
 	csvFile         = "requests.csv"
 

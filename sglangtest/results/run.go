@@ -29,6 +29,9 @@ type Run struct {
 	Plan           *load.Plan
 	MaxConcurrency int
 	Environment    Environment
+	// Engines are the servers that were measured, as they were at the run's start; nil if the run never began, or nothing
+	// declared them.
+	Engines []metrics.EngineRecord
 	// Truncated lists the files that end in an incomplete line, which is not read. After an interruption that
 	// is what had not been written completely; in a running run the rest may follow.
 	Truncated []Truncation
@@ -94,6 +97,9 @@ func Open(dir string) (*Run, error) {
 		return nil, err
 	}
 	r.Meta.Seed = r.Environment.Seed
+	if err := readJSON(dir, enginesFile, &r.Engines); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	// In this order no result is seen without its arrival, even while the run goes on.
 	for i, into := range []*lineFile{&r.requests, &r.arrivals, &r.samples, &r.events} {
 		name := journalFiles[i]

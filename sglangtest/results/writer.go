@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -49,7 +50,7 @@ func WithCSV() Option {
 // A Writer stores one run. It is a [metrics.Sink], and ends with exactly one call of [Writer.Finish] or
 // [Writer.Fail], which a run that never began needs too:
 //
-//	Create → (AddSimulation) → Begin → records → (ReplaceSimulation) → End → (late events) → Finish or Fail
+//	Create → (AddSimulation, AddEngine) → Begin → records → (ReplaceSimulation) → End → (late events) → Finish or Fail
 //
 // Recording never waits for the disk: lines are collected in memory, and one goroutine, which lives from
 // Begin to End, hands them to the operating system every [FlushInterval]. If the disk stalls, memory grows.
@@ -76,9 +77,10 @@ type Writer struct {
 	errMu sync.Mutex
 	err   error // the first that storing met
 
-	mu     sync.Mutex // guards the run's life: record and phase
-	record runRecord
-	phase  phase
+	mu      sync.Mutex // guards the run's life: record, engines and phase
+	record  runRecord
+	engines []metrics.EngineRecord
+	phase   phase
 }
 
 type phase int
@@ -194,6 +196,20 @@ func (w *Writer) AddSimulation(s metrics.Simulation) error {
 	return nil
 }
 
+// AddEngine records which server is measured, for engines.json; one that is known already is not added again. It must be
+// called before Begin. A collector that has a server's sampler calls it.
+func (w *Writer) AddEngine(e metrics.EngineRecord) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.phase != created {
+		return errors.New("results: AddEngine after Begin: say what is measured before the run starts")
+	}
+	if !slices.ContainsFunc(w.engines, func(known metrics.EngineRecord) bool { return reflect.DeepEqual(known, e) }) {
+		w.engines = append(w.engines, e)
+	}
+	return nil
+}
+
 // ReplaceSimulation records that old has turned out to be another simulation, such as one with a fault that was injected
 // while the run was under way. It may be called until the run has been finished or failed.
 func (w *Writer) ReplaceSimulation(old, by metrics.Simulation) error {
@@ -223,6 +239,9 @@ func (w *Writer) Begin(info load.Info) error {
 	record := w.record
 	started := info.Clock.Start()
 	record.Started, record.Plan, record.MaxConcurrency = &started, &info.Plan, info.MaxConcurrency
+	if err := w.writeEngines(); err != nil {
+		return err
+	}
 	if err := record.write(w.dir); err != nil {
 		return err
 	}
@@ -232,6 +251,18 @@ func (w *Writer) Begin(info load.Info) error {
 	}
 	go w.flushPeriodically()
 	return nil
+}
+
+// writeEngines writes engines.json, if an engine was declared. It is called with mu held.
+func (w *Writer) writeEngines() error {
+	if len(w.engines) == 0 {
+		return nil
+	}
+	data, err := json.MarshalIndent(w.engines, "", "  ")
+	if err != nil {
+		return fmt.Errorf("results: the engines cannot be stored: %w", err)
+	}
+	return writeFile(w.dir, enginesFile, append(data, '\n'))
 }
 
 // scratch holds buffers in which lines are encoded outside of any lock.
@@ -425,7 +456,8 @@ func (w *Writer) Discard() error {
 	for _, name := range append(journalFiles[:], configFile, environmentFile, runFile) {
 		errs = append(errs, os.Remove(filepath.Join(w.dir, name)))
 	}
-	os.Remove(w.dir) // unless it holds something else
+	os.Remove(filepath.Join(w.dir, enginesFile)) // is there only after a Begin that failed
+	os.Remove(w.dir)                             // unless it holds something else
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("results: %w", err)
 	}

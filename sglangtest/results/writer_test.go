@@ -26,6 +26,11 @@ func TestFinishedRun(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, w.AddSimulation(sim))
 	require.NoError(t, w.AddSimulation(sim))
+	engine := metrics.EngineRecord{Engine: metrics.Engine{Source: "server-0", Version: "0.5.23", Model: "llama", URL: "http://gpu-7:30000"},
+		MaxRunningRequests: 256, GPUs: []metrics.GPUName{{Index: 3, Name: "NVIDIA H100 80GB HBM3"}}, Command: []string{"python", "-m", "sglang.launch_server"},
+		ServerInfo: map[string]any{"page_size": 16.0}}
+	require.NoError(t, w.AddEngine(engine))
+	require.NoError(t, w.AddEngine(engine))
 	clock := load.NewClock(time.Now())
 	plan := load.Plan{Dataset: "random", Arrivals: "poisson 8/s", Seed: 9, Requests: 2}
 	require.NoError(t, w.Begin(load.Info{Clock: clock, Plan: plan, MaxConcurrency: 5}))
@@ -38,6 +43,7 @@ func TestFinishedRun(t *testing.T) {
 	faulty := metrics.Simulation{Profile: "h100-llama8b with a fault", Calibrated: "not with it", KnownError: "not measured"}
 	require.NoError(t, w.ReplaceSimulation(sim, faulty))
 	require.ErrorContains(t, w.ReplaceSimulation(sim, faulty), "no simulation of the run")
+	require.ErrorContains(t, w.AddEngine(engine), "before the run starts")
 	require.NoError(t, w.End())
 	require.NoError(t, w.End(), "End may be called again")
 
@@ -55,6 +61,7 @@ func TestFinishedRun(t *testing.T) {
 	require.Equal(t, "a label", run.Meta.Label)
 	require.Equal(t, uint64(math.MaxUint64), run.Meta.Seed)
 	require.Equal(t, []metrics.Simulation{faulty}, run.Meta.Simulated)
+	require.Equal(t, []metrics.EngineRecord{engine}, run.Engines)
 	require.True(t, run.Started.Equal(clock.Start()))
 	require.False(t, run.Ended.Before(run.Created))
 	require.Equal(t, &plan, run.Plan)
@@ -89,7 +96,7 @@ func TestFinishedRun(t *testing.T) {
 	// Nothing but the documented files is left behind.
 	files, err := filepath.Glob(filepath.Join(run.Dir, "*"))
 	require.NoError(t, err)
-	require.Len(t, files, 9)
+	require.Len(t, files, 10)
 
 	// Whatever comes too late is not lost in silence.
 	w.Result(&want[0])

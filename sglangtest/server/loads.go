@@ -83,6 +83,9 @@ type sampler struct {
 
 func (p *sampler) Name() string { return p.s.name }
 
+// Engine makes a collector, and the run folder that it writes to, name the server.
+func (p *sampler) Engine() metrics.EngineRecord { return p.s.Record() }
+
 // Simulation makes a collector label what it measures here, if the engine is simulated. The server is asked each time,
 // because a fault that is set while it runs changes its label.
 func (p *sampler) Simulation(ctx context.Context) (*metrics.Simulation, error) {

@@ -363,6 +363,9 @@ func (l *local) Log() *Log               { return l.log }
 func (l *local) Exited() <-chan struct{} { return l.exited }
 
 // LogFiles returns the paths of the logs.
+// CommandLine returns the command line of the main process, keys included.
+func (l *local) CommandLine() []string { return slices.Clone(l.cmd.Args) }
+
 func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
 
 // KeepLogs keeps the logs also when the server ends as asked: something else went wrong.

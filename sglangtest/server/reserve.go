@@ -35,6 +35,7 @@ type reservation struct {
 	config Config // with port and GPUs
 	stops  int    // calls of StopAll before it
 	used   map[int]int64
+	gpus   []GPU // of the host, as they were; nil without an inventory
 	m      *ServerManager
 }
 
@@ -54,7 +55,7 @@ func (m *ServerManager) reserve(ctx context.Context, cfg Config) (*reservation, 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := &reservation{name: "server-" + strconv.Itoa(m.named), config: cfg.clone(), stops: m.stops, used: map[int]int64{}, m: m}
+	r := &reservation{name: "server-" + strconv.Itoa(m.named), config: cfg.clone(), stops: m.stops, used: map[int]int64{}, gpus: gpus, m: m}
 	if onHost {
 		if err := r.takeGPUs(gpus); err != nil {
 			return nil, err

@@ -1,4 +1,4 @@
-package results
+package redact
 
 import (
 	"testing"
@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestCommandLineIsStoredWithoutSecrets(t *testing.T) {
+func TestCommandLine(t *testing.T) {
 	for name, c := range map[string]struct{ given, want []string }{
 		"two arguments":    {[]string{"prog", "--api-key", "k-1", "-rate", "8"}, []string{"prog", "--api-key", "(not stored)", "-rate", "8"}},
 		"one argument":     {[]string{"prog", "--admin-api-key=k 2", "-x"}, []string{"prog", "--admin-api-key=(not stored)", "-x"}},
@@ -22,6 +22,6 @@ func TestCommandLineIsStoredWithoutSecrets(t *testing.T) {
 			[]string{"prog", "-tokens", "5", "--max-total-tokens=7", "-monkey", "m", "key", "a token of it", "--tokenizer-path", "/key", "-run", "TestKey"},
 		},
 	} {
-		t.Run(name, func(t *testing.T) { require.Equal(t, c.want, withoutSecrets(c.given)) })
+		t.Run(name, func(t *testing.T) { require.Equal(t, c.want, CommandLine(c.given)) })
 	}
 }
