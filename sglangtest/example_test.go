@@ -54,9 +54,36 @@ func Example_parts() {
 	col, err := metrics.NewCollector(metrics.WithSampler(node.Sampler(), 250*time.Millisecond))
 	check(err)
 
-	check(load.Run(ctx, gen, sender, col)) // open loop: releases at absolute times, returns when all have ended
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	whenServerEnds := func(ctx context.Context, _ load.Clock) error { // without it, the rest of the load meets nothing
+		select {
+		case <-node.Exited():
+			end(&server.ExitedError{Err: node.Err()})
+		case <-ctx.Done():
+		}
+		return nil
+	}
+	lowerLimit := func(ctx context.Context, clock load.Clock) error {
+		u, err := node.UpdateParam(ctx, server.ParamMaxRunningRequests, 8)
+		col.Event(u.Event(clock.Offset, err)) // into the run's time line
+		if err != nil {
+			return err
+		}
+		u, err = node.WaitInForce(ctx, u)
+		col.Event(u.InForceEvent(clock.Offset, err))
+		return nil
+	}
+	// Open loop: releases at absolute times, returns when all have ended.
+	check(load.Run(ctx, gen, sender, col, load.WithBackground(whenServerEnds), load.WithBackground(lowerLimit)))
 	fmt.Println(col.Summary().Requests.OK)
-	// Output: 10
+	for _, e := range col.Events() {
+		fmt.Println(e.Kind, e.Data["value"])
+	}
+	// Output:
+	// 10
+	// param_update 8
+	// param_in_force 8
 }
 
 // A limit on the running batch that changes while load runs.

@@ -327,20 +327,15 @@ func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) fu
 			for _, name := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule[at])) {
 				value := c.ParamUpdateSchedule[at][name]
 				u, err := node.UpdateParam(ctx, name, value)
+				col.Event(u.Event(clock.Offset, err))
 				if err != nil {
-					data := map[string]any{"name": name, "value": value, "error": err.Error()}
-					if !u.Accepted.IsZero() { // it was made, but could not be read back
-						data["accepted_ns"] = int64(clock.Offset(u.Accepted))
-					}
-					col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_failed", Source: node.Name(), Data: data})
 					return err
 				}
-				moments := map[string]any{"name": name, "value": value, "asked_ns": int64(clock.Offset(u.Asked)), "accepted_ns": int64(clock.Offset(u.Accepted))}
-				data := maps.Clone(moments)
-				data["previous"], data["read_back"], data["mechanism"] = u.Previous, u.ReadBack, u.Mechanism
-				col.Event(metrics.Event{At: clock.Offset(u.Accepted), Kind: metrics.KindParamUpdate, Source: node.Name(), Data: data})
 				if name == server.ParamMaxRunningRequests {
-					watching.Go(func() { watchInForce(ctx, clock, node, col, u, moments) })
+					watching.Go(func() { // the wait ends with the next change of the limit, at the latest with the run
+						u, err := node.WaitInForce(ctx, u)
+						col.Event(u.InForceEvent(clock.Offset, err))
+					})
 				}
 			}
 		}
@@ -374,19 +369,6 @@ func watchServer(node *server.Server, col *metrics.Collector, end context.Cancel
 		end(why)
 		return nil
 	}
-}
-
-// watchInForce puts into the time line when u was in force. The wait ends with the next change of the limit, at the latest
-// with the run.
-func watchInForce(ctx context.Context, clock load.Clock, node *server.Server, col *metrics.Collector, u server.ParamUpdate, data map[string]any) {
-	u, err := node.WaitInForce(ctx, u)
-	if err != nil {
-		data["reason"] = err.Error()
-		col.Event(metrics.Event{At: clock.Now(), Kind: metrics.KindParamNotInForce, Source: node.Name(), Data: data})
-		return
-	}
-	data["not_before_ns"] = int64(clock.Offset(u.NotBefore))
-	col.Event(metrics.Event{At: clock.Offset(u.InForce), Kind: metrics.KindParamInForce, Source: node.Name(), Data: data})
 }
 
 // reportProgress returns a background task that calls f until the run ends, and once then.

@@ -103,6 +103,9 @@ func WithWaiter(w Waiter) RunOption {
 //
 // Faults of the workload are returned before anything is sent. If ctx is done, requests in flight are recorded
 // as cancelled, no more arrive, and Run returns ctx's cause. Failures of single requests are results, not errors.
+//
+// Run knows no servers: when one dies, its requests fail, and those to come are released all the same. To end the run
+// then, cancel ctx from a [WithBackground] function that waits for server.Server.Exited, with server.ExitedError as the cause.
 func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOption) (err error) {
 	var cfg runConfig
 	var faults []error

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // ParamMaxRunningRequests names the limit on the running batch, the one parameter of general interest that a
@@ -24,6 +26,7 @@ const (
 
 // A ParamUpdate says how a parameter was changed.
 type ParamUpdate struct {
+	Server    string // whose it is
 	Name      string
 	Value     int
 	Previous  int    // what the server said last; 0 if not known
@@ -43,6 +46,35 @@ type ParamUpdate struct {
 	// InForce and NotBefore are set by [Server.WaitInForce]: the number of running requests first obeyed the limit
 	// after NotBefore and at InForce at the latest.
 	InForce, NotBefore time.Time
+}
+
+// Event returns what [Server.UpdateParam] returned, u and err, as an event of a run's time line, for Collector.Event. The
+// offset of a moment is load.Clock.Offset. Its kind is metrics.KindParamUpdate, at the moment of Accepted, or with an error
+// "param_update_failed", at the present moment.
+func (u ParamUpdate) Event(offset func(time.Time) time.Duration, err error) metrics.Event {
+	data := map[string]any{"name": u.Name, "value": u.Value}
+	if !u.Accepted.IsZero() { // else it was not made; with an error, it may not have been read back
+		data["accepted_ns"] = int64(offset(u.Accepted))
+	}
+	if err != nil {
+		data["error"] = err.Error()
+		return metrics.Event{At: offset(time.Now()), Kind: "param_update_failed", Source: u.Server, Data: data}
+	}
+	data["asked_ns"] = int64(offset(u.Asked))
+	data["previous"], data["read_back"], data["mechanism"] = u.Previous, u.ReadBack, u.Mechanism
+	return metrics.Event{At: offset(u.Accepted), Kind: metrics.KindParamUpdate, Source: u.Server, Data: data}
+}
+
+// InForceEvent returns what [Server.WaitInForce] returned, u and err, as another event: metrics.KindParamInForce, at the
+// moment of InForce, or with an error metrics.KindParamNotInForce, at the present moment.
+func (u ParamUpdate) InForceEvent(offset func(time.Time) time.Duration, err error) metrics.Event {
+	data := map[string]any{"name": u.Name, "value": u.Value, "asked_ns": int64(offset(u.Asked)), "accepted_ns": int64(offset(u.Accepted))}
+	if err != nil {
+		data["reason"] = err.Error()
+		return metrics.Event{At: offset(time.Now()), Kind: metrics.KindParamNotInForce, Source: u.Server, Data: data}
+	}
+	data["not_before_ns"] = int64(offset(u.NotBefore))
+	return metrics.Event{At: offset(u.InForce), Kind: metrics.KindParamInForce, Source: u.Server, Data: data}
 }
 
 // A NotChangeableError says that no way to change a parameter of this server at run time exists.
@@ -81,13 +113,14 @@ func WithRestart() UpdateOption { return func(o *updateOptions) { o.restart = tr
 //   - Only with [WithRestart]: a restart.
 //
 // A value that the server cannot take or turns out not to have taken is a [ParamError], a parameter that it cannot
-// change a [NotChangeableError]. If the answer is lost, the change may have been made.
+// change a [NotChangeableError]. If the answer is lost, the change may have been made. The run knows nothing of the change:
+// [ParamUpdate.Event] puts it into its time line.
 func (s *Server) UpdateParam(ctx context.Context, name string, value int, opts ...UpdateOption) (ParamUpdate, error) {
 	var o updateOptions
 	for _, opt := range opts {
 		opt(&o)
 	}
-	u := ParamUpdate{Name: name, Value: value}
+	u := ParamUpdate{Server: s.name, Name: name, Value: value}
 	change := s.updateByRoute
 	if name == ParamMaxRunningRequests {
 		change = s.updateLimit

@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 func TestUpdateParamRefusedBeforehand(t *testing.T) {
@@ -169,4 +172,27 @@ func TestConfigSet(t *testing.T) {
 	before := cfg
 	require.ErrorContains(t, cfg.set("model_path", 1), "model_path: 1; want a string")
 	require.Equal(t, before, cfg)
+}
+
+// What a change yields goes into a time line: made or not, seen in force or not.
+func TestParamUpdateEvents(t *testing.T) {
+	start := time.Now()
+	offset := func(at time.Time) time.Duration { return at.Sub(start) }
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	const ms = int64(time.Millisecond)
+	u := ParamUpdate{Server: "server-1", Name: ParamMaxRunningRequests, Value: 8, Previous: 64, ReadBack: 8, Mechanism: "m", Asked: at(10), Accepted: at(12),
+		NotBefore: at(20), InForce: at(30)}
+	require.Equal(t, metrics.Event{At: 12 * time.Millisecond, Kind: metrics.KindParamUpdate, Source: "server-1", Data: map[string]any{
+		"name": ParamMaxRunningRequests, "value": 8, "asked_ns": 10 * ms, "accepted_ns": 12 * ms, "previous": 64, "read_back": 8, "mechanism": "m"}}, u.Event(offset, nil))
+	require.Equal(t, metrics.Event{At: 30 * time.Millisecond, Kind: metrics.KindParamInForce, Source: "server-1", Data: map[string]any{
+		"name": ParamMaxRunningRequests, "value": 8, "asked_ns": 10 * ms, "accepted_ns": 12 * ms, "not_before_ns": 20 * ms}}, u.InForceEvent(offset, nil))
+
+	failed := u.InForceEvent(offset, errors.New("no"))
+	require.Equal(t, metrics.KindParamNotInForce, failed.Kind)
+	require.Equal(t, "no", failed.Data["reason"])
+	failed = u.Event(offset, errors.New("no"))
+	require.Equal(t, "param_update_failed", failed.Kind)
+	require.Equal(t, map[string]any{"name": ParamMaxRunningRequests, "value": 8, "accepted_ns": 12 * ms, "error": "no"}, failed.Data, "it was accepted")
+	u.Accepted = time.Time{}
+	require.NotContains(t, u.Event(offset, errors.New("no")).Data, "accepted_ns")
 }

@@ -111,7 +111,7 @@ func TestRecordedUpdateParam(t *testing.T) {
 		start := time.Now()
 		u, err := s.UpdateParam(context.Background(), ParamMaxRunningRequests, 4)
 		require.NoError(t, err)
-		require.Equal(t, ParamUpdate{Name: "max_running_requests", Value: 4, Previous: 64, ReadBack: 4, Running: []int{0}, Mechanism: "set_internal_state pp_max_micro_batch_size",
+		require.Equal(t, ParamUpdate{Server: "server-0", Name: "max_running_requests", Value: 4, Previous: 64, ReadBack: 4, Running: []int{0}, Mechanism: "set_internal_state pp_max_micro_batch_size",
 			Asked: start, Accepted: start.Add(20 * ms), Verified: start.Add(50 * ms)}, u)
 		require.JSONEq(t, `{"server_args":{"pp_max_micro_batch_size":4}}`, w.made("POST /set_internal_state")[0].body)
 
