@@ -134,7 +134,12 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.checkPlan(plan); err != nil {
+	srv, err := cfg.Server()
+	if err != nil {
+		return nil, err // Validate has found it
+	}
+	// The context that the config asks for need not be the one that the server will have, but is known before a launch.
+	if err := errors.Join(cfg.checkPlan(plan), cfg.checkFits(gen, plan, server.Info{ContextLength: srv.ContextLength})); err != nil {
 		return nil, err
 	}
 
@@ -153,10 +158,6 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	}
 	if o.launcher == nil {
 		o.launcher = defaultLauncher()
-	}
-	srv, err := cfg.Server()
-	if err != nil {
-		return nil, err // Validate has found it
 	}
 	if store != nil {
 		o.servers = append([]server.Option{server.WithLogFolder(cfg.OutputDir)}, o.servers...)
@@ -178,7 +179,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		return nil, err
 	}
 	info := node.Info()
-	if err := cfg.checkFits(plan, info); err != nil {
+	if err := cfg.checkFits(gen, plan, info); err != nil {
 		return nil, err
 	}
 
@@ -263,25 +264,6 @@ func (c NodeConfig) checkPlan(plan load.Plan) error {
 		}
 	}
 	return errors.Join(faults...)
-}
-
-// checkFits reports prompts that the server would refuse, and limits that cannot be set on it.
-func (c NodeConfig) checkFits(plan load.Plan, info server.Info) error {
-	for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
-		value, ok := c.ParamUpdateSchedule[at][server.ParamMaxRunningRequests]
-		if most := info.MaxRunningRequests; ok && most > 0 && value > most {
-			return fmt.Errorf("sglangtest: config: param_update_schedule[%q].%s: %d; the server was started with a limit of %d, beyond which it cannot go",
-				fmt.Sprint(float64(at)), server.ParamMaxRunningRequests, value, most)
-		}
-	}
-	if most := info.MaxInputLen; most > 0 && plan.LongestInput > most {
-		return fmt.Errorf("sglangtest: the longest prompt has %d tokens, but the server takes at most %d: raise its context length or KV pool, or use shorter prompts",
-			plan.LongestInput, most)
-	}
-	if most := info.ContextLength; most > 0 && plan.LongestTotal > most {
-		return fmt.Errorf("sglangtest: a request has %d tokens of prompt and output, but the model's context has %d", plan.LongestTotal, most)
-	}
-	return nil
 }
 
 func (c NodeConfig) createRun() (*results.Writer, error) {

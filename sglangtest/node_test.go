@@ -319,6 +319,33 @@ func TestRunNodeRefusesBadInputBeforeItLaunches(t *testing.T) {
 	}
 }
 
+// What does not fit names the requests and what to do; with the context in the config, before the launch.
+func TestRequestsLongerThanTheContext(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lengths.jsonl")
+	require.NoError(t, os.WriteFile(file, []byte(`{"input_len": 10, "output_len": 90}
+{"input_len": 20, "output_len": 81}
+{"input_len": 30, "output_len": 10}
+{"input_len": 40, "output_len": 100}
+`), 0o600))
+	cfg := NodeConfig{DatasetName: "jsonl", DatasetPath: file, RequestRate: Inf, ServerArgs: server.Args{"context_length": 100}}
+	never := WithLauncher(launcherFunc(func(context.Context, server.Spec) (server.Instance, error) {
+		t.Error("launched")
+		return nil, errors.New("launched")
+	}))
+	_, err := RunNode(t.Context(), cfg, never)
+	require.EqualError(t, err, "sglangtest: 2 of 4 requests have more tokens of prompt and output than the server's context, 100: "+
+		"the first is request 1 with 101, the longest request 3 with 140; what to do: "+
+		"limit the outputs: sampling_params.max_new_tokens of at most 60 replaces the lengths of the dataset; or "+
+		"give the server a longer context (server_args.context_length, up to the model's), or another model; or "+
+		"use a dataset with shorter requests; or stop before the first of them: num_prompts of at most 1")
+
+	most := 60
+	cfg.SamplingParams = &load.SamplingParams{MaxNewTokens: &most}
+	run, err := RunNode(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Equal(t, 4, run.Summary.Requests.OK, "the advice holds")
+}
+
 type launcherFunc func(context.Context, server.Spec) (server.Instance, error)
 
 func (f launcherFunc) Launch(ctx context.Context, s server.Spec) (server.Instance, error) {
@@ -329,7 +356,8 @@ func TestRunNodeRefusesWhatDoesNotFitTheServer(t *testing.T) {
 	cfg := short()
 	cfg.RandomInputLen = 200_000
 	_, err := RunNode(t.Context(), cfg)
-	require.ErrorContains(t, err, "the longest prompt has")
+	require.ErrorContains(t, err, "of 20 requests have more tokens of prompt than the server takes, ")
+	require.ErrorContains(t, err, "random_input_len")
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

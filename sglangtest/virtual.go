@@ -58,7 +58,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 	if info.ModelPath == "" {
 		info.ModelPath, info.ServedModelName = o.virtual.ModelPath, o.virtual.ModelPath
 	}
-	if err := c.checkFits(plan, info); err != nil {
+	if err := c.checkFits(gen, plan, info); err != nil {
 		return nil, err
 	}
 	if len(c.Percentiles) > 0 {

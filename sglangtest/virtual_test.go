@@ -81,7 +81,7 @@ func TestVirtualTimeRefusesWhatItCannotSimulate(t *testing.T) {
 	cfg = short()
 	cfg.RandomInputLen = 200_000
 	_, err = RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
-	require.ErrorContains(t, err, "longest prompt")
+	require.ErrorContains(t, err, "tokens of prompt than the server takes")
 }
 
 // shared is a dataset whose prompts share one of a few prefixes, with more of them than a small server takes.
