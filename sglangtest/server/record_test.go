@@ -15,7 +15,7 @@ func TestRecord(t *testing.T) {
 	w := newPlayback(t).tiny()
 	s := launch(t, newManager(t, launches(newInstance()), w), Config{ModelPath: "m", GPUs: []int{2}})
 	var raw map[string]any
-	require.NoError(t, json.Unmarshal([]byte(`{"version": "0.5.23", "api_key": "k", "admin_api_key": null, "nested": [{"ssl_keyfile_password": "p", "page_size": 1}]}`), &raw))
+	require.NoError(t, json.Unmarshal([]byte(`{"version": "0.5.23", "api_key": "k", "admin_api_key": null, "launch_command": "--api-key k --port 1", "nested": [{"ssl_keyfile_password": "p", "page_size": 1}]}`), &raw))
 	s.mu.Lock()
 	s.raw = raw
 	s.life.reservation.gpus = []GPU{{Index: 2, Name: "H100", UUID: "GPU-2"}}
@@ -27,6 +27,7 @@ func TestRecord(t *testing.T) {
 	require.Equal(t, []metrics.GPUName{{Index: 2, Name: "H100", UUID: "GPU-2"}}, r.GPUs)
 	require.Nil(t, r.Command)
 	require.Equal(t, map[string]any{"version": "0.5.23", "api_key": redact.NotStored, "admin_api_key": nil,
+		"launch_command": "--api-key (not stored) --port 1",
 		"nested": []any{map[string]any{"ssl_keyfile_password": redact.NotStored, "page_size": 1.0}}}, r.ServerInfo)
 	require.Equal(t, "k", raw["api_key"], "what is compared with a config is as it was")
 	require.Equal(t, "http://u:xxxxx@h:1", withoutPassword("http://u:p@h:1"))

@@ -11,7 +11,7 @@ const NotStored = "(not stored)"
 
 // A name is that of a secret if its last word is one of these, such as --api-key, which SGLang also takes
 // as --api-k, -admin_api_key and HF_TOKEN.
-const secretName = `(?i:(?:[a-z0-9]+[-_])*(?:(?:api)?key|api[-_]ke?|token|password|secret))`
+const secretName = `(?i:(?:[a-z0-9]+[-_])*(?:(?:api)?key|api[-_]ke?|token|password|secret|watermark[-_](?:key[-_]b|config)))`
 
 var (
 	secretFlag     = regexp.MustCompile(`^--?` + secretName + `$`)
@@ -31,8 +31,11 @@ func CommandLine(args []string) []string {
 			name, _, _ := strings.Cut(arg, "=")
 			out[i] = name + "=" + NotStored
 		default:
-			out[i] = secretValue.ReplaceAllString(arg, "${1}"+NotStored)
+			out[i] = Text(arg)
 		}
 	}
 	return out
 }
+
+// Text returns a text with the values of secrets in command lines and assignments within it replaced.
+func Text(text string) string { return secretValue.ReplaceAllString(text, "${1}"+NotStored) }

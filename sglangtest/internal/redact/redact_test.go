@@ -16,6 +16,7 @@ func TestCommandLine(t *testing.T) {
 		"and assigned":     {[]string{"prog", "-args=--api-key k --port 1"}, []string{"prog", "-args=--api-key (not stored) --port 1"}},
 		"JSON":             {[]string{"prog", `{"api_key": "k", "page_size": 16}`}, []string{"prog", `{"api_key": (not stored), "page_size": 16}`}},
 		"escaped JSON":     {[]string{"prog", `-command=srv --json "{\"api_key\": \"k 1\", \"page_size\": 16}"`}, []string{"prog", `-command=srv --json "{\"api_key\": (not stored), \"page_size\": 16}"`}},
+		"a watermark":      {[]string{"prog", "--watermark-key-b", "k", "--watermark-config=c"}, []string{"prog", "--watermark-key-b", "(not stored)", "--watermark-config=(not stored)"}},
 		"a query":          {[]string{"prog", "-url", "http://h/?page=2&api_key=k&x=1"}, []string{"prog", "-url", "http://h/?page=2&api_key=(not stored)"}},
 		"nothing secret": {
 			[]string{"prog", "-tokens", "5", "--max-total-tokens=7", "-monkey", "m", "key", "a token of it", "--tokenizer-path", "/key", "-run", "TestKey"},

@@ -13,7 +13,7 @@ var secrets = []string{"admin_api_key", "api_key", "ssl_keyfile_password", "wate
 func Secrets() []string { return slices.Clone(secrets) }
 
 // WithoutSecrets returns a copy of a value as encoding/json decodes it, in which the values of secret fields that are set
-// are replaced at every depth.
+// are replaced at every depth, and those in command lines within texts: SGLang's launch_command holds the API key.
 func WithoutSecrets(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -30,6 +30,8 @@ func WithoutSecrets(v any) any {
 			out[i] = WithoutSecrets(value)
 		}
 		return out
+	case string:
+		return redact.Text(v)
 	}
 	return v
 }
