@@ -18,6 +18,7 @@ func (c *Collector) Summary() *Summary {
 	b.simulated()
 	b.requests()
 	b.durations()
+	b.paramChanges()
 	b.throughput()
 	b.inFlight()
 	b.latencies()
@@ -47,7 +48,8 @@ type builder struct {
 	c   *Collector
 	rs  []*load.Result // by ID
 	sum *Summary
-	buf []float64 // scratch for the distribution being computed
+	end time.Duration // the last completion, or the last arrival if that is later
+	buf []float64     // scratch for the distribution being computed
 }
 
 func (b *builder) requests() {
@@ -104,6 +106,7 @@ func (b *builder) durations() {
 	for _, r := range b.rs {
 		last = max(last, r.Completion)
 	}
+	b.end = last
 	b.sum.Durations = Durations{
 		Measured: (last - b.c.firstArr).Seconds(),
 		Arrivals: (b.c.lastArr - b.c.firstArr).Seconds(),

@@ -18,6 +18,9 @@ type Summary struct {
 	Started        time.Time   `json:"started"`    // wall clock of offset 0
 	Plan           load.Plan   `json:"plan"`
 	MaxConcurrency int         `json:"max_concurrency"` // 0: no cap
+	// ParamChanges are the run-time parameters that were changed between the first arrival and the last completion, in order
+	// of time: every figure of the whole run mixes what came before with what came after. See [Collector.Windows].
+	ParamChanges []ParamChange `json:"param_changes"`
 
 	Requests   Requests   `json:"requests"`
 	Durations  Durations  `json:"durations"`

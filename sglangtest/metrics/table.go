@@ -37,6 +37,10 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	t.row("started", "%s, %s", s.Started.Format(time.RFC3339), capText)
 
+	if len(s.ParamChanges) > 0 {
+		t.row("changed", "%s: figures mix these phases; see the windows", changesText(s.ParamChanges))
+	}
+
 	q := s.Requests
 	t.row("requests", "%d planned, %d arrived, %d ok, %d failed, %d unfinished", q.Planned, q.Arrived, q.OK, q.Failed, q.Unfinished)
 	for _, o := range q.Outcomes {
