@@ -156,6 +156,12 @@ func (b *builder) notes() {
 				x.Source, gaps, all, x.Missed, x.Failed)
 		}
 	}
+	for _, x := range s.Samplers {
+		if x.Stale > 0 {
+			add("sampler %s: %d of %d samples told a stale load, up to %.1f s old, and are left out of its means and maxima: the server hung, or its steps are slow",
+				x.Source, x.Stale, x.Taken, *x.MaxAge/1e3)
+		}
+	}
 	st := s.Streams
 	if st.NoTokens > 0 {
 		add("%d successful requests brought no output token: they count as failed in TTFT", st.NoTokens)

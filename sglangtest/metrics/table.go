@@ -94,7 +94,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 				parts = append(parts, fmt.Sprintf("%s mean %s max %s", g.name, mean, most))
 			}
 		}
-		parts = append(parts, fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed))
+		counts := fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed)
+		if x.Stale > 0 {
+			counts += fmt.Sprintf(", %d stale, oldest %.1f s", x.Stale, *x.MaxAge/1e3)
+		}
+		parts = append(parts, counts)
 		t.row("sampled "+x.Source, "%s", strings.Join(parts, "; "))
 		for _, g := range x.GPUs {
 			t.row("", "%s", g)
