@@ -102,6 +102,15 @@ func TestNothingPassesUnseen(t *testing.T) {
 	require.Contains(t, sum.String(), "cached: not reported")
 	require.NoError(t, sum.Check(ClientOK()))
 
+	sum = many(func(_ int, r *load.Result) { r.CachedTokens = 5 })
+	require.NotContains(t, sum.String(), "prefix cache", "half of them")
+	sum = many(func(i int, r *load.Result) {
+		if r.CachedTokens = 9; i == 0 {
+			r.CachedTokens = 3
+		}
+	})
+	require.Contains(t, sum.Notes, "89.9 % of the input tokens came from the server's prefix cache: if an earlier run left them there, flush it (Server.FlushCache) or restart the server")
+
 	sum = many(func(i int, r *load.Result) { r.OutputLen, r.PromptTokens = 100, 7 })
 	require.Contains(t, sum.Notes, "1000 successful answers are shorter than asked for, by the server's count: 5000 of 100000 tokens")
 	require.Contains(t, sum.Notes, "1000 prompts have another length by the server's count than by the dataset's: 7000 instead of 10000 tokens")

@@ -147,6 +147,10 @@ func (b *builder) notes() {
 		}
 	}
 	b.lengthNotes(add)
+	if t := s.Throughput; t.CachedTokens != nil && *t.CachedTokens*2 > t.InputTokens {
+		add("%.1f %% of the input tokens came from the server's prefix cache: if an earlier run left them there, flush it (Server.FlushCache) or restart the server",
+			100*float64(*t.CachedTokens)/float64(t.InputTokens))
+	}
 	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
 		add("requests waited for a connection, p99 %.1f ms, which is part of their queue time: see WithMaxConnections, or the network", wait)
 	}
