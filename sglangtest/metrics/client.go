@@ -152,7 +152,7 @@ func (b *builder) notes() {
 			100*float64(*t.CachedTokens)/float64(t.InputTokens))
 	}
 	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
-		add("requests waited for a connection, p99 %.1f ms, which is part of their queue time: see WithMaxConnections, or the network", wait)
+		add("requests waited for a connection, p99 %.1f ms, which is part of their time before send: see WithMaxConnections, or the network", wait)
 	}
 	for _, x := range s.Samplers {
 		if gaps, all := x.Failed+x.Missed, x.Taken+x.Failed+x.Missed; float64(gaps) > clientTolerance*float64(all) {

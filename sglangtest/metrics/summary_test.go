@@ -214,6 +214,7 @@ func TestTable(t *testing.T) {
 	require.Equal(t, "known error    TTFT p50 3 %, p99 11 %", lines[1])
 	require.Contains(t, text, "               1 http_error: status 503: queue full\n")
 	require.Contains(t, text, "\nTTFT                 7      4       24.0      26.0    failed    failed    failed    failed\n")
+	require.Contains(t, text, "\nbefore send          9      2      0.778     1.000    failed    failed    failed    failed\n")
 	require.Contains(t, text, "arrival rate   requested 10/s, scheduled 10/s, achieved 8.8988/s\n")
 
 	many := mixedRun(t, WithPercentiles(1, 5, 10, 25, 75, 90, 95)).Summary().String()

@@ -180,7 +180,7 @@ func (t *tableWriter) latencies(s *Summary) {
 		name string
 		d    Distribution
 	}{{"TTFT", s.TTFT}, {"server TTFT", s.ServerTTFT}, {"ITL (tokens)", s.ITL}, {"TPOT", s.TPOT}, {"total latency", s.TotalLatency},
-		{"server latency", s.ServerLatency}, {"queue time", s.QueueTime}, {"client late", s.Client.Lateness}}
+		{"server latency", s.ServerLatency}, {"before send", s.QueueTime}, {"client late", s.Client.Lateness}}
 	ps := s.TTFT.Percentiles
 	for from := 0; from == 0 || from < len(ps); from += 5 {
 		to := min(from+5, len(ps))
