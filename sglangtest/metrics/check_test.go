@@ -3,6 +3,7 @@ package metrics
 import (
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,16 @@ func TestNothingPassesUnseen(t *testing.T) {
 	require.Nil(t, sum.Throughput.Retractions)
 	require.Contains(t, sum.String(), "cached: not reported")
 	require.NoError(t, sum.Check(ClientOK()))
+
+	loaded := func(arrivals string, rate float64, last time.Duration) string {
+		rs := []load.Result{answer(0, s, 0, msec, msec, 2), answer(1, 2*s, 0, msec, msec, 2), answer(2, 11*s, 0, last, 0, 1)}
+		return strings.Join(collect(t, load.Plan{Arrivals: arrivals, RequestedRate: rate}, rs, nil).Summary().Notes, "\n")
+	}
+	require.NotContains(t, loaded("poisson 0.21/s", 0.21, s), "arrivals", "4.8 % and 9.1 %")
+	text := loaded("poisson 0.25/s", 0.25, 2*s)
+	require.Contains(t, text, "arrivals were scheduled at 0.2/s, -20.0 % from the requested 0.25/s: chance moves the rate of 3 Poisson arrivals by some ±57.7 %")
+	require.Contains(t, text, "throughput includes 2.00 s of drain; over the 10.00 s of arrivals alone it is 0.2 ok requests/s")
+	require.Contains(t, loaded("constant 0.18/s", 0.18, s), "+11.1 % from the requested 0.18/s\n")
 
 	sum = many(func(_ int, r *load.Result) { r.CachedTokens = 5 })
 	require.NotContains(t, sum.String(), "prefix cache", "half of them")

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
@@ -34,6 +35,13 @@ type Client struct {
 // A client is not OK if its rates differ by more than this share. The same share of gaps in a sampler, or of answers whose
 // tokens could not be observed, is worth mentioning.
 const clientTolerance = 0.01
+
+// Arrivals that differ from the requested rate by more than rateTolerance, and a drain that is more than drainTolerance of the
+// measured duration, are worth mentioning.
+const (
+	rateTolerance  = 0.05
+	drainTolerance = 0.1
+)
 
 // A client is not OK either if at any reported percentile its lateness is over the bound and over this share of the TTFT.
 const latenessShare = 0.1
@@ -134,6 +142,7 @@ func (b *builder) notes() {
 	if since, n := b.deadEnd(); n > 2 {
 		add("every request that arrived from %.3f s on failed, %d of them: the server may have been lost", since.Seconds(), n)
 	}
+	b.loadNotes(add)
 	if a, sch := s.Rates.Achieved, s.Rates.Scheduled; a != nil && sch != nil {
 		if diff := *a / *sch - 1; math.Abs(diff) > clientTolerance {
 			why := ""
@@ -190,6 +199,33 @@ func (b *builder) notes() {
 			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
 		}
 	}
+}
+
+// loadNotes says where the load was not the requested one: by the chance of its arrivals, or because the figures go on after
+// its end.
+func (b *builder) loadNotes(add func(format string, args ...any)) {
+	s := b.sum
+	if req, sch := s.Rates.Requested, s.Rates.Scheduled; req != nil && sch != nil {
+		if diff := *sch / *req - 1; math.Abs(diff) > rateTolerance {
+			chance := ""
+			if strings.HasPrefix(s.Plan.Arrivals, "poisson ") {
+				// The interarrival times are exponential, so that their mean scatters by 1/√n of itself.
+				chance = fmt.Sprintf(": chance moves the rate of %d Poisson arrivals by some ±%.1f %%", s.Requests.Arrived, 100/math.Sqrt(float64(s.Requests.Arrived)))
+			}
+			add("arrivals were scheduled at %s/s, %+.1f %% from the requested %s/s%s", sig(*sch), 100*diff, sig(*req), chance)
+		}
+	}
+	d := s.Durations
+	if d.Arrivals == 0 || d.Drain <= drainTolerance*d.Measured {
+		return
+	}
+	during := 0
+	for _, r := range b.rs {
+		if r.OK() && r.Completion <= b.c.lastArr {
+			during++
+		}
+	}
+	add("throughput includes %.2f s of drain; over the %.2f s of arrivals alone it is %s ok requests/s", d.Drain, d.Arrivals, sig(float64(during)/d.Arrivals))
 }
 
 // stepLateness yields what each simulated source last said of its own lateness, in ms, in the order of samplers.
