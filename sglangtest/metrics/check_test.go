@@ -113,6 +113,20 @@ func TestNothingPassesUnseen(t *testing.T) {
 	require.Contains(t, text, "throughput includes 2.00 s of drain; over the 10.00 s of arrivals alone it is 0.2 ok requests/s")
 	require.Contains(t, loaded("constant 0.18/s", 0.18, s), "+11.1 % from the requested 0.18/s\n")
 
+	before := func(send time.Duration, held time.Duration) string {
+		return strings.Join(many(func(i int, r *load.Result) {
+			if i < 30 { // 3 %: at p99 and beyond
+				*r = answer(i, r.Arrival, send, 20*msec, 2*msec, 5)
+				r.Due += held
+				r.Released = r.Due
+			}
+		}).Notes, "\n")
+	}
+	require.NotContains(t, before(2*msec, 0), "server TTFT", "10 %")
+	require.Contains(t, before(3*msec, 0), "TTFT is more than 10 % longer than server TTFT at p99 (23.0 and 20.0 ms), p99.9 (23.0 and 20.0 ms): "+
+		"that part is the client's and its connections', not the server's")
+	require.NotContains(t, before(30*msec, 29*msec), "server TTFT", "a cap held them back")
+
 	sum = many(func(_ int, r *load.Result) { r.CachedTokens = 5 })
 	require.NotContains(t, sum.String(), "prefix cache", "half of them")
 	sum = many(func(i int, r *load.Result) {

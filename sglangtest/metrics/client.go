@@ -37,10 +37,11 @@ type Client struct {
 const clientTolerance = 0.01
 
 // Arrivals that differ from the requested rate by more than rateTolerance, and a drain that is more than drainTolerance of the
-// measured duration, are worth mentioning.
+// measured duration, are worth mentioning; so is a TTFT that is longer than the server TTFT by more than sendTolerance.
 const (
 	rateTolerance  = 0.05
 	drainTolerance = 0.1
+	sendTolerance  = 0.1
 )
 
 // A client is not OK either if at any reported percentile its lateness is over the bound and over this share of the TTFT.
@@ -160,6 +161,7 @@ func (b *builder) notes() {
 		add("%.1f %% of the input tokens came from the server's prefix cache: if an earlier run left them there, flush it (Server.FlushCache) or restart the server",
 			100*float64(*t.CachedTokens)/float64(t.InputTokens))
 	}
+	b.sendNote(add)
 	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
 		add("requests waited for a connection, p99 %.1f ms, which is part of their time before send: see WithMaxConnections, or the network", wait)
 	}
@@ -226,6 +228,30 @@ func (b *builder) loadNotes(add func(format string, args ...any)) {
 		}
 	}
 	add("throughput includes %.2f s of drain; over the %.2f s of arrivals alone it is %s ok requests/s", d.Drain, d.Arrivals, sig(float64(during)/d.Arrivals))
+}
+
+// sendNote names the percentiles at which the TTFT depends on whether it is taken from the arrival or from the send, though
+// neither a concurrency cap nor a policy held a request back.
+func (b *builder) sendNote(add func(format string, args ...any)) {
+	for _, r := range b.rs {
+		if r.Due > r.Arrival {
+			return
+		}
+	}
+	var where []string
+	compare := func(p float64, arrival, send Millis) {
+		if arrival > (1+sendTolerance)*send {
+			where = append(where, fmt.Sprintf("p%g (%s and %s ms)", p, cell(arrival, 0), cell(send, 0)))
+		}
+	}
+	compare(50, b.sum.TTFT.Median, b.sum.ServerTTFT.Median)
+	for i, p := range b.sum.TTFT.Percentiles {
+		compare(p.P, p.Value, b.sum.ServerTTFT.Percentiles[i].Value)
+	}
+	if len(where) > 0 {
+		add("TTFT is more than %g %% longer than server TTFT at %s: that part is the client's and its connections', not the server's",
+			100*sendTolerance, strings.Join(where, ", "))
+	}
 }
 
 // stepLateness yields what each simulated source last said of its own lateness, in ms, in the order of samplers.
