@@ -184,11 +184,12 @@ func (c *Collector) windowParams(ws []Window) {
 	}
 }
 
-// WriteWindows writes windows as a table, one line each.
+// WriteWindows writes windows as a table, one line each. Requests and tokens are counted in the window in which they ended or
+// were read, but the TTFT is that of the requests that arrived in the window, whenever their first token came.
 func WriteWindows(w io.Writer, ws []Window) error {
 	var sb strings.Builder
 	t := tabwriter.NewWriter(&sb, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\tout tok/s\tTTFT p50 ms\tin flight\trun avg/max\twait avg/max\t  changed parameters")
+	fmt.Fprintln(t, "from s\tto s\tarrived\tended ok\tfailed\tout tok/s\tTTFT p50 ms (arrived)\tin flight\trun avg/max\twait avg/max\t  changed parameters")
 	// Milliseconds are exact enough, and most windows begin and end at whole seconds.
 	seconds := func(d time.Duration) string {
 		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64)
