@@ -28,7 +28,7 @@ func TestRecord(t *testing.T) {
 	require.Nil(t, r.Command)
 	require.Equal(t, map[string]any{"version": "0.5.23", "api_key": redact.NotStored, "admin_api_key": nil,
 		"launch_command": "--api-key (not stored) --port 1",
-		"nested": []any{map[string]any{"ssl_keyfile_password": redact.NotStored, "page_size": 1.0}}}, r.ServerInfo)
+		"nested":         []any{map[string]any{"ssl_keyfile_password": redact.NotStored, "page_size": 1.0}}}, r.ServerInfo)
 	require.Equal(t, "k", raw["api_key"], "what is compared with a config is as it was")
 	require.Equal(t, "http://u:xxxxx@h:1", withoutPassword("http://u:p@h:1"))
 }
