@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -196,20 +195,6 @@ func (w *Writer) AddSimulation(s metrics.Simulation) error {
 	return nil
 }
 
-// AddEngine records which server is measured, for engines.json; one that is known already is not added again. It must be
-// called before Begin. A collector that has a server's sampler calls it.
-func (w *Writer) AddEngine(e metrics.EngineRecord) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.phase != created {
-		return errors.New("results: AddEngine after Begin: say what is measured before the run starts")
-	}
-	if !slices.ContainsFunc(w.engines, func(known metrics.EngineRecord) bool { return reflect.DeepEqual(known, e) }) {
-		w.engines = append(w.engines, e)
-	}
-	return nil
-}
-
 // ReplaceSimulation records that old has turned out to be another simulation, such as one with a fault that was injected
 // while the run was under way. It may be called until the run has been finished or failed.
 func (w *Writer) ReplaceSimulation(old, by metrics.Simulation) error {
@@ -251,18 +236,6 @@ func (w *Writer) Begin(info load.Info) error {
 	}
 	go w.flushPeriodically()
 	return nil
-}
-
-// writeEngines writes engines.json, if an engine was declared. It is called with mu held.
-func (w *Writer) writeEngines() error {
-	if len(w.engines) == 0 {
-		return nil
-	}
-	data, err := json.MarshalIndent(w.engines, "", "  ")
-	if err != nil {
-		return fmt.Errorf("results: the engines cannot be stored: %w", err)
-	}
-	return writeFile(w.dir, enginesFile, append(data, '\n'))
 }
 
 // scratch holds buffers in which lines are encoded outside of any lock.
