@@ -5,10 +5,10 @@ The command sglang-sim is a simulated SGLang server as a process, for tests of l
 a GPU. It takes SGLang's command line, logs SGLang's lines on SGLang's streams, has SGLang's child processes, leaves SGLang's
 files, ends with SGLang's exit statuses, and fails on demand.
 
-	sglang-sim serve --model-path meta-llama/Llama-3.1-8B --port 30000
-	sglang-sim -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B   # in place of the Python interpreter
+	sglang-sim serve --model-path meta-llama/Llama-3.1-8B-Instruct --port 30000
+	sglang-sim -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B-Instruct   # in place of the Python interpreter
 	sglang-sim version
-	sglang-sim --help                                                       # which arguments have an effect
+	sglang-sim --help                                                                # which arguments have an effect
 
 The engine, its step times and the HTTP API are those of package sim: every answer says that it is simulated, and by which
 profile. The log says so, too, which arguments were accepted but have no effect, and when this machine is too slow for the
@@ -20,7 +20,19 @@ All arguments of SGLang are checked as its version does it; a wrong one ends the
 of the scheduler act on the simulated one: limits, schedule policy, priorities, page size, prefix cache, mixed chunks, overlap,
 data-parallel ranks. A
 --model-path that is a path and does not exist ends it with SGLang's traceback and status 1; any other name is taken as an alias of the profile's
-model. Arguments that are not SGLang's begin with --sim-, or are in the environment as SGLANG_SIM_NAME:
+model.
+
+All other arguments are accepted and have no effect on what is simulated: the log names them. Those that could change times, capacity or
+schedule in SGLang (all but a list of harmless ones, such as those of logs, names, files and metrics, and values with which the profile was
+calibrated), and a model whose name is not that of the profile's, are in the label of every answer and in /server_info, and void the
+profile's calibration and known error:
+
+	h100-llama-3.1-8b with arguments not simulated: quantization fp8, tp_size 4
+
+A comparison of --quantization fp8 with none so does not read as a measured "no effect". For a quantized model, choose a profile of it and
+leave the argument out.
+
+Arguments that are not SGLang's begin with --sim-, or are in the environment as SGLANG_SIM_NAME:
 
 	--sim-profile NAME      the model and GPU to simulate (h100-llama-3.1-8b)
 	--sim-version VERSION   the SGLang to be, 0.5.15.post1 to 0.5.23

@@ -37,7 +37,7 @@ type command struct {
 	config server.Config
 	model  string // --model-path
 
-	unhonoured []string // flags that were given and have no effect
+	unhonoured []string // flags that were given and have no effect at all
 }
 
 // releases are the versions whose behaviour was recorded. A version between two of them behaves like the older.
@@ -67,7 +67,7 @@ var own = []argument{
 	{"device", "other than cuda: no CUDA graphs in the log"},
 	{"dtype", "in the log"},
 	{"disable_cuda_graph", "in the log"}, {"cuda_graph_backend_decode", "in the log"}, {"cuda_graph_backend_prefill", "in the log"},
-	{"tp_size", "so many scheduler processes; step times stay the profile's"},
+	{"tp_size", "so many scheduler processes; step times stay the profile's, and the label says so"},
 }
 
 func isOwn(field string) bool {
@@ -300,11 +300,23 @@ func (c *command) reported() map[string]any {
 	out := map[string]any{}
 	config := c.config.Settings()
 	for field, v := range c.args.Given {
-		if _, has := config[field]; !has && field != "model_path" {
+		if _, has := config[field]; !has {
 			out[field] = v
 		}
 	}
 	return out
+}
+
+// ineffective are the flags that were given and are not simulated: those without any effect, and those of which the server's
+// label says so.
+func (c *command) ineffective(labelled []string) []string {
+	flags := slices.Clone(c.unhonoured)
+	for _, field := range labelled {
+		if a, ok := c.table.Lookup(field); ok && !slices.Contains(flags, a.Flag()) {
+			flags = append(flags, a.Flag())
+		}
+	}
+	return flags
 }
 
 func (c *command) str(field string) string              { s, _ := c.args.Value(field).(string); return s }

@@ -141,8 +141,8 @@ func (p *mainProc) start() error {
 	label := p.sim.Simulation()
 	p.log.logf(info, "sglang-sim: simulated by profile %s, %s; known error: %s; memory sizes in these lines are those of a recorded start on an H100",
 		label.Profile, label.Calibrated, label.KnownError)
-	if p.unhonoured != nil {
-		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(p.unhonoured, " "))
+	if flags := p.ineffective(p.sim.Unsimulated()); len(flags) > 0 {
+		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(flags, " "))
 	}
 	for _, w := range p.args.Warnings {
 		p.log.logf(warning, "%s", w)

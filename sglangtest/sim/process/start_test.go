@@ -215,7 +215,7 @@ func TestSchedulerArguments(t *testing.T) {
 	t.Parallel()
 	c := start(t, "--schedule-policy", "lpm", "--page-size", "4", "--max-running-requests", "1", "--load-snapshot-publish-interval", "1", "--quantization", "fp8").ready()
 	text := c.stderr()
-	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "accepted but not simulated: --quantization\n"} {
+	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "accepted but not simulated: --quantization --model-path\n"} {
 		require.Contains(t, text, want)
 	}
 	get := func(path string) string {
