@@ -12,7 +12,8 @@ files, ends with SGLang's exit statuses, and fails on demand.
 
 The engine, its step times and the HTTP API are those of package sim: every answer says that it is simulated, and by which
 profile. The log says so, too, which arguments were accepted but have no effect, and when this machine is too slow for the
-simulation (results more than 5 ms late at p99). Sizes of memory in the log are those of a recorded start on an H100.
+simulation (results more than 5 ms late at p99). Sizes of memory in the log and in /server_info are those of a recorded start on an H100, whatever the profile,
+and so are the arguments there that SGLang resolves by the GPU.
 
 # Arguments
 

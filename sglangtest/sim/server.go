@@ -85,6 +85,9 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	if shown, ok := o.serverArgs["model_path"].(string); ok {
+		cfg.ModelPath = shown
+	}
 	if cfg.ModelPath == "" {
 		cfg.ModelPath = profile.ModelPath
 	}

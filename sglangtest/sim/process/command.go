@@ -297,7 +297,7 @@ func (c *command) configure() {
 
 // reported are the arguments that /server_info shows as given beside those of the server's configuration.
 func (c *command) reported() map[string]any {
-	out := map[string]any{}
+	out := map[string]any{"load_format": c.str("load_format")}
 	config := c.config.Settings()
 	for field, v := range c.args.Given {
 		if _, has := config[field]; !has {

@@ -138,7 +138,7 @@ func TestWhatIsSimulated(t *testing.T) {
 	require.Equal(t, server.Config{TokenizerPath: "llama", ServedModelName: "llama", Host: "127.0.0.1", Port: 30000, MaxRunningRequests: 8, SchedulePolicy: "lpm",
 		APIKey: "None", Args: server.Args{"page_size": 16}}, c.config)
 	require.ElementsMatch(t, []string{"--enable-dp-attention", "--radix-eviction-policy", "--max-queued-requests"}, c.unhonoured)
-	require.Equal(t, map[string]any{"model_path": "llama", "tp_size": 2, "enable_dp_attention": true, "radix_eviction_policy": "tlru", "max_queued_requests": 0}, c.reported())
+	require.Equal(t, map[string]any{"model_path": "llama", "load_format": "auto", "tp_size": 2, "enable_dp_attention": true, "radix_eviction_policy": "tlru", "max_queued_requests": 0}, c.reported())
 
 	c, status, _, stderr = parsed("serve", "llama", "--dp", "2", "--load-balance-method", "total_requests")
 	require.Equal(t, -1, status, stderr)

@@ -66,7 +66,7 @@ func TestDeadlyFaults(t *testing.T) {
 			require.Equal(t, want, status, "stderr:\n%s", c.stderr())
 			text := texts[f.name]
 			if text == "" {
-				text = strings.NewReplacer("{site}", sitePackages, "{model}", "llama", "{mem_fraction}", "0.88", "{free}", "Available tokens: 0 (available_size=0 + evictable_size=0)\n").Replace(f.err)
+				text = strings.NewReplacer("{site}", sitePackages, "{model}", "llama", "{mem_fraction}", "0.83", "{free}", "Available tokens: 0 (available_size=0 + evictable_size=0)\n").Replace(f.err)
 			}
 			require.Contains(t, c.stderr(), text)
 			switch {

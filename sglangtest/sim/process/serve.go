@@ -66,11 +66,7 @@ func newServer(c *command) *mainProc {
 	}
 	p.kids.exits = make(chan *proc, 16)
 	p.files.tmp, p.files.shmDir, p.files.instance = os.TempDir(), c.shm, c.id
-	fraction := "0.88"
-	if f := c.float("mem_fraction_static"); f > 0 {
-		fraction = repr(f)
-	}
-	p.fill = strings.NewReplacer("{site}", sitePackages, "{lib}", "/usr/lib/python3.12", "{model}", c.model, "{mem_fraction}", fraction,
+	p.fill = strings.NewReplacer("{site}", sitePackages, "{lib}", "/usr/lib/python3.12", "{model}", c.model, "{mem_fraction}", repr(c.resolved("mem_fraction_static")),
 		"{free}", "Available tokens: 0 (available_size=0 + evictable_size=0)\n")
 	return p
 }

@@ -215,7 +215,7 @@ func TestSchedulerArguments(t *testing.T) {
 	t.Parallel()
 	c := start(t, "--schedule-policy", "lpm", "--page-size", "4", "--max-running-requests", "1", "--load-snapshot-publish-interval", "1", "--quantization", "fp8").ready()
 	text := c.stderr()
-	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "accepted but not simulated: --quantization --model-path\n"} {
+	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "'mem_fraction_static': 0.83", "'sampling_backend': 'pytorch'", "'load_format': 'auto'", "accepted but not simulated: --quantization --model-path\n"} {
 		require.Contains(t, text, want)
 	}
 	get := func(path string) string {
@@ -228,6 +228,11 @@ func TestSchedulerArguments(t *testing.T) {
 		return fmt.Sprint(string(b), err)
 	}
 	require.Regexp(t, `"page_size":4,.*"schedule_policy":"lpm",|"schedule_policy":"lpm",.*"page_size":4,`, get("/server_info"))
+
+	for _, path := range []string{"/server_info", "/model_info", "/get_model_info"} {
+		require.Regexp(t, `"model_path":"llama",.*"load_format":"auto"`, get(path))
+	}
+	require.Regexp(t, `"mem_fraction_static":0.83,.*"sampling_backend":"pytorch"`, get("/server_info"))
 
 	const request = `{"rid":%q,"input_ids":[%s],"sampling_params":{"max_new_tokens":%d,"ignore_eos":true}}`
 	const shared = "1,2,3,4,5,6,7,8"
