@@ -40,7 +40,7 @@ Arguments that are not SGLang's begin with --sim-, or are in the environment as 
 	--sim-startup DURATION  time of the start, split over its phases as recorded on an H100 (0)
 	--sim-waits FACTOR      scales SGLang's own waiting times, for tests (1)
 	--sim-fault FAULT       a failure, see below; may be repeated
-	--sim-files false       leaves no files behind, unlike SGLang (true)
+	--sim-files false       makes no files, unlike SGLang (true)
 	--sim-shm FOLDER        shared memory (/dev/shm)
 	--sim-instance PREFIX   of the instance id in the name of the file there, up to 8 hexadecimal digits
 	--sim-seed SEED         of random faults (1)

@@ -135,7 +135,7 @@ func (c *command) flags() *flag.FlagSet {
 	fs.StringVar(&c.version, "sim-version", sim.Version, "`VERSION` of SGLang to be; default "+sim.Version)
 	fs.DurationVar(&c.startup, "sim-startup", 0, "`DURATION` of the start, split over its phases as recorded on an H100; default 0")
 	fs.Float64Var(&c.waits, "sim-waits", 1, "`FACTOR` by which SGLang's own waiting times are scaled, such as the 5 s between looks at the requests in flight; default 1")
-	fs.BoolVar(&c.files, "sim-files", true, "leave files in /dev/shm and the temporary folder as SGLang does: `true` or false")
+	fs.BoolVar(&c.files, "sim-files", true, "make files in /dev/shm and the temporary folder, and leave them, as SGLang does: `true` or false")
 	fs.StringVar(&c.shm, "sim-shm", "/dev/shm", "`FOLDER` of shared memory; default /dev/shm")
 	fs.Func("sim-instance", "`PREFIX` of SGLang's instance id, up to 8 of its 12 hexadecimal digits; it is in the name of the file in shared memory", func(s string) error {
 		if len(s) > 8 || strings.Trim(s, "0123456789abcdef") != "" {

@@ -89,11 +89,7 @@ func (p *mainProc) run() int {
 // leave is what a process that ends by returning does. Real files of SGLang stay, but for one folder.
 func (p *mainProc) leave() {
 	p.kids.kill()
-	end := p.files.end
-	if !p.command.files {
-		end = p.files.removeAll
-	}
-	if err := end(); err != nil {
+	if err := p.files.end(); err != nil {
 		p.log.raw("sglang-sim: " + err.Error() + "\n")
 	}
 	p.log.close()
@@ -104,9 +100,6 @@ func (p *mainProc) leave() {
 func (p *mainProc) killTree() {
 	p.log.logf(info, "kill_process_tree called: parent_pid=%d, include_parent=True, pid=%[1]d", os.Getpid())
 	p.kids.kill()
-	if !p.command.files {
-		_ = p.files.removeAll() // there is nobody to tell
-	}
 	p.log.flush()
 	p.access.flush()
 	killSelf()
@@ -227,14 +220,18 @@ func (p *mainProc) build() error {
 	return err
 }
 
-// spawn starts the processes of the tree and makes the files.
+// spawn starts the processes of the tree and makes the files, unless there shall be none.
 func (p *mainProc) spawn() error {
-	errs := []error{p.files.ipcFiles()}
-	if p.set("enable_metrics") {
-		errs = append(errs, p.files.metricsDir())
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+	socket := ""
+	if p.command.files {
+		errs := []error{p.files.ipcFiles()}
+		if p.set("enable_metrics") {
+			errs = append(errs, p.files.metricsDir())
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		socket = p.files.ipc[2]
 	}
 	var ranks []job
 	for d := range p.dp() {
@@ -251,7 +248,7 @@ func (p *mainProc) spawn() error {
 	if f := p.asks(setting); f != nil {
 		orphan = f.name == "orphan-detokenizer"
 	}
-	ranks = append(ranks, job{Title: "sglang::detokenizer", Name: "detokenizer", Socket: p.files.ipc[2], Orphan: orphan})
+	ranks = append(ranks, job{Title: "sglang::detokenizer", Name: "detokenizer", Socket: socket, Orphan: orphan})
 	return p.kids.spawn(ranks)
 }
 

@@ -253,8 +253,10 @@ func (p *mainProc) load() error {
 	p.say("Tree cache initialized: source=default impl=%s hybrid_swa=False hybrid_ssm=False %s", cache, [...]string{
 		"hierarchical=False streaming_wrapped=False", "hicache_attached=False streaming_wrapped=False",
 		"hicache_attached=False streaming_wrapped=False", "hicache_attached=False"}[p.release])
-	if err := p.files.loadSnapshot(p.dp()); err != nil {
-		return err
+	if p.command.files {
+		if err := p.files.loadSnapshot(p.dp()); err != nil {
+			return err
+		}
 	}
 	if p.release >= v18 {
 		p.log.logf(info, "Engine startup timings (s): load_weight=%.2f, kv_cache_allocation=%.2f, scheduler_e2e=%.2f, cuda_graph={prefill=%.2f, decode=%.2f, "+
