@@ -162,36 +162,20 @@ func (c *command) flags() *flag.FlagSet {
 func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 	c = &command{}
 	fs := c.flags()
-	fail := func(err error) (*command, int) {
-		fmt.Fprintln(stderr, "sglang-sim:", strings.TrimPrefix(err.Error(), "sglang-sim: "))
+	argv, own := split(argv)
+	wrong := c.take(fs, own)
+	// They are told in argparse's form, so that who reads SGLang's errors reads these, too.
+	fail := func() (*command, int) {
+		fmt.Fprintln(stderr, "usage: sglang-sim [-h] [serve [MODEL]] [SGLang's arguments] [--sim-...]")
+		for _, w := range wrong {
+			fmt.Fprintln(stderr, "sglang-sim: error:", w)
+		}
 		return nil, 2
 	}
-	var errs []error
-	fs.VisitAll(func(f *flag.Flag) {
-		key := "SGLANG_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v, ok := os.LookupEnv(key); ok && v != "" {
-			if err := fs.Set(f.Name, v); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", key, err))
-			}
-		}
-	})
-	for _, env := range os.Environ() {
-		name, _, _ := strings.Cut(env, "=")
-		if own, ok := strings.CutPrefix(name, "SGLANG_SIM_"); ok && fs.Lookup("sim-"+strings.ToLower(strings.ReplaceAll(own, "_", "-"))) == nil {
-			errs = append(errs, fmt.Errorf("%s is set: want the name of an argument --sim-", name))
-		}
-	}
-	argv, own := split(argv)
-	if err := errors.Join(append(errs, fs.Parse(own))...); err != nil {
-		return fail(err)
-	}
-	if !(c.waits > 0 && c.waits <= 1000) || c.startup < 0 {
-		return fail(errors.New("--sim-waits must be above 0 and at most 1000, --sim-startup not negative"))
+	if wrong != nil {
+		return fail()
 	}
 	var err error
-	if c.table, err = sglargs.For(c.version); err != nil {
-		return fail(err)
-	}
 	for i, v := range releases {
 		if sglargsVersion(v).Compare(sglargsVersion(c.version)) <= 0 {
 			c.release = i
@@ -230,10 +214,57 @@ func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 		fmt.Fprintln(stderr, refused)
 		return nil, refused.ExitStatus()
 	case err != nil:
-		return fail(err)
+		wrong = append(wrong, err.Error())
+		return fail()
 	}
 	c.configure()
 	return c, -1
+}
+
+// take sets the arguments that are not SGLang's, from the environment and the command line, and returns what is wrong with them.
+func (c *command) take(fs *flag.FlagSet, own []string) (wrong []string) {
+	bad := func(arg, format string, args ...any) {
+		wrong = append(wrong, "argument "+arg+": "+fmt.Sprintf(format, args...))
+	}
+	set := func(name, v, arg string) {
+		if err := fs.Set(name, v); err != nil {
+			bad(arg, "invalid value %q: %s", v, strings.TrimPrefix(err.Error(), "sglang-sim: "))
+		}
+	}
+	fs.VisitAll(func(f *flag.Flag) {
+		key := "SGLANG_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := os.LookupEnv(key); ok && v != "" {
+			set(f.Name, v, fmt.Sprintf("--%s (%s in the environment)", f.Name, key))
+		}
+	})
+	for _, env := range os.Environ() {
+		name, _, _ := strings.Cut(env, "=")
+		if own, ok := strings.CutPrefix(name, "SGLANG_SIM_"); ok && fs.Lookup("sim-"+strings.ToLower(strings.ReplaceAll(own, "_", "-"))) == nil {
+			wrong = append(wrong, "unrecognized arguments: "+name+" in the environment: want the name of an argument --sim-")
+		}
+	}
+	for _, a := range own {
+		arg, v, valued := strings.Cut(a, "=")
+		switch name := strings.TrimPrefix(arg, "--"); {
+		case fs.Lookup(name) == nil:
+			wrong = append(wrong, "unrecognized arguments: "+arg)
+		case !valued:
+			bad(arg, "expected one argument")
+		default:
+			set(name, v, arg)
+		}
+	}
+	if !(c.waits > 0 && c.waits <= 1000) {
+		bad("--sim-waits", "want a number above 0 and at most 1000, not %v", c.waits)
+	}
+	if c.startup < 0 {
+		bad("--sim-startup", "want a duration that is not negative, not %v", c.startup)
+	}
+	var err error
+	if c.table, err = sglargs.For(c.version); err != nil {
+		bad("--sim-version", "%v", err)
+	}
+	return wrong
 }
 
 // split takes the arguments that begin with --sim- out of the command line; each has a value.
