@@ -45,6 +45,13 @@ Arguments that are not SGLang's begin with --sim-, or are in the environment as 
 	--sim-instance PREFIX   of the instance id in the name of the file there, up to 8 hexadecimal digits
 	--sim-seed SEED         of random faults (1)
 
+# Answers
+
+The text is filler of as many tokens as were asked for. A simulated model has no end-of-sequence token: where SGLang answers until the
+model ends or the context is full, as for a chat without max_tokens, the answer here has 128 tokens and ends with the finish reason stop.
+Set max_tokens to the length that is meant. What shapes the text is taken and ignored: response_format, tool_choice (also
+"required": there are no tool calls), json_schema, regex and ebnf.
+
 # Signals and exit statuses
 
 	SIGTERM               while loading: signal 15. Up: waits until nothing is in flight, looking every 5 s, then
