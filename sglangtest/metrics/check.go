@@ -19,7 +19,7 @@ const (
 	TPOT          Metric = "TPOT"
 	TotalLatency  Metric = "total latency"
 	ServerLatency Metric = "server latency"
-	QueueTime     Metric = "queue time"
+	QueueTime     Metric = "before send"
 )
 
 // Distribution returns the distribution of a latency, and false for a name that is not one.

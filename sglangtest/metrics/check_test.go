@@ -3,6 +3,7 @@ package metrics
 import (
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,39 @@ func TestNothingPassesUnseen(t *testing.T) {
 	require.Nil(t, sum.Throughput.Retractions)
 	require.Contains(t, sum.String(), "cached: not reported")
 	require.NoError(t, sum.Check(ClientOK()))
+
+	loaded := func(arrivals string, rate float64, last time.Duration) string {
+		rs := []load.Result{answer(0, s, 0, msec, msec, 2), answer(1, 2*s, 0, msec, msec, 2), answer(2, 11*s, 0, last, 0, 1)}
+		return strings.Join(collect(t, load.Plan{Arrivals: arrivals, RequestedRate: rate}, rs, nil).Summary().Notes, "\n")
+	}
+	require.NotContains(t, loaded("poisson 0.21/s", 0.21, s), "arrivals", "4.8 % and 9.1 %")
+	text := loaded("poisson 0.25/s", 0.25, 2*s)
+	require.Contains(t, text, "arrivals were scheduled at 0.2/s, -20.0 % from the requested 0.25/s: chance moves the rate of 3 Poisson arrivals by some ±57.7 %")
+	require.Contains(t, text, "throughput includes 2.00 s of drain; over the 10.00 s of arrivals alone it is 0.2 ok requests/s")
+	require.Contains(t, loaded("constant 0.18/s", 0.18, s), "+11.1 % from the requested 0.18/s\n")
+
+	before := func(send time.Duration, held time.Duration) string {
+		return strings.Join(many(func(i int, r *load.Result) {
+			if i < 30 { // 3 %: at p99 and beyond
+				*r = answer(i, r.Arrival, send, 20*msec, 2*msec, 5)
+				r.Due += held
+				r.Released = r.Due
+			}
+		}).Notes, "\n")
+	}
+	require.NotContains(t, before(2*msec, 0), "server TTFT", "10 %")
+	require.Contains(t, before(3*msec, 0), "TTFT is more than 10 % longer than server TTFT at p99 (23.0 and 20.0 ms), p99.9 (23.0 and 20.0 ms): "+
+		"that part is the client's and its connections', not the server's")
+	require.NotContains(t, before(30*msec, 29*msec), "server TTFT", "a cap held them back")
+
+	sum = many(func(_ int, r *load.Result) { r.CachedTokens = 5 })
+	require.NotContains(t, sum.String(), "prefix cache", "half of them")
+	sum = many(func(i int, r *load.Result) {
+		if r.CachedTokens = 9; i == 0 {
+			r.CachedTokens = 3
+		}
+	})
+	require.Contains(t, sum.Notes, "89.9 % of the input tokens came from the server's prefix cache: if an earlier run left them there, flush it (Server.FlushCache) or restart the server")
 
 	sum = many(func(i int, r *load.Result) { r.OutputLen, r.PromptTokens = 100, 7 })
 	require.Contains(t, sum.Notes, "1000 successful answers are shorter than asked for, by the server's count: 5000 of 100000 tokens")

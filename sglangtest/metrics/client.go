@@ -116,72 +116,6 @@ func neverDue(r *load.Result) bool {
 	return r.Outcome == load.OutcomeCancelled && !r.Sent && r.Lateness() == 0
 }
 
-// notes says what the numbers do not say by themselves.
-func (b *builder) notes() {
-	s := b.sum
-	add := func(format string, args ...any) { s.Notes = append(s.Notes, fmt.Sprintf(format, args...)) }
-	s.Notes = append(s.Notes, b.c.relabelled...)
-	q := s.Requests
-	if n := q.Planned - q.Arrived; n > 0 {
-		add("the run ended before its workload did: %d of %d requests never arrived", n, q.Planned)
-	}
-	if q.Unfinished > 0 {
-		add("%d requests never came to an end; the first IDs: %v", q.Unfinished, q.UnfinishedIDs)
-	}
-	if q.Failed > 0 {
-		add("%d of %d requests failed: they count as +infinity in percentiles and are not in mean, min and max", q.Failed, q.Arrived)
-	}
-	if since, n := b.deadEnd(); n > 2 {
-		add("every request that arrived from %.3f s on failed, %d of them: the server may have been lost", since.Seconds(), n)
-	}
-	if a, sch := s.Rates.Achieved, s.Rates.Scheduled; a != nil && sch != nil {
-		if diff := *a / *sch - 1; math.Abs(diff) > clientTolerance {
-			why := ""
-			if s.QueueTime.Failed > 0 {
-				why = fmt.Sprintf("; %d were never sent", s.QueueTime.Failed)
-			}
-			if s.MaxConcurrency > 0 {
-				why += fmt.Sprintf("; at most %d could be under way at once", s.MaxConcurrency)
-			}
-			add("requests were sent at %s/s, %+.1f %% from the scheduled %s/s%s", sig(*a), 100*diff, sig(*sch), why)
-		}
-	}
-	b.lengthNotes(add)
-	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
-		add("requests waited for a connection, p99 %.1f ms, which is part of their queue time: see WithMaxConnections, or the network", wait)
-	}
-	for _, x := range s.Samplers {
-		if gaps, all := x.Failed+x.Missed, x.Taken+x.Failed+x.Missed; float64(gaps) > clientTolerance*float64(all) {
-			add("sampler %s has %d gaps in %d samples (%d missed, %d failed): its means and maxima do not cover the whole run",
-				x.Source, gaps, all, x.Missed, x.Failed)
-		}
-	}
-	st := s.Streams
-	if st.NoTokens > 0 {
-		add("%d successful requests brought no output token: they count as failed in TTFT", st.NoTokens)
-	}
-	if st.NotStreamed > 0 {
-		add("%d answers were not streamed: their TTFT is their total latency, and they have no TPOT and no ITL", st.NotStreamed)
-	}
-	if st.OneRead > 0 {
-		add("%d streamed answers came in one read: they have no TPOT", st.OneRead)
-	}
-	if st.Uncounted > 0 {
-		add("%d answers have no ITL: how many tokens each of their events added is not known", st.Uncounted)
-	}
-	if n := st.CoalescedTokens; n*20 > s.ITL.Count {
-		add("%.0f %% of the ITL values are 0: their events came in the same read as the one before", 100*float64(n)/float64(s.ITL.Count))
-	}
-	if n := s.BenchServing.UnsplitChunks; n > 0 {
-		add("bench_serving: %d gaps could not be split over retokenised text and are left out of its ITL", n)
-	}
-	if n := len(b.c.percentiles); n > 0 && q.Arrived > 0 {
-		if p := b.c.percentiles[n-1]; float64(q.Arrived)*(1-p/100) < 1 {
-			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
-		}
-	}
-}
-
 // stepLateness yields what each simulated source last said of its own lateness, in ms, in the order of samplers.
 func (b *builder) stepLateness() iter.Seq2[string, float64] {
 	return func(yield func(string, float64) bool) {
@@ -195,39 +129,5 @@ func (b *builder) stepLateness() iter.Seq2[string, float64] {
 				}
 			}
 		}
-	}
-}
-
-// deadEnd returns how many requests at the end of the run failed one after the other, other than by its cancellation, and
-// when the first of them arrived.
-func (b *builder) deadEnd() (since time.Duration, n int) {
-	for i := len(b.rs) - 1; i >= 0 && !b.rs[i].OK() && b.rs[i].Outcome != load.OutcomeCancelled; i-- {
-		since, n = b.rs[i].Arrival, n+1
-	}
-	return since, n
-}
-
-// lengthNotes says how much the lengths that the server counted differ from those that were asked for.
-func (b *builder) lengthNotes(add func(format string, args ...any)) {
-	var short, otherPrompt int
-	var asked, got, stated, counted int64
-	for _, r := range b.rs {
-		if !r.OK() {
-			continue
-		}
-		if r.OutputTokens < r.OutputLen {
-			short++
-			asked, got = asked+int64(r.OutputLen), got+int64(r.OutputTokens)
-		}
-		if r.InputLen > 0 && r.PromptTokens > 0 && r.PromptTokens != r.InputLen {
-			otherPrompt++
-			stated, counted = stated+int64(r.InputLen), counted+int64(r.PromptTokens)
-		}
-	}
-	if short > 0 {
-		add("%d successful answers are shorter than asked for, by the server's count: %d of %d tokens", short, got, asked)
-	}
-	if otherPrompt > 0 {
-		add("%d prompts have another length by the server's count than by the dataset's: %d instead of %d tokens", otherPrompt, counted, stated)
 	}
 }

@@ -19,6 +19,6 @@
 //
 // # Reading on
 //
-// [Summary.Check] compares with limits, [Collector.Windows] shows the effect of a change in the middle of a run,
-// and [Summary.WriteTable] and [BenchServing.WriteTable] print.
+// [Summary.Check] compares with limits, [Collector.Windows] shows the effect of a change in the middle of a run (mind which of
+// its columns count by arrival, see [WriteWindows]), and [Summary.WriteTable] and [BenchServing.WriteTable] print.
 package metrics

@@ -21,7 +21,8 @@ const (
 	// ms: by so much its machine, not the simulation, made latencies longer.
 	StepLateness = "step_lateness_p99_ms"
 
-	// SnapshotAge is how old the load was that an engine told, in ms by its own clock; that of its oldest rank.
+	// SnapshotAge is how old the load was that an engine told, in ms by its own clock; that of its oldest rank. A load that is
+	// too old does not count: see [SamplerSummary].Stale.
 	SnapshotAge = "snapshot_age_ms"
 )
 

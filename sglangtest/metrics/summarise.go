@@ -18,6 +18,7 @@ func (c *Collector) Summary() *Summary {
 	b.simulated()
 	b.requests()
 	b.durations()
+	b.paramChanges()
 	b.throughput()
 	b.inFlight()
 	b.latencies()
@@ -47,7 +48,8 @@ type builder struct {
 	c   *Collector
 	rs  []*load.Result // by ID
 	sum *Summary
-	buf []float64 // scratch for the distribution being computed
+	end time.Duration // the last completion, or the last arrival if that is later
+	buf []float64     // scratch for the distribution being computed
 }
 
 func (b *builder) requests() {
@@ -104,6 +106,7 @@ func (b *builder) durations() {
 	for _, r := range b.rs {
 		last = max(last, r.Completion)
 	}
+	b.end = last
 	b.sum.Durations = Durations{
 		Measured: (last - b.c.firstArr).Seconds(),
 		Arrivals: (b.c.lastArr - b.c.firstArr).Seconds(),
@@ -371,100 +374,6 @@ func countGoodput(slo SLO, all int, seconds float64, each func(yield func(ttft, 
 		}
 	}
 	return g
-}
-
-func (b *builder) samplers() {
-	var sources []SamplerSummary
-	known := make(map[string]bool)
-	for _, l := range b.c.samplers {
-		sources = append(sources, SamplerSummary{Source: l.name, IntervalS: l.interval.Seconds(), Missed: l.missedBy(b.c.ended)})
-		known[l.name] = true
-	}
-	samples := make(map[string][]Sample)
-	for _, x := range b.c.samples {
-		samples[x.Source] = append(samples[x.Source], x)
-		if !known[x.Source] { // it came by AddSample
-			sources = append(sources, SamplerSummary{Source: x.Source})
-			known[x.Source] = true
-		}
-	}
-	for _, s := range sources {
-		var running, waiting, usage gaugeSum
-		for _, x := range samples[s.Source] {
-			s.MaxCost = max(s.MaxCost, millis(x.Cost))
-			if x.Err != "" {
-				s.Failed++
-				continue
-			}
-			s.Taken++
-			running.add(x.Values, NumRunning)
-			waiting.add(x.Values, NumWaiting)
-			usage.add(x.Values, TokenUsage)
-		}
-		s.Running, s.Waiting, s.TokenUsage = running.gauge(), waiting.gauge(), usage.gauge()
-		s.GPUs = sumGPUs(samples[s.Source])
-		b.sum.Samplers = append(b.sum.Samplers, s)
-	}
-}
-
-// sumGPUs sums up the series of GPUs among samples.
-func sumGPUs(samples []Sample) []GPUSummary {
-	indices := make(map[int]bool)
-	for _, x := range samples {
-		for name := range x.Values {
-			var i int
-			var kind string
-			if n, _ := fmt.Sscanf(name, "gpu%d_%s", &i, &kind); n == 2 {
-				indices[i] = true
-			}
-		}
-	}
-	var gpus []GPUSummary
-	for _, i := range slices.Sorted(maps.Keys(indices)) {
-		var utilization, memory, power, temperature gaugeSum
-		var energy []float64
-		for _, x := range samples {
-			utilization.add(x.Values, GPUSeries(GPUUtilization, i))
-			memory.add(x.Values, GPUSeries(GPUMemoryUsed, i))
-			power.add(x.Values, GPUSeries(GPUPower, i))
-			temperature.add(x.Values, GPUSeries(GPUTemperature, i))
-			if v, ok := x.Values[GPUSeries(GPUEnergy, i)]; ok {
-				energy = append(energy, v)
-			}
-		}
-		g := GPUSummary{Index: i, Utilization: utilization.gauge(), MemoryUsed: memory.gauge(), Power: power.gauge(), Temperature: temperature.gauge()}
-		if len(energy) > 1 {
-			used := energy[len(energy)-1] - energy[0]
-			g.Energy = &used
-		}
-		gpus = append(gpus, g)
-	}
-	return gpus
-}
-
-// A gaugeSum adds up the values of one name.
-type gaugeSum struct {
-	n        int
-	sum, max float64
-}
-
-func (g *gaugeSum) add(values map[string]float64, name string) {
-	v, ok := values[name]
-	if !ok {
-		return
-	}
-	if g.n == 0 || v > g.max {
-		g.max = v
-	}
-	g.n++
-	g.sum += v
-}
-
-func (g gaugeSum) gauge() *Gauge {
-	if g.n == 0 {
-		return nil
-	}
-	return &Gauge{Mean: g.sum / float64(g.n), Max: g.max}
 }
 
 // A span is the first and last of a set of moments.

@@ -18,6 +18,9 @@ type Summary struct {
 	Started        time.Time   `json:"started"`    // wall clock of offset 0
 	Plan           load.Plan   `json:"plan"`
 	MaxConcurrency int         `json:"max_concurrency"` // 0: no cap
+	// ParamChanges are the run-time parameters that were changed between the first arrival and the last completion, in order
+	// of time: every figure of the whole run mixes what came before with what came after. See [Collector.Windows].
+	ParamChanges []ParamChange `json:"param_changes"`
 
 	Requests   Requests   `json:"requests"`
 	Durations  Durations  `json:"durations"`
@@ -41,8 +44,9 @@ type Summary struct {
 	TotalLatency Distribution `json:"total_latency"`
 	// ServerLatency is Completion − Send.
 	ServerLatency Distribution `json:"server_latency"`
-	// QueueTime is Send − Arrival of every request that was sent, failed later or not. One that never left counts as
-	// failed.
+	// QueueTime is Send − Arrival of every request that was sent, failed later or not: the wait at the client, "before send"
+	// in the table. What SGLang calls queue_time, the wait in its scheduler, is part of ServerTTFT. One that never left
+	// counts as failed.
 	QueueTime Distribution `json:"queue_time"`
 
 	Streams      Streams          `json:"streams"`
@@ -136,37 +140,4 @@ type Goodput struct {
 	PerSecond float64            `json:"good_per_s"`
 	Share     float64            `json:"share"`    // of all requests that arrived; failures count against it
 	ByLimit   map[string]float64 `json:"by_limit"` // the same for each limit alone: ttft, tpot, e2el
-}
-
-// A SamplerSummary says how sampling one source went and what it showed.
-type SamplerSummary struct {
-	Source    string  `json:"source"`
-	IntervalS float64 `json:"interval_s"` // 0: the samples came by Collector.AddSample
-	Taken     int     `json:"taken"`      // samples with values
-	Failed    int     `json:"failed"`     // attempts that failed
-	Missed    int     `json:"missed"`     // moments skipped because an attempt took longer than the interval
-	MaxCost   Millis  `json:"max_cost_ms"`
-	// What an engine reported; null if the source does not report it. Means are over samples, each of the same weight.
-	Running    *Gauge `json:"running"`
-	Waiting    *Gauge `json:"waiting"`
-	TokenUsage *Gauge `json:"token_usage"`
-	// What a GPU sampler reported, in order of index; nil for other sources.
-	GPUs []GPUSummary `json:"gpus,omitempty"`
-}
-
-// A GPUSummary sums up the samples of one GPU. What it does not tell is nil.
-type GPUSummary struct {
-	Index       int    `json:"index"`
-	Utilization *Gauge `json:"utilization_pct"` // share of the time in which any kernel ran
-	MemoryUsed  *Gauge `json:"memory_used_bytes"`
-	Power       *Gauge `json:"power_w"`
-	Temperature *Gauge `json:"temperature_c"`
-	// Energy is what the GPU used from the first sample to the last, in J, by its own counter.
-	Energy *float64 `json:"energy_j"`
-}
-
-// A Gauge sums up a sampled value.
-type Gauge struct {
-	Mean float64 `json:"mean"`
-	Max  float64 `json:"max"`
 }

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -160,6 +161,48 @@ func TestClientVerdict(t *testing.T) {
 	require.Equal(t, []string{"no request was released: nothing was measured"}, collect(t, load.Plan{}, nil, nil).Summary().Client.Reasons)
 }
 
+func TestParamChanges(t *testing.T) {
+	run := func(events ...Event) *Summary {
+		c, err := NewCollector()
+		require.NoError(t, err)
+		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+		for i, r := range []load.Result{answer(0, time.Second, 0, msec, msec, 2), answer(1, 20*time.Second, 0, msec, msec, 2)} {
+			c.Arrived(&load.Request{ID: i, Arrival: r.Arrival})
+			c.Record(&r)
+		}
+		for _, e := range events {
+			c.Event(e)
+		}
+		require.NoError(t, c.End(context.Background()))
+		return c.Summary()
+	}
+	set := func(at time.Duration, source string, value int) Event {
+		return Event{At: at, Kind: KindParamUpdate, Source: source, Data: map[string]any{"name": "max_running_requests", "value": value}}
+	}
+	s := run(set(16050*msec, "server-0", 16), set(8030*msec, "server-0", 2), set(500*msec, "server-0", 4), set(time.Minute, "server-0", 8),
+		Event{At: 9 * time.Second, Kind: KindParamInForce, Source: "server-0"})
+	require.Equal(t, []ParamChange{{8030 * msec, "server-0", "max_running_requests", 2}, {16050 * msec, "server-0", "max_running_requests", 16}},
+		s.ParamChanges, "one before the load or after it mixes nothing")
+	require.Contains(t, s.String(), "\nchanged        server-0 max_running_requests := 2 at 8.030 s, := 16 at 16.050 s: figures mix these\n"+
+		"               phases; see the windows\n")
+	b, err := json.Marshal(s)
+	require.NoError(t, err)
+	require.Contains(t, string(b), `"param_changes":[{"at_ns":8030000000,"source":"server-0","name":"max_running_requests","value":2}`)
+	var back Summary
+	require.NoError(t, json.Unmarshal(b, &back))
+	require.Equal(t, s.String(), back.String())
+
+	var many []Event
+	for i := range 10 {
+		many = append(many, set(2*time.Second, []string{"a", "b"}[i%2], i))
+	}
+	text := strings.Join(strings.Fields(run(many...).String()), " ")
+	require.Contains(t, text, "changed a max_running_requests := 0 at 2.000 s, b max_running_requests := 1 at 2.000 s, a ")
+	require.Contains(t, text, "b max_running_requests := 7 at 2.000 s, and 2 more: figures mix")
+
+	require.NotContains(t, run().String(), "changed")
+}
+
 func TestTable(t *testing.T) {
 	s := mixedRun(t, WithSimulation(Simulation{Profile: "h100-llama8b", Calibrated: "SGLang 0.5.23 on one H100", KnownError: "TTFT p50 3 %, p99 11 %"})).Summary()
 	text := s.String()
@@ -171,6 +214,7 @@ func TestTable(t *testing.T) {
 	require.Equal(t, "known error    TTFT p50 3 %, p99 11 %", lines[1])
 	require.Contains(t, text, "               1 http_error: status 503: queue full\n")
 	require.Contains(t, text, "\nTTFT                 7      4       24.0      26.0    failed    failed    failed    failed\n")
+	require.Contains(t, text, "\nbefore send          9      2      0.778     1.000    failed    failed    failed    failed\n")
 	require.Contains(t, text, "arrival rate   requested 10/s, scheduled 10/s, achieved 8.8988/s\n")
 
 	many := mixedRun(t, WithPercentiles(1, 5, 10, 25, 75, 90, 95)).Summary().String()

@@ -37,6 +37,10 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	t.row("started", "%s, %s", s.Started.Format(time.RFC3339), capText)
 
+	if len(s.ParamChanges) > 0 {
+		t.row("changed", "%s: figures mix these phases; see the windows", changesText(s.ParamChanges))
+	}
+
 	q := s.Requests
 	t.row("requests", "%d planned, %d arrived, %d ok, %d failed, %d unfinished", q.Planned, q.Arrived, q.OK, q.Failed, q.Unfinished)
 	for _, o := range q.Outcomes {
@@ -90,7 +94,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 				parts = append(parts, fmt.Sprintf("%s mean %s max %s", g.name, mean, most))
 			}
 		}
-		parts = append(parts, fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed))
+		counts := fmt.Sprintf("%d samples, %d failed, %d missed", x.Taken, x.Failed, x.Missed)
+		if x.Stale > 0 {
+			counts += fmt.Sprintf(", %d stale, oldest %.1f s", x.Stale, *x.MaxAge/1e3)
+		}
+		parts = append(parts, counts)
 		t.row("sampled "+x.Source, "%s", strings.Join(parts, "; "))
 		for _, g := range x.GPUs {
 			t.row("", "%s", g)
@@ -172,7 +180,7 @@ func (t *tableWriter) latencies(s *Summary) {
 		name string
 		d    Distribution
 	}{{"TTFT", s.TTFT}, {"server TTFT", s.ServerTTFT}, {"ITL (tokens)", s.ITL}, {"TPOT", s.TPOT}, {"total latency", s.TotalLatency},
-		{"server latency", s.ServerLatency}, {"queue time", s.QueueTime}, {"client late", s.Client.Lateness}}
+		{"server latency", s.ServerLatency}, {"before send", s.QueueTime}, {"client late", s.Client.Lateness}}
 	ps := s.TTFT.Percentiles
 	for from := 0; from == 0 || from < len(ps); from += 5 {
 		to := min(from+5, len(ps))

@@ -41,7 +41,7 @@ type Window struct {
 	TTFTMedian   Millis  `json:"ttft_median_ms"`
 	InFlightMean float64 `json:"in_flight_mean"` // requests between Send and Completion
 	// Running and Waiting are what engines reported: the sum over sources of each one's mean, and the largest single value.
-	// Null if there was no sample.
+	// Null if there was no sample that was not stale.
 	Running *Gauge `json:"running"`
 	Waiting *Gauge `json:"waiting"`
 	// Params holds the parameters that were changed by the end of the window, as "source/name"; one that has not been
@@ -154,7 +154,7 @@ func (c *Collector) windowSamples(ws []Window, at func(time.Duration) int) {
 	for _, l := range c.samplers {
 		running, waiting := make([]gaugeSum, len(ws)), make([]gaugeSum, len(ws))
 		for _, s := range samples {
-			if s.Source == l.name && s.At <= ws[len(ws)-1].To {
+			if s.Source == l.name && s.At <= ws[len(ws)-1].To && !stale(s, l.interval.Seconds()) {
 				running[at(s.At)].add(s.Values, NumRunning)
 				waiting[at(s.At)].add(s.Values, NumWaiting)
 			}
@@ -184,11 +184,12 @@ func (c *Collector) windowParams(ws []Window) {
 	}
 }
 
-// WriteWindows writes windows as a table, one line each.
+// WriteWindows writes windows as a table, one line each. Requests and tokens are counted in the window in which they ended or
+// were read, but the TTFT is that of the requests that arrived in the window, whenever their first token came.
 func WriteWindows(w io.Writer, ws []Window) error {
 	var sb strings.Builder
 	t := tabwriter.NewWriter(&sb, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\tout tok/s\tTTFT p50 ms\tin flight\trun avg/max\twait avg/max\t  changed parameters")
+	fmt.Fprintln(t, "from s\tto s\tarrived\tended ok\tfailed\tout tok/s\tTTFT p50 ms (arrived)\tin flight\trun avg/max\twait avg/max\t  changed parameters")
 	// Milliseconds are exact enough, and most windows begin and end at whole seconds.
 	seconds := func(d time.Duration) string {
 		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64)

@@ -23,7 +23,7 @@ func KnownError(c CalibrationReport, runs []ValidationReport) string {
 	if len(compared) == 0 {
 		b.WriteString("no run was replayed")
 	} else {
-		fmt.Fprintf(&b, "%d measured runs replayed, none fitted, largest error of p50/p90/p99:", len(compared))
+		fmt.Fprintf(&b, "%d measured runs replayed, none fitted, worst p50/p90/p99, simulated against measured:", len(compared))
 		for i, m := range []struct {
 			name string
 			of   func(Accuracy) MetricError

@@ -206,7 +206,7 @@ func TestKnownError(t *testing.T) {
 		return ValidationReport{Run: name, CachedMeasured: cached, Queue: Accuracy{TTFT: m(ttft), TPOT: m(0.01), E2E: m(-0.02)}}
 	}
 	c := CalibrationReport{Residuals: []Residual{{"decode step", 5, 0.01, 0.02, 0.03, 0.04}}}
-	require.Equal(t, "2 measured runs replayed, none fitted, largest error of p50/p90/p99: TTFT -8/-8/-8 %, TPOT +1/+1/+1 %, E2E -2/-2/-2 % "+
+	require.Equal(t, "2 measured runs replayed, none fitted, worst p50/p90/p99, simulated against measured: TTFT -8/-8/-8 %, TPOT +1/+1/+1 %, E2E -2/-2/-2 % "+
 		"(pauses of the real front process are not simulated); calibration cells: decode step 3.0 %; not compared, as this engine has other prefix hits: c",
 		KnownError(c, []ValidationReport{report("a", 0.05, 0), report("b", -0.08, 0), report("c", 9, 0.8)}))
 	require.Contains(t, KnownError(c, nil), "no run was replayed")
