@@ -3,6 +3,7 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,6 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
 // unlike are the recorded lines of a start that the simulation does not print: what a Python package says of the machine.
@@ -252,6 +255,22 @@ func TestSchedulerArguments(t *testing.T) {
 	ask("prefix", shared+",8,8,8", 1, 2)
 	c.post("/abort_request", `{"rid":"long"}`)
 	require.Equal(t, []string{"long", "prefix", "first"}, []string{<-ended, <-ended, <-ended})
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+}
+
+// Who attaches to the server with what it was started with is at the right one.
+func TestAttach(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--mem-fraction-static", "0.7").ready()
+	m, err := server.NewServerManager(server.Attach(c.url("")))
+	require.NoError(t, err)
+	_, err = m.Launch(t.Context(), server.Config{ModelPath: "llama", MemFractionStatic: 0.7})
+	require.NoError(t, err)
+	_, err = m.Launch(t.Context(), server.Config{ModelPath: sim.H100Llama8B().ModelPath})
+	require.ErrorContains(t, err, "llama")
+	require.NoError(t, m.StopAll(context.Background()))
+	http.DefaultClient.CloseIdleConnections()
 	c.signal(syscall.SIGTERM)
 	require.Equal(t, 0, c.wait())
 }
