@@ -5,14 +5,15 @@ The command sglang-sim is a simulated SGLang server as a process, for tests of l
 a GPU. It takes SGLang's command line, logs SGLang's lines on SGLang's streams, has SGLang's child processes, leaves SGLang's
 files, ends with SGLang's exit statuses, and fails on demand.
 
-	sglang-sim serve --model-path meta-llama/Llama-3.1-8B --port 30000
-	sglang-sim -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B   # in place of the Python interpreter
+	sglang-sim serve --model-path meta-llama/Llama-3.1-8B-Instruct --port 30000
+	sglang-sim -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B-Instruct   # in place of the Python interpreter
 	sglang-sim version
-	sglang-sim --help                                                       # which arguments have an effect
+	sglang-sim --help                                                                # which arguments have an effect
 
 The engine, its step times and the HTTP API are those of package sim: every answer says that it is simulated, and by which
 profile. The log says so, too, which arguments were accepted but have no effect, and when this machine is too slow for the
-simulation (results more than 5 ms late at p99). Sizes of memory in the log are those of a recorded start on an H100.
+simulation (results more than 5 ms late at p99). Sizes of memory in the log and in /server_info are those of a recorded start on an H100, whatever the profile,
+and so are the arguments there that SGLang resolves by the GPU.
 
 # Arguments
 
@@ -20,17 +21,36 @@ All arguments of SGLang are checked as its version does it; a wrong one ends the
 of the scheduler act on the simulated one: limits, schedule policy, priorities, page size, prefix cache, mixed chunks, overlap,
 data-parallel ranks. A
 --model-path that is a path and does not exist ends it with SGLang's traceback and status 1; any other name is taken as an alias of the profile's
-model. Arguments that are not SGLang's begin with --sim-, or are in the environment as SGLANG_SIM_NAME:
+model.
+
+All other arguments are accepted and have no effect on what is simulated: the log names them. Those that could change times, capacity or
+schedule in SGLang (all but a list of harmless ones, such as those of logs, names, files and metrics, and values with which the profile was
+calibrated), and a model whose name is not that of the profile's, are in the label of every answer and in /server_info, and void the
+profile's calibration and known error:
+
+	h100-llama-3.1-8b with arguments not simulated: quantization fp8, tp_size 4
+
+A comparison of --quantization fp8 with none so does not read as a measured "no effect". For a quantized model, choose a profile of it and
+leave the argument out.
+
+Arguments that are not SGLang's begin with --sim-, or are in the environment as SGLANG_SIM_NAME:
 
 	--sim-profile NAME      the model and GPU to simulate (h100-llama-3.1-8b)
 	--sim-version VERSION   the SGLang to be, 0.5.15.post1 to 0.5.23
 	--sim-startup DURATION  time of the start, split over its phases as recorded on an H100 (0)
 	--sim-waits FACTOR      scales SGLang's own waiting times, for tests (1)
 	--sim-fault FAULT       a failure, see below; may be repeated
-	--sim-files false       leaves no files behind, unlike SGLang (true)
+	--sim-files false       makes no files, unlike SGLang (true)
 	--sim-shm FOLDER        shared memory (/dev/shm)
 	--sim-instance PREFIX   of the instance id in the name of the file there, up to 8 hexadecimal digits
 	--sim-seed SEED         of random faults (1)
+
+# Answers
+
+The text is filler of as many tokens as were asked for. A simulated model has no end-of-sequence token: where SGLang answers until the
+model ends or the context is full, as for a chat without max_tokens, the answer here has 128 tokens and ends with the finish reason stop.
+Set max_tokens to the length that is meant. What shapes the text is taken and ignored: response_format, tool_choice (also
+"required": there are no tool calls), json_schema, regex and ebnf.
 
 # Signals and exit statuses
 

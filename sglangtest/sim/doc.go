@@ -5,6 +5,10 @@
 // from the [StepModel] of a [Profile], and [Ranks] are the loops of a server's data-parallel ranks. [Server] runs them in real
 // time behind SGLang's HTTP API, and [Launcher] lets a server.ServerManager start such servers.
 //
-// What comes out is a simulation. Every server says so in /server_info, with its profile and the profile's
-// known error.
+// Answers are filler, without an end-of-sequence token: where SGLang goes on until the model ends or the context is full, as for a chat
+// without max_tokens, an answer has 128 tokens and the finish reason stop. What shapes the text, such as response_format, tool_choice
+// and the grammars of sampling parameters, is taken and ignored.
+//
+// What comes out is a simulation. Every server says so in /server_info, with its profile, the
+// profile's known error, and what voids it: other settings, arguments that are not simulated, faults.
 package sim

@@ -128,6 +128,7 @@ func (o options) unknownArgs() error {
 // args are the server's arguments as the HTTP process tells them.
 func (s *Server) args(t infoTemplate, ec EngineConfig) ordered {
 	args := slices.Clone(t.Args)
+	s.resolved(&args, ec)
 	orNull := func(v int) any {
 		if v == 0 {
 			return nil
@@ -184,15 +185,8 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 		if state[i].key == "world_size" {
 			state[i].value = mustJSON(len(limits))
 		}
-		if state[i].key == "memory_usage" {
-			var m ordered
-			if err := json.Unmarshal(state[i].value, &m); err != nil {
-				panic("sim: server info: " + err.Error()) // part of the program
-			}
-			m.set("token_capacity", ec.MaxTotalTokens)
-			state[i].value = mustJSON(m)
-		}
 	}
+	s.memory(&state, ec)
 
 	states := make([]ordered, len(limits))
 	for k := range states {
@@ -210,7 +204,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	label := s.Simulation()
 	out.set("simulated", object{"profile": label.Profile, "calibrated": label.Calibrated, "known_error": label.KnownError,
-		"gpu": s.profile.GPU, "prefix_cache": s.prefixCache(),
+		"gpu": s.profile.GPU, "memory_of": memoryOf, "prefix_cache": s.prefixCache(),
 		"step_lateness_ms": object{"pieces": late.Pieces, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
 	s.writeJSON(w, out)
 }
@@ -226,6 +220,14 @@ func limitValue(v float64) any {
 // floatValue is a number as JSON that Python would write as a float.
 func floatValue(v float64) json.RawMessage { return json.RawMessage(showFloat(v)) }
 
+// loadFormat is that of the recordings unless WithServerArgs says another: no weights are loaded.
+func (s *Server) loadFormat() any {
+	if format := s.opts.serverArgs["load_format"]; format != nil {
+		return format
+	}
+	return "dummy"
+}
+
 func (s *Server) modelInfo(w http.ResponseWriter, _ *http.Request) {
 	patch := s.opts.release.patch
 	out := ordered{}
@@ -240,7 +242,7 @@ func (s *Server) modelInfo(w http.ResponseWriter, _ *http.Request) {
 	add(0, "is_generation", true)
 	add(0, "preferred_sampling_params", nil)
 	add(0, "weight_version", *s.weights.Load())
-	add(18, "load_format", "dummy")
+	add(18, "load_format", s.loadFormat())
 	add(18, "reasoning_parser", nil)
 	add(18, "tool_call_parser", nil)
 	add(21, "disaggregation_mode", "null")
@@ -302,6 +304,8 @@ func graphSizes(most int) []int {
 			step = 64
 		case 1024:
 			step = 256
+		case 4096:
+			step = 512
 		}
 	}
 	return sizes

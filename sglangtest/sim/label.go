@@ -47,8 +47,8 @@ func effective(c EngineConfig) EngineConfig {
 }
 
 // Simulation describes the server in the words of its profile, for summaries and run folders. If the server's
-// configuration differs from the profile's, it has several data-parallel ranks or a fault was injected, it says so, and that its
-// error was not measured.
+// configuration differs from the profile's, it has several data-parallel ranks, shows arguments that it does not simulate
+// (see [WithServerArgs]) or a fault was injected, it says so, and that its error was not measured.
 func (s *Server) Simulation() metrics.Simulation {
 	p := s.profile
 	var with []string
@@ -58,9 +58,7 @@ func (s *Server) Simulation() metrics.Simulation {
 	if changes := p.Changes(s.EngineConfig()); changes != "" {
 		with = append(with, changes)
 	}
-	if faults := *s.faults.Load(); faults != nil {
-		with = append(with, faultsText(faults))
-	}
+	with = append(with, s.unknownEffects()...)
 	if with == nil {
 		return metrics.Simulation{Profile: p.Name, Calibrated: p.Calibrated, KnownError: p.KnownError}
 	}
@@ -79,11 +77,29 @@ func (s *Server) NoteFault(fault string) {
 	if faults := *s.faults.Load(); !slices.Contains(faults, fault) {
 		faults = append(slices.Clone(faults), fault)
 		s.faults.Store(&faults)
-		s.label.Store(&[]string{s.profile.Name + " with " + faultsText(faults)})
+		s.relabel()
 	}
 }
 
-func faultsText(faults []string) string { return "faults " + strings.Join(faults, ", ") }
+// unknownEffects names what the profile knows nothing of: arguments that are not simulated, and faults.
+func (s *Server) unknownEffects() (with []string) {
+	if s.lacks != nil {
+		with = append(with, lacksText(s.lacks))
+	}
+	if faults := *s.faults.Load(); faults != nil {
+		with = append(with, "faults "+strings.Join(faults, ", "))
+	}
+	return with
+}
 
-// SimulatedBy returns the value of [load.SimulatedByHeader] in answers: the profile's name and the faults that were injected.
+func (s *Server) relabel() {
+	label := s.profile.Name
+	if with := s.unknownEffects(); with != nil {
+		label += " with " + strings.Join(with, " and ")
+	}
+	s.label.Store(&[]string{label})
+}
+
+// SimulatedBy returns the value of [load.SimulatedByHeader] in answers: the profile's name, the arguments that are not
+// simulated and the faults that were injected.
 func (s *Server) SimulatedBy() string { return (*s.label.Load())[0] }

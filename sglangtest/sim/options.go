@@ -48,7 +48,9 @@ func WithListener(ln net.Listener) Option {
 }
 
 // WithServerArgs sets arguments as /server_info reports them, by their names there, beyond those of the server's config.
-// They change nothing else. An argument that the version does not have is an error.
+// They change nothing but the label: it names those that could change times, capacity or schedule in SGLang as not simulated,
+// and voids the known error; see [Server.Unsimulated]. A model_path among them is also what /model_info tells, and the served
+// name without another. An argument that the version does not have is an error.
 func WithServerArgs(args map[string]any) Option {
 	return func(o *options) error {
 		if o.serverArgs == nil {

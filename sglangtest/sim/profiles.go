@@ -47,12 +47,14 @@ func ProfileByName(name string) (Profile, error) {
 	return Profile{}, fmt.Errorf("sim: no profile is called %q: there are %s", name, strings.Join(names, ", "))
 }
 
+const calibratedProfile = "h100-llama-3.1-8b"
+
 // H100Llama8B returns the profile of Llama-3.1-8B in bf16 on one H100 80GB SXM: what [Calibrate] yields on a
 // calibration of SGLang 0.5.15.post1 (fa3 attention, CUDA graphs for decode up to 256 requests and for prefill up to
 // 8192 tokens, Handover of 1 ms). KnownError is what [Validate] finds on open-loop runs, to which nothing was fitted.
 // The scheduler's rules are those of a later version, whose own step times were not measured.
 func H100Llama8B() Profile {
-	p, err := ProfileByName("h100-llama-3.1-8b")
+	p, err := ProfileByName(calibratedProfile)
 	if err != nil {
 		panic(err) // embedded
 	}

@@ -35,6 +35,7 @@ type Server struct {
 	http                      *http.Server
 	nextID                    atomic.Uint64            // for requests without a rid
 	label                     atomic.Pointer[[]string] // value of load.SimulatedByHeader
+	lacks                     []lack                   // arguments that are shown and not simulated
 	faults                    atomic.Pointer[[]string] // that were injected, in the order of their first time
 	weights                   atomic.Pointer[string]   // weight version
 	bodyTimeout, writeTimeout time.Duration
@@ -84,6 +85,9 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	if shown, ok := o.serverArgs["model_path"].(string); ok {
+		cfg.ModelPath = shown
+	}
 	if cfg.ModelPath == "" {
 		cfg.ModelPath = profile.ModelPath
 	}
@@ -100,9 +104,9 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, served: make(chan struct{}), ended: make(chan struct{})}
-	s.label.Store(&[]string{profile.Name})
+	s := &Server{profile: profile, cfg: cfg, opts: o, host: h, lacks: profile.lacks(o.release.name, o.serverArgs), served: make(chan struct{}), ended: make(chan struct{})}
 	s.faults.Store(new([]string))
+	s.relabel()
 	s.weights.Store(&o.weightVersion)
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())

@@ -37,7 +37,7 @@ type command struct {
 	config server.Config
 	model  string // --model-path
 
-	unhonoured []string // flags that were given and have no effect
+	unhonoured []string // flags that were given and have no effect at all
 }
 
 // releases are the versions whose behaviour was recorded. A version between two of them behaves like the older.
@@ -67,7 +67,7 @@ var own = []argument{
 	{"device", "other than cuda: no CUDA graphs in the log"},
 	{"dtype", "in the log"},
 	{"disable_cuda_graph", "in the log"}, {"cuda_graph_backend_decode", "in the log"}, {"cuda_graph_backend_prefill", "in the log"},
-	{"tp_size", "so many scheduler processes; step times stay the profile's"},
+	{"tp_size", "so many scheduler processes; step times stay the profile's, and the label says so"},
 }
 
 func isOwn(field string) bool {
@@ -135,7 +135,7 @@ func (c *command) flags() *flag.FlagSet {
 	fs.StringVar(&c.version, "sim-version", sim.Version, "`VERSION` of SGLang to be; default "+sim.Version)
 	fs.DurationVar(&c.startup, "sim-startup", 0, "`DURATION` of the start, split over its phases as recorded on an H100; default 0")
 	fs.Float64Var(&c.waits, "sim-waits", 1, "`FACTOR` by which SGLang's own waiting times are scaled, such as the 5 s between looks at the requests in flight; default 1")
-	fs.BoolVar(&c.files, "sim-files", true, "leave files in /dev/shm and the temporary folder as SGLang does: `true` or false")
+	fs.BoolVar(&c.files, "sim-files", true, "make files in /dev/shm and the temporary folder, and leave them, as SGLang does: `true` or false")
 	fs.StringVar(&c.shm, "sim-shm", "/dev/shm", "`FOLDER` of shared memory; default /dev/shm")
 	fs.Func("sim-instance", "`PREFIX` of SGLang's instance id, up to 8 of its 12 hexadecimal digits; it is in the name of the file in shared memory", func(s string) error {
 		if len(s) > 8 || strings.Trim(s, "0123456789abcdef") != "" {
@@ -162,36 +162,20 @@ func (c *command) flags() *flag.FlagSet {
 func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 	c = &command{}
 	fs := c.flags()
-	fail := func(err error) (*command, int) {
-		fmt.Fprintln(stderr, "sglang-sim:", strings.TrimPrefix(err.Error(), "sglang-sim: "))
+	argv, own := split(argv)
+	wrong := c.take(fs, own)
+	// They are told in argparse's form, so that who reads SGLang's errors reads these, too.
+	fail := func() (*command, int) {
+		fmt.Fprintln(stderr, "usage: sglang-sim [-h] [serve [MODEL]] [SGLang's arguments] [--sim-...]")
+		for _, w := range wrong {
+			fmt.Fprintln(stderr, "sglang-sim: error:", w)
+		}
 		return nil, 2
 	}
-	var errs []error
-	fs.VisitAll(func(f *flag.Flag) {
-		key := "SGLANG_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v, ok := os.LookupEnv(key); ok && v != "" {
-			if err := fs.Set(f.Name, v); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", key, err))
-			}
-		}
-	})
-	for _, env := range os.Environ() {
-		name, _, _ := strings.Cut(env, "=")
-		if own, ok := strings.CutPrefix(name, "SGLANG_SIM_"); ok && fs.Lookup("sim-"+strings.ToLower(strings.ReplaceAll(own, "_", "-"))) == nil {
-			errs = append(errs, fmt.Errorf("%s is set: want the name of an argument --sim-", name))
-		}
-	}
-	argv, own := split(argv)
-	if err := errors.Join(append(errs, fs.Parse(own))...); err != nil {
-		return fail(err)
-	}
-	if !(c.waits > 0 && c.waits <= 1000) || c.startup < 0 {
-		return fail(errors.New("--sim-waits must be above 0 and at most 1000, --sim-startup not negative"))
+	if wrong != nil {
+		return fail()
 	}
 	var err error
-	if c.table, err = sglargs.For(c.version); err != nil {
-		return fail(err)
-	}
 	for i, v := range releases {
 		if sglargsVersion(v).Compare(sglargsVersion(c.version)) <= 0 {
 			c.release = i
@@ -230,10 +214,57 @@ func parse(argv []string, stdout, stderr io.Writer) (c *command, status int) {
 		fmt.Fprintln(stderr, refused)
 		return nil, refused.ExitStatus()
 	case err != nil:
-		return fail(err)
+		wrong = append(wrong, err.Error())
+		return fail()
 	}
 	c.configure()
 	return c, -1
+}
+
+// take sets the arguments that are not SGLang's, from the environment and the command line, and returns what is wrong with them.
+func (c *command) take(fs *flag.FlagSet, own []string) (wrong []string) {
+	bad := func(arg, format string, args ...any) {
+		wrong = append(wrong, "argument "+arg+": "+fmt.Sprintf(format, args...))
+	}
+	set := func(name, v, arg string) {
+		if err := fs.Set(name, v); err != nil {
+			bad(arg, "invalid value %q: %s", v, strings.TrimPrefix(err.Error(), "sglang-sim: "))
+		}
+	}
+	fs.VisitAll(func(f *flag.Flag) {
+		key := "SGLANG_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := os.LookupEnv(key); ok && v != "" {
+			set(f.Name, v, fmt.Sprintf("--%s (%s in the environment)", f.Name, key))
+		}
+	})
+	for _, env := range os.Environ() {
+		name, _, _ := strings.Cut(env, "=")
+		if own, ok := strings.CutPrefix(name, "SGLANG_SIM_"); ok && fs.Lookup("sim-"+strings.ToLower(strings.ReplaceAll(own, "_", "-"))) == nil {
+			wrong = append(wrong, "unrecognized arguments: "+name+" in the environment: want the name of an argument --sim-")
+		}
+	}
+	for _, a := range own {
+		arg, v, valued := strings.Cut(a, "=")
+		switch name := strings.TrimPrefix(arg, "--"); {
+		case fs.Lookup(name) == nil:
+			wrong = append(wrong, "unrecognized arguments: "+arg)
+		case !valued:
+			bad(arg, "expected one argument")
+		default:
+			set(name, v, arg)
+		}
+	}
+	if !(c.waits > 0 && c.waits <= 1000) {
+		bad("--sim-waits", "want a number above 0 and at most 1000, not %v", c.waits)
+	}
+	if c.startup < 0 {
+		bad("--sim-startup", "want a duration that is not negative, not %v", c.startup)
+	}
+	var err error
+	if c.table, err = sglargs.For(c.version); err != nil {
+		bad("--sim-version", "%v", err)
+	}
+	return wrong
 }
 
 // split takes the arguments that begin with --sim- out of the command line; each has a value.
@@ -297,14 +328,26 @@ func (c *command) configure() {
 
 // reported are the arguments that /server_info shows as given beside those of the server's configuration.
 func (c *command) reported() map[string]any {
-	out := map[string]any{}
+	out := map[string]any{"load_format": c.str("load_format")}
 	config := c.config.Settings()
 	for field, v := range c.args.Given {
-		if _, has := config[field]; !has && field != "model_path" {
+		if _, has := config[field]; !has {
 			out[field] = v
 		}
 	}
 	return out
+}
+
+// ineffective are the flags that were given and are not simulated: those without any effect, and those of which the server's
+// label says so.
+func (c *command) ineffective(labelled []string) []string {
+	flags := slices.Clone(c.unhonoured)
+	for _, field := range labelled {
+		if a, ok := c.table.Lookup(field); ok && !slices.Contains(flags, a.Flag()) {
+			flags = append(flags, a.Flag())
+		}
+	}
+	return flags
 }
 
 func (c *command) str(field string) string              { s, _ := c.args.Value(field).(string); return s }

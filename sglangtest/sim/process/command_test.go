@@ -118,16 +118,26 @@ func TestOwnFlags(t *testing.T) {
 	require.Equal(t, "0.5.18", c.version)
 	require.Equal(t, v18, c.release)
 	require.Len(t, c.faults, 3)
-	for args, want := range map[string]string{"--sim-waits 0": "--sim-waits must be above 0", "--sim-nope 1": "flag provided but not defined", "--sim-fault no": "no fault is called",
-		"--sim-version 0.2.0": "too old", "--sim-profile x": "no profile is called", "--sim-startup -1s": "not negative"} {
+	for args, want := range map[string]string{
+		"--sim-waits 0": "argument --sim-waits: want a number above 0 and at most 1000, not 0\n", "--sim-waits x": `argument --sim-waits: invalid value "x": parse error` + "\n",
+		"--sim-nope 1": "unrecognized arguments: --sim-nope\n", "--sim-fault no": `argument --sim-fault: invalid value "no": no fault is called "no": see --help` + "\n",
+		"--sim-version 0.2.0": "argument --sim-version: ", "--sim-profile x": `argument --sim-profile: invalid value "x": sim: no profile is called`,
+		"--sim-startup -1s": "argument --sim-startup: want a duration that is not negative", "--sim-seed": "argument --sim-seed: invalid value \"--model\"",
+	} {
 		_, status, _, stderr := parsed(append(strings.Fields(args), "--model", "m")...)
 		require.Equal(t, 2, status)
-		require.Contains(t, stderr, want)
+		require.Regexp(t, "^usage: sglang-sim ", stderr)
+		require.Contains(t, stderr, "sglang-sim: error: "+want)
 	}
+	_, status, _, stderr = parsed("--model", "m", "--sim-seed")
+	require.Equal(t, 2, status)
+	require.Contains(t, stderr, "sglang-sim: error: argument --sim-seed: expected one argument\n")
 	t.Setenv("SGLANG_SIM_FUALT", "crash")
+	t.Setenv("SGLANG_SIM_FAULT", "no-such")
 	_, status, _, stderr = parsed("--model", "m")
 	require.Equal(t, 2, status)
-	require.Contains(t, stderr, "SGLANG_SIM_FUALT is set: want the name of an argument --sim-")
+	require.Contains(t, stderr, "sglang-sim: error: unrecognized arguments: SGLANG_SIM_FUALT in the environment: want the name of an argument --sim-\n")
+	require.Contains(t, stderr, `sglang-sim: error: argument --sim-fault (SGLANG_SIM_FAULT in the environment): invalid value "no-such": no fault is called "no-such": see --help`)
 }
 
 // What the simulation does not have is accepted and reported, of arguments as of values; help lists what has an effect.
@@ -138,7 +148,7 @@ func TestWhatIsSimulated(t *testing.T) {
 	require.Equal(t, server.Config{TokenizerPath: "llama", ServedModelName: "llama", Host: "127.0.0.1", Port: 30000, MaxRunningRequests: 8, SchedulePolicy: "lpm",
 		APIKey: "None", Args: server.Args{"page_size": 16}}, c.config)
 	require.ElementsMatch(t, []string{"--enable-dp-attention", "--radix-eviction-policy", "--max-queued-requests"}, c.unhonoured)
-	require.Equal(t, map[string]any{"tp_size": 2, "enable_dp_attention": true, "radix_eviction_policy": "tlru", "max_queued_requests": 0}, c.reported())
+	require.Equal(t, map[string]any{"model_path": "llama", "load_format": "auto", "tp_size": 2, "enable_dp_attention": true, "radix_eviction_policy": "tlru", "max_queued_requests": 0}, c.reported())
 
 	c, status, _, stderr = parsed("serve", "llama", "--dp", "2", "--load-balance-method", "total_requests")
 	require.Equal(t, -1, status, stderr)

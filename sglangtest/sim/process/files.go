@@ -5,7 +5,6 @@ package process
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -93,17 +92,6 @@ func (f *files) end() error {
 		return os.RemoveAll(f.metrics)
 	}
 	return nil
-}
-
-// removeAll leaves nothing behind.
-func (f *files) removeAll() error {
-	errs := []error{f.end()}
-	for _, name := range append(f.ipc, f.snapshot) {
-		if err := os.Remove(name); name != "" && err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // tempName is a name of Python's tempfile: "tmp" and eight of 37 characters.

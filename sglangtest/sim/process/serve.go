@@ -66,11 +66,7 @@ func newServer(c *command) *mainProc {
 	}
 	p.kids.exits = make(chan *proc, 16)
 	p.files.tmp, p.files.shmDir, p.files.instance = os.TempDir(), c.shm, c.id
-	fraction := "0.88"
-	if f := c.float("mem_fraction_static"); f > 0 {
-		fraction = repr(f)
-	}
-	p.fill = strings.NewReplacer("{site}", sitePackages, "{lib}", "/usr/lib/python3.12", "{model}", c.model, "{mem_fraction}", fraction,
+	p.fill = strings.NewReplacer("{site}", sitePackages, "{lib}", "/usr/lib/python3.12", "{model}", c.model, "{mem_fraction}", repr(c.resolved("mem_fraction_static")),
 		"{free}", "Available tokens: 0 (available_size=0 + evictable_size=0)\n")
 	return p
 }
@@ -93,11 +89,7 @@ func (p *mainProc) run() int {
 // leave is what a process that ends by returning does. Real files of SGLang stay, but for one folder.
 func (p *mainProc) leave() {
 	p.kids.kill()
-	end := p.files.end
-	if !p.command.files {
-		end = p.files.removeAll
-	}
-	if err := end(); err != nil {
+	if err := p.files.end(); err != nil {
 		p.log.raw("sglang-sim: " + err.Error() + "\n")
 	}
 	p.log.close()
@@ -108,9 +100,6 @@ func (p *mainProc) leave() {
 func (p *mainProc) killTree() {
 	p.log.logf(info, "kill_process_tree called: parent_pid=%d, include_parent=True, pid=%[1]d", os.Getpid())
 	p.kids.kill()
-	if !p.command.files {
-		_ = p.files.removeAll() // there is nobody to tell
-	}
 	p.log.flush()
 	p.access.flush()
 	killSelf()
@@ -141,8 +130,8 @@ func (p *mainProc) start() error {
 	label := p.sim.Simulation()
 	p.log.logf(info, "sglang-sim: simulated by profile %s, %s; known error: %s; memory sizes in these lines are those of a recorded start on an H100",
 		label.Profile, label.Calibrated, label.KnownError)
-	if p.unhonoured != nil {
-		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(p.unhonoured, " "))
+	if flags := p.ineffective(p.sim.Unsimulated()); len(flags) > 0 {
+		p.log.logf(warning, "sglang-sim: accepted but not simulated: %s", strings.Join(flags, " "))
 	}
 	for _, w := range p.args.Warnings {
 		p.log.logf(warning, "%s", w)
@@ -231,14 +220,18 @@ func (p *mainProc) build() error {
 	return err
 }
 
-// spawn starts the processes of the tree and makes the files.
+// spawn starts the processes of the tree and makes the files, unless there shall be none.
 func (p *mainProc) spawn() error {
-	errs := []error{p.files.ipcFiles()}
-	if p.set("enable_metrics") {
-		errs = append(errs, p.files.metricsDir())
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+	socket := ""
+	if p.command.files {
+		errs := []error{p.files.ipcFiles()}
+		if p.set("enable_metrics") {
+			errs = append(errs, p.files.metricsDir())
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		socket = p.files.ipc[2]
 	}
 	var ranks []job
 	for d := range p.dp() {
@@ -255,7 +248,7 @@ func (p *mainProc) spawn() error {
 	if f := p.asks(setting); f != nil {
 		orphan = f.name == "orphan-detokenizer"
 	}
-	ranks = append(ranks, job{Title: "sglang::detokenizer", Name: "detokenizer", Socket: p.files.ipc[2], Orphan: orphan})
+	ranks = append(ranks, job{Title: "sglang::detokenizer", Name: "detokenizer", Socket: socket, Orphan: orphan})
 	return p.kids.spawn(ranks)
 }
 

@@ -3,6 +3,7 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,6 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
+	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
 // unlike are the recorded lines of a start that the simulation does not print: what a Python package says of the machine.
@@ -215,7 +218,7 @@ func TestSchedulerArguments(t *testing.T) {
 	t.Parallel()
 	c := start(t, "--schedule-policy", "lpm", "--page-size", "4", "--max-running-requests", "1", "--load-snapshot-publish-interval", "1", "--quantization", "fp8").ready()
 	text := c.stderr()
-	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "accepted but not simulated: --quantization\n"} {
+	for _, want := range []string{"'schedule_policy': 'lpm'", "'page_size': 4", "'mem_fraction_static': 0.83", "'sampling_backend': 'pytorch'", "'load_format': 'auto'", "accepted but not simulated: --quantization --model-path\n"} {
 		require.Contains(t, text, want)
 	}
 	get := func(path string) string {
@@ -228,6 +231,11 @@ func TestSchedulerArguments(t *testing.T) {
 		return fmt.Sprint(string(b), err)
 	}
 	require.Regexp(t, `"page_size":4,.*"schedule_policy":"lpm",|"schedule_policy":"lpm",.*"page_size":4,`, get("/server_info"))
+
+	for _, path := range []string{"/server_info", "/model_info", "/get_model_info"} {
+		require.Regexp(t, `"model_path":"llama",.*"load_format":"auto"`, get(path))
+	}
+	require.Regexp(t, `"mem_fraction_static":0.83,.*"sampling_backend":"pytorch"`, get("/server_info"))
 
 	const request = `{"rid":%q,"input_ids":[%s],"sampling_params":{"max_new_tokens":%d,"ignore_eos":true}}`
 	const shared = "1,2,3,4,5,6,7,8"
@@ -247,6 +255,22 @@ func TestSchedulerArguments(t *testing.T) {
 	ask("prefix", shared+",8,8,8", 1, 2)
 	c.post("/abort_request", `{"rid":"long"}`)
 	require.Equal(t, []string{"long", "prefix", "first"}, []string{<-ended, <-ended, <-ended})
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
+}
+
+// Who attaches to the server with what it was started with is at the right one.
+func TestAttach(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--mem-fraction-static", "0.7").ready()
+	m, err := server.NewServerManager(server.Attach(c.url("")))
+	require.NoError(t, err)
+	_, err = m.Launch(t.Context(), server.Config{ModelPath: "llama", MemFractionStatic: 0.7})
+	require.NoError(t, err)
+	_, err = m.Launch(t.Context(), server.Config{ModelPath: sim.H100Llama8B().ModelPath})
+	require.ErrorContains(t, err, "llama")
+	require.NoError(t, m.StopAll(context.Background()))
+	http.DefaultClient.CloseIdleConnections()
 	c.signal(syscall.SIGTERM)
 	require.Equal(t, 0, c.wait())
 }

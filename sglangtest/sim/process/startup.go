@@ -95,6 +95,17 @@ func bar(label string, n, total int, elapsed time.Duration, own bool) string {
 	return fmt.Sprintf("\r%s%3.0f%%%s %d/%d [%s<%s, %s]", label, 100*float64(n)/float64(total), middle, n, total, clock(elapsed), left, speed)
 }
 
+// onGPU is what a server with a GPU makes of arguments that were not given, as recorded on the H100 and as /server_info has it.
+var onGPU = map[string]any{"mem_fraction_static": 0.83, "attention_backend": "fa3", "sampling_backend": "pytorch"}
+
+// resolved is the value of an argument as given, or else as SGLang resolves it, or else the default.
+func (c *command) resolved(field string) any {
+	if v := c.args.Value(field); v != nil || c.device() != "cuda" {
+		return v
+	}
+	return onGPU[field]
+}
+
 // serverArgs is the line "server_args=": all fields with their values, as the version writes it.
 func (c *command) serverArgs(ec sim.EngineConfig) string {
 	resolved := map[string]any{"tokenizer_path": c.config.TokenizerPath, "served_model_name": c.config.ServedModelName,
@@ -106,7 +117,7 @@ func (c *command) serverArgs(ec sim.EngineConfig) string {
 			continue
 		}
 		seen[a.Field] = true
-		v := c.args.Value(a.Field)
+		v := c.resolved(a.Field)
 		if r, ok := resolved[a.Field]; ok {
 			v = r
 		}
@@ -242,8 +253,10 @@ func (p *mainProc) load() error {
 	p.say("Tree cache initialized: source=default impl=%s hybrid_swa=False hybrid_ssm=False %s", cache, [...]string{
 		"hierarchical=False streaming_wrapped=False", "hicache_attached=False streaming_wrapped=False",
 		"hicache_attached=False streaming_wrapped=False", "hicache_attached=False"}[p.release])
-	if err := p.files.loadSnapshot(p.dp()); err != nil {
-		return err
+	if p.command.files {
+		if err := p.files.loadSnapshot(p.dp()); err != nil {
+			return err
+		}
 	}
 	if p.release >= v18 {
 		p.log.logf(info, "Engine startup timings (s): load_weight=%.2f, kv_cache_allocation=%.2f, scheduler_e2e=%.2f, cuda_graph={prefill=%.2f, decode=%.2f, "+

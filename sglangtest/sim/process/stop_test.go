@@ -189,11 +189,13 @@ func TestSIGKILL(t *testing.T) {
 	require.Equal(t, killed, c.left())
 }
 
+// There is no file at any time, so that none is left by SIGKILL.
 func TestNoFiles(t *testing.T) {
 	t.Parallel()
 	c := start(t, "--enable-metrics", "--sim-files=false").ready()
-	c.signal(syscall.SIGTERM)
-	require.Equal(t, 0, c.wait())
+	require.Empty(t, c.left())
+	c.signal(syscall.SIGKILL)
+	require.Equal(t, -9, c.wait())
 	require.Empty(t, c.left())
 }
 
