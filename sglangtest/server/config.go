@@ -84,11 +84,7 @@ func (a *Args) UnmarshalJSON(data []byte) error {
 		*a = nil
 		return nil
 	}
-	doc, err := jsondoc.Parse(data)
-	if err != nil {
-		return err
-	}
-	if err := together(doc.Twice()); err != nil {
+	if _, err := parseDistinct(data); err != nil {
 		return err
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
@@ -128,11 +124,8 @@ func (c *Config) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {
 		return nil
 	}
-	doc, err := jsondoc.Parse(data)
+	doc, err := parseDistinct(data)
 	if err != nil {
-		return err
-	}
-	if err := together(doc.Twice()); err != nil {
 		return err
 	}
 	var read Config
@@ -141,6 +134,15 @@ func (c *Config) UnmarshalJSON(data []byte) error {
 	}
 	*c = read
 	return nil
+}
+
+// parseDistinct parses an object in which no key stands twice.
+func parseDistinct(data []byte) (*jsondoc.Doc, error) {
+	doc, err := jsondoc.Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	return doc, together(doc.Twice())
 }
 
 func unknownKey(key string, known []string) error {
