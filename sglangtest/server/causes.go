@@ -16,7 +16,10 @@ const (
 	CauseNoKV          Cause = "no room for the KV cache"
 	CauseUnbalanced    Cause = "GPU in use by another process"
 	CauseKVRun         Cause = "KV cache or request slots ran out while serving"
+	CauseSharedMemory  Cause = "shared memory full"
+	CauseNCCL          Cause = "NCCL failed"
 	CauseGraphs        Cause = "graph capture failed"
+	CauseInternalPort  Cause = "internal port in use"
 	CausePortInUse     Cause = "port in use"
 	CauseModel         Cause = "model not found"
 	CauseGated         Cause = "access to the model refused"
@@ -28,6 +31,7 @@ const (
 	CauseVersion       Cause = "versions do not fit together"
 	CauseWatchdog      Cause = "watchdog time-out"
 	CauseKilled        Cause = "killed from outside"
+	CauseSignal        Cause = "ended below Python"
 	CauseSchedulerDied Cause = "scheduler died"
 	CauseUnknown       Cause = "unknown cause"
 )
@@ -38,7 +42,7 @@ type causeRule struct {
 	Cause   Cause
 	texts   []string
 	also    func(evidence) bool               // what must hold as well; nil: nothing
-	instead func(evidence) bool               // what shows it without any of the texts; nil: nothing does
+	instead func(evidence) ([]string, bool)   // what shows it without any of the texts, and the lines; nil: nothing does
 	advice  func(evidence, []string) []string // given the lines that were found
 }
 
@@ -51,7 +55,10 @@ func (k causeRule) recognise(e evidence) ([]string, bool) {
 		lines = append(lines[:1], append(e.diedOf(), lines[1:]...)...) // what it died of, before what followed
 		lines = lines[:min(len(lines), shownLines)]
 	}
-	return lines, len(lines) > 0 || k.instead != nil && k.instead(e)
+	if len(lines) == 0 && k.instead != nil {
+		return k.instead(e)
+	}
+	return lines, len(lines) > 0
 }
 
 // diedOf is the exception that the first traceback in the log ends with; nil if there is none.
@@ -93,6 +100,7 @@ func others(lines []string) []string {
 // causes is the one table of causes: the first one that is recognised is the diagnosis, so what causes comes before
 // what follows from it.
 var causes = []causeRule{
+	{CauseInternalPort, internalPortTexts, func(e evidence) bool { return e.unbound() && e.internalPort() }, nil, internalPortAdvice},
 	{CausePortInUse, []string{"error while attempting to bind on address", "address already in use", "Address already in use"}, evidence.unbound, nil,
 		say("choose another port, or 0 for a free one; the one that answers on this port is another server")},
 	{CauseArgument, []string{"error: unrecognized arguments", "error: ambiguous option", "error: the following arguments are required"}, evidence.loading, nil,
@@ -113,6 +121,10 @@ var causes = []causeRule{
 		func(e evidence, lines []string) []string {
 			return append(append(others(lines), e.memory()...), "capture fewer graphs: cuda-graph-max-bs-decode")
 		}},
+	{CauseSharedMemory, []string{"unable to open shared memory object", "unable to mmap", "insufficient shared memory", "Error while creating shared memory segment",
+		"unable to write to file </torch_"}, nil, evidence.sharedMemory,
+		say("give /dev/shm more room or empty it (df -h /dev/shm); in a container: docker --shm-size 32g, or --ipc=host")},
+	{CauseNCCL, ncclTexts, func(e evidence) bool { return e.raised() || len(e.find(nativeEnd...)) > 0 }, nil, ncclAdvice},
 	{CauseGraphs, []string{"Capture cuda graph failed", "CUDA graph failed"}, nil, nil,
 		func(e evidence, _ []string) []string {
 			return append([]string{"see the exception above these lines; if it is about memory: " + e.memory()[1]},
@@ -152,8 +164,14 @@ var causes = []causeRule{
 		say("check that the server sees its GPUs (gpus, CUDA_VISIBLE_DEVICES, nvidia-smi) and that driver and SGLang support them")},
 	{CausePackage, []string{"ModuleNotFoundError: No module named", "with minimum required version", "No module named sglang"}, evidence.early, nil,
 		say("install the package into the server's Python environment", "give the right interpreter with WithCommand")},
+	{CauseSignal, nil, nil, evidence.bySignal, signalAdvice},
 	{CauseKilled, []string{"died during initialization (exit code: -9)", "crashed with exit code -9"}, nil, evidence.killed,
 		say("look whether the kernel ran out of memory (dmesg -T | grep -i oom), and leave more memory to the host", "look who else sent SIGKILL: a job limit, or somebody")},
 	{CauseSchedulerDied, []string{"hit an exception: ", "died during initialization", "crashed with exit code", "Initialization failed"}, nil, nil,
-		say("read the traceback of that exception in the log")},
+		func(e evidence, _ []string) []string {
+			if e.raised() || len(e.find("Traceback (most recent call last)")) > 0 {
+				return []string{"read the traceback of that exception in the log"}
+			}
+			return []string{"the log has no traceback of it: read the lines before its end, and look at the kernel's log (dmesg -T)"}
+		}},
 }

@@ -107,8 +107,8 @@ type evidence struct {
 }
 
 // fatal are texts of lines after which SGLang ends, whatever comes. What was written before the first of them is not the
-// cause: a server that has served for hours has warned of much.
-var fatal = []string{exception, "watchdog timeout (", "crashed with exit code", "died during initialization"}
+// cause: a server that has served for hours has warned of much. But the lines of libraries directly before it belong to it.
+var fatal = append([]string{exception, "watchdog timeout (", "crashed with exit code", "died during initialization"}, nativeEnd...)
 
 // exception is in the line with which a scheduler, or another child, ends.
 const exception = " hit an exception: "
@@ -123,10 +123,23 @@ func containsAny(line string, texts []string) bool {
 	return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(line, text) })
 }
 
-// fromFatal returns the log from the first line after which SGLang ends, or all of it.
+// nativeBefore is how many lines before the first fatal one can belong to it.
+const nativeBefore = 50
+
+// fromFatal returns the log from the first line after which SGLang ends, or all of it. It begins with the lines before that one
+// that libraries wrote of it, which have no time stamp of SGLang's.
 func fromFatal(log []string) []string {
 	i := slices.IndexFunc(log, isFatal)
-	return log[max(i, 0):]
+	if i < 0 {
+		return log
+	}
+	first := i
+	for at := i - 1; at >= max(0, i-nativeBefore) && !stamp.MatchString(log[at]); at-- {
+		if containsAny(log[at], nativeLines) || containsAny(log[at], ncclTexts) {
+			first = at
+		}
+	}
+	return log[first:]
 }
 
 // find returns the last lines that contain one of the texts, without repetitions.
@@ -172,8 +185,8 @@ func (e evidence) early() bool { return e.startup.at < 2 || e.raised() }
 
 // killed reports whether SIGKILL from outside ended the main process: SGLang says so beforehand when it kills itself
 // (utils/common.py, kill_process_tree).
-func (e evidence) killed() bool {
-	return (e.exit.Signal == syscall.SIGKILL || e.exit.Code == 128+int(syscall.SIGKILL)) && len(e.find("include_parent=True")) == 0
+func (e evidence) killed() ([]string, bool) {
+	return nil, (e.exit.Signal == syscall.SIGKILL || e.exit.Code == 128+int(syscall.SIGKILL)) && len(e.find("include_parent=True")) == 0
 }
 
 // memory returns what to lower if memory runs out: the running limit, the memory fraction and the chunk size, in

@@ -68,12 +68,12 @@ func TestDiagnoseRecordedFailures(t *testing.T) {
 	}
 }
 
-// A port clash is one error whenever it shows. Other ports of the engine than its own are not taken for it.
+// A port clash is one error whenever it shows.
 func TestDiagnosePortInUse(t *testing.T) {
 	cfg := Config{Port: 31007}
 	for line, want := range map[string]string{
 		"ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 31007): address already in use": "127.0.0.1:31007",
-		"torch.distributed.DistNetworkError: The server socket has failed to listen. Address already in use":          "",
+		"OSError: [Errno 98] Address already in use":                                                                  "",
 	} {
 		failure := Diagnose([]string{line}, Exit{Code: 3}, cfg)
 		require.Equal(t, CausePortInUse, failure.Cause)
@@ -84,6 +84,93 @@ func TestDiagnosePortInUse(t *testing.T) {
 		require.Equal(t, 1, strings.Count(failure.Error(), line))
 	}
 	require.NotErrorAs(t, Diagnose([]string{"error: unrecognized arguments: --x"}, Exit{Code: 2}, cfg), new(*PortInUseError))
+}
+
+// Failures of the public reports: what is named, what is shown, what is advised, and what would mislead.
+func TestDiagnoseReportedFailures(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		exit   Exit
+		cause  Cause
+		line   string // shown
+		advice string // in the first advice
+		not    string // in no advice
+	}{
+		{"16-internal-port", Exit{Code: 137}, CauseInternalPort, "port: 18121", "port 18121 is the one on which the ranks meet", "choose another port, or 0"},
+		{"17-nccl", Exit{Code: 137}, CauseNCCL, "NCCL error: unhandled system error", "NCCL_DEBUG=INFO", "traceback"},
+		{"18-shm-sigbus", Exit{Code: 137}, CauseSignal, "Fatal Python error: Bus error", "/dev/shm", "traceback"},
+		{"19-graph-peer-timeout", Exit{Code: 137}, CauseGraphs, "Timed out waiting 1800000ms", "see the exception above", ""},
+		{"20-nccl-watchdog", Exit{Code: 137}, CauseNCCL, "Watchdog caught collective operation timeout", "find the rank that did not come", "traceback"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			data, err := os.ReadFile(refdata.Path(t, "cases/"+c.name+"/log.txt"))
+			require.NoError(t, err)
+			f := Diagnose(strings.Split(string(data), "\n"), c.exit, Config{Port: 30000})
+			require.Equal(t, c.cause, f.Cause, f)
+			require.Contains(t, strings.Join(f.Lines, "\n"), c.line)
+			require.Contains(t, f.Advice[0], c.advice)
+			if c.not != "" {
+				require.NotContains(t, strings.Join(f.Advice, "\n"), c.not)
+			}
+			require.NotErrorAs(t, f, new(*PortInUseError), "another HTTP port would not help")
+		})
+	}
+}
+
+// The port that was taken is named with what uses it and the argument that moves it.
+func TestDiagnoseInternalPorts(t *testing.T) {
+	args := func(more string) string {
+		return "[2026-11-20 10:00:00] server_args=ServerArgs(model_path='m', port=30000, " + more + ")\n"
+	}
+	store := "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: %, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
+	zmq := "zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:%')"
+	for _, c := range []struct{ args, line, port, want string }{
+		{"nccl_port=28000", store, "28000", "port 28000 is nccl_port"},
+		{"nccl_port=None", store, "18121", "port 18121 is the one on which the ranks meet"},
+		{"dist_init_addr='10.0.0.1:5000', nccl_port=None", store, "5000", "belongs to dist_init_addr, which takes 5000"},
+		{"dist_init_addr='10.0.0.1:5000', nccl_port=None", zmq, "5003", "belongs to dist_init_addr"},
+		{"enable_dp_attention=True, dp_size=2", zmq, "30235", "derives from the HTTP port 30000, from 30233 on"},
+		{"enable_dp_attention=True, dp_size=2", "ValueError: detokenizer_port at % is not available in 30 seconds. x", "30235", "derives from the HTTP port 30000"},
+		{"disaggregation_bootstrap_port=8998", "OSError: [Errno 98] error while attempting to bind: ZMQError: Address already in use ('0.0.0.0', %)", "8998", "disaggregation_bootstrap_port"},
+		{"dp_size=1", "zmq.error.ZMQError: Address already in use", "", "an internal port"},
+	} {
+		f := Diagnose(strings.Split(args(c.args)+strings.ReplaceAll(c.line, "%", c.port), "\n"), Exit{Code: 1}, Config{Port: 30000})
+		require.Equal(t, CauseInternalPort, f.Cause, f)
+		require.Contains(t, f.Advice[0], c.want)
+	}
+	// The HTTP server's own port, whoever finds it taken.
+	f := Diagnose(strings.Split(args("dp_size=1")+strings.ReplaceAll(zmq, "%", "30000"), "\n"), Exit{Code: 1}, Config{Port: 30000})
+	require.Equal(t, CausePortInUse, f.Cause)
+}
+
+// A process that ends below Python leaves no traceback: its signal is named, and the lines before its end are shown.
+func TestDiagnoseSignals(t *testing.T) {
+	start := "[2026-11-20 10:00:50] Load weight begin. avail mem=60 GB\n"
+	for _, c := range []struct {
+		log    string
+		exit   Exit
+		cause  Cause
+		line   string
+		advice string
+	}{
+		{start + "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n[2026-11-20 10:01:00] RuntimeError: Rank 0 scheduler died during initialization (exit code: -11). Please check", Exit{Code: 1}, CauseSignal, "Segmentation fault", "SIGSEGV"},
+		{start + "python: alloc.cpp:11: void f(): Assertion `p' failed.\n[2026-11-20 10:01:00] Subprocess scheduler_0 (pid=2) crashed with exit code -6. Triggering", Exit{Code: 137}, CauseSignal, "Assertion `p' failed", "SIGABRT"},
+		{start + "[2026-11-20 10:01:00] Subprocess scheduler_0 (pid=2) crashed with exit code 135. Triggering", Exit{Code: 137}, CauseSignal, "exit code 135", "/dev/shm"},
+		{start + "[2026-11-20 10:01:00] Subprocess scheduler_0 (pid=2) crashed with exit code -4. Triggering", Exit{Code: 137}, CauseSignal, "exit code -4", "SIGILL"},
+		{start, Exit{Code: -1, Signal: syscall.SIGBUS}, CauseSignal, "", "/dev/shm"},
+		{start + "[2026-11-20 10:01:00] Subprocess scheduler_0 (pid=2) crashed with exit code 3. Triggering\nkill_process_tree called: parent_pid=1, include_parent=True, pid=1", Exit{Code: 137}, CauseSchedulerDied, "exit code 3", "no traceback"},
+		{start + "OSError: [Errno 28] No space left on device: '/dev/shm/psm_1'\n", Exit{Code: 1}, CauseSharedMemory, "No space left", "/dev/shm"},
+		{start + "OSError: [Errno 28] No space left on device: '/root/.cache/x'\n", Exit{Code: 1}, CauseUnknown, "", ""},
+		{start + "[2026-11-20 10:01:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\ntorch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 217 'peer access is not supported between these two devices'", Exit{Code: 137}, CauseNCCL, "peer access", "NCCL_P2P_DISABLE=1"},
+		{start + "[2026-11-20 10:01:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\nRuntimeError: NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)", Exit{Code: 137}, CauseNCCL, "invalid usage", "a GPU of its own"},
+		// A warning of hours ago is no cause.
+		{start + "NCCL WARN Call to ibv_reg_mr failed\n[2026-11-20 10:00:51] The server is fired up and ready to roll!\n[2026-11-20 11:00:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\nZeroDivisionError: x", Exit{Code: 1}, CauseSchedulerDied, "ZeroDivisionError", "traceback"},
+	} {
+		f := Diagnose(strings.Split(c.log, "\n"), c.exit, Config{})
+		require.Equal(t, c.cause, f.Cause, f)
+		require.Contains(t, strings.Join(f.Lines, "\n"), c.line)
+		require.Contains(t, f.Advice[0], c.advice)
+	}
 }
 
 // A log of a good run has no failure in it: what SGLang warns of is not taken for one.
@@ -130,7 +217,7 @@ func TestDiagnoseTexts(t *testing.T) {
 		"RuntimeError: Rank 0 scheduler died during initialization (exit code: -9). If exit code is -9 (SIGKILL)":       CauseKilled,
 		"RuntimeError: Rank 0 scheduler died during initialization (exit code: 1).":                                     CauseSchedulerDied,
 		serving + exception + "TypeError: '>=' not supported between instances of 'str' and 'int'":                      CauseSchedulerDied,
-		serving + "[2026-11-24 17:14:53] Subprocess scheduler_0 (pid=7) crashed with exit code -11. Triggering SIGQUIT": CauseSchedulerDied,
+		serving + "[2026-11-24 17:14:53] Subprocess scheduler_0 (pid=7) crashed with exit code -11. Triggering SIGQUIT": CauseSignal,
 		"Ignore import error when loading sglang.srt.models.x: ImportError: cannot import name 'y'\nsomething else":     CauseUnknown,
 		// Texts in older lines show nothing.
 		"[W socket.cpp:200] Address already in use\n" + exception + "torch.OutOfMemoryError: CUDA out of memory.":                      CauseOOMLoad,

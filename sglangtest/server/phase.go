@@ -127,16 +127,28 @@ func (s *startup) end(at time.Time) *Phase {
 // last returns the phase that the server is in.
 func (s *startup) last() Phase { return s.phases[len(s.phases)-1] }
 
-// settings are values in force that decide what fits into memory; 0 if not known.
+// settings are values in force that decide what fits into memory, and which ports are used; 0 if not known.
 type settings struct {
 	maxRunning, chunk float64
 	fraction          float64
+
+	port, ncclPort, bootstrapPort int
+	distInit                      int // port of dist_init_addr
+	dpSize                        int
+	dpAttention                   bool
 }
 
 var (
 	fractionSetting = regexp.MustCompile(`\bmem_fraction_static'?[=:] ?([0-9.]+)`)
 	chunkSetting    = regexp.MustCompile(`\bchunked_prefill_size'?[=:] ?(-?[0-9]+)`)
 	runningSetting  = regexp.MustCompile(`\bmax_running_requests'?[=:] ?([0-9]+)`)
+
+	portSetting        = regexp.MustCompile(`\bport'?[=:] ?([0-9]+)`)
+	ncclPortSetting    = regexp.MustCompile(`\bnccl_port'?[=:] ?([0-9]+)`)
+	bootstrapSetting   = regexp.MustCompile(`\bdisaggregation_bootstrap_port'?[=:] ?([0-9]+)`)
+	distInitSetting    = regexp.MustCompile(`\bdist_init_addr'?[=:] ?'[^']*:([0-9]+)'`)
+	dpSizeSetting      = regexp.MustCompile(`\bdp_size'?[=:] ?([0-9]+)`)
+	dpAttentionSetting = regexp.MustCompile(`\benable_dp_attention'?[=:] ?True`)
 )
 
 // read takes the values from the lines that tell them: "server_args=…" and "max_total_num_tokens=…".
@@ -154,6 +166,13 @@ func (s *settings) read(text string) {
 	take(&s.fraction, fractionSetting)
 	take(&s.chunk, chunkSetting)
 	take(&s.maxRunning, runningSetting)
+	for into, r := range map[*int]*regexp.Regexp{&s.port: portSetting, &s.ncclPort: ncclPortSetting, &s.bootstrapPort: bootstrapSetting,
+		&s.distInit: distInitSetting, &s.dpSize: dpSizeSetting} {
+		if m := r.FindStringSubmatch(text); m != nil {
+			*into, _ = strconv.Atoi(m[1]) // an overlong number reads as a large one
+		}
+	}
+	s.dpAttention = s.dpAttention || dpAttentionSetting.MatchString(text)
 }
 
 // fill takes from cfg what the log did not tell.
@@ -166,5 +185,8 @@ func (s *settings) fill(cfg Config) {
 	}
 	if s.maxRunning == 0 {
 		s.maxRunning = float64(cfg.MaxRunningRequests)
+	}
+	if s.port == 0 {
+		s.port = cfg.Port
 	}
 }
