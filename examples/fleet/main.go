@@ -76,7 +76,7 @@ func main() {
 	s := fleet.Simulation(fleetOf)
 	fmt.Printf("SIMULATED: %d engines, profile %s\n  calibrated on: %s\n  known error: %s\n", *engines, s.Profile, s.Calibrated, s.KnownError)
 	fmt.Printf("%d requests of %s over %v (%.1f/s, %.2f/s for each engine), %d input and %d output tokens in the mean; loads polled every %v\n\n",
-		plan.Requests, plan.Dataset, *duration, plan.RequestedRate, plan.RequestedRate/float64(*engines),
+		plan.Requests, plan.Dataset, *duration, plan.MeanRate, plan.MeanRate/float64(*engines),
 		plan.InputTokens/int64(plan.Requests), plan.OutputTokens/int64(plan.Requests), *poll)
 
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)

@@ -30,7 +30,8 @@ func (a API) path() string {
 
 // A Source yields the requests of a workload. [RequestGenerator] is one.
 type Source interface {
-	// Plan reads the whole workload once, in constant memory, and describes it. Any fault of the workload
+	// Plan reads the whole workload once and describes it. It holds no requests, but may hold the distinct prompts that a
+	// dataset states (up to 256 MiB of them) while it counts their common beginnings. Any fault of the workload
 	// (a malformed row, no rows, an impossible length) is its error, so that a run can fail before it starts.
 	Plan() (Plan, error)
 	// Requests yields the workload from its beginning, in order of Arrival. Each call starts anew and yields
@@ -44,8 +45,15 @@ type Plan struct {
 	Arrivals string `json:"arrivals"` // the arrival process, such as "poisson 8/s"
 	Seed     uint64 `json:"seed"`
 	Requests int    `json:"requests"`
-	// RequestedRate is the arrival process's own rate in requests/s; 0 stands for all at once ("inf").
+	// Passes is how often the dataset was begun. From the second on its rows come again ([WithRepeat]), and the prompts that it
+	// states word for word. Rows is how many it has; 0 if there was only one pass, which may have left some out.
+	Passes int `json:"passes"`
+	Rows   int `json:"rows"`
+	// RequestedRate is the arrival process's own rate in requests/s; 0 if it has none: all at once ("inf"), the dataset's own
+	// times, or a rate that varies.
 	RequestedRate float64 `json:"requested_rate"`
+	// MeanRate is (Requests − 1) / (last − first arrival), in requests/s; 0 if that is not defined, as for all at once.
+	MeanRate float64 `json:"mean_rate"`
 	// LastArrival is the arrival of the last request.
 	LastArrival time.Duration `json:"last_arrival_ns"`
 	// InputTokens and OutputTokens are totals of the lengths that are known beforehand.
@@ -58,6 +66,9 @@ type Plan struct {
 	Messages int `json:"messages"`
 	// UnknownInputs is the number of requests whose input length only the server can know.
 	UnknownInputs int `json:"unknown_inputs"`
+	// Prompts says how much of the prompts a prefix cache can take from earlier ones of this workload; null if that is not
+	// known, for lack of memory or because the source does not count it.
+	Prompts *SharedPrompts `json:"prompts"`
 }
 
 // A Doer carries out one request. [Sender] is one; a user's own client can be another.

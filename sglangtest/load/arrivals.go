@@ -14,8 +14,7 @@ type Arrivals interface {
 	// String describes the process in plans, such as "poisson 8/s".
 	String() string
 	// Rate is the rate that the process is meant to have, in requests/s: +Inf if all requests arrive at once, and
-	// 0 if the process has no single rate of its own, because it follows the rows or varies. The plan then states
-	// (n−1)/(last−first).
+	// 0 if the process has no single rate of its own, because it follows the rows or varies.
 	Rate() float64
 	// Times starts the process anew. The function that it returns is called once for each request, in order:
 	// i counts requests from 0 and row is what the request is made of. It returns the arrival, an offset from the

@@ -39,7 +39,7 @@ func ExampleRequestGenerator_Plan() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("%d requests over %v, %.1f/s, longest %d tokens\n", plan.Requests, plan.LastArrival.Round(time.Second), plan.RequestedRate, plan.LongestTotal)
+	fmt.Printf("%d requests over %v, %.1f/s, longest %d tokens\n", plan.Requests, plan.LastArrival.Round(time.Second), plan.MeanRate, plan.LongestTotal)
 
 	gen, err = load.NewRequestGenerator(load.AzureConversation(), load.WithArrivals(load.Poisson(8)), load.WithLimit(5000))
 	if err != nil {

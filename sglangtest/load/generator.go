@@ -192,7 +192,10 @@ const (
 
 // Requests yields the workload from its beginning, in order of arrival; see [Source]. IDs count from 0. Errors
 // name the file and line, or the dataset and row, at fault.
-func (g *RequestGenerator) Requests() iter.Seq2[Request, error] {
+func (g *RequestGenerator) Requests() iter.Seq2[Request, error] { return g.requests(func(int) {}) }
+
+// requests is Requests. It calls began at the first request of each pass over the dataset.
+func (g *RequestGenerator) requests(began func(pass int)) iter.Seq2[Request, error] {
 	return func(yield func(Request, error) bool) {
 		rng := rand.New(rand.NewPCG(g.seed, datasetStream))
 		next := g.arrivals.Times(rand.New(rand.NewPCG(g.seed, arrivalsStream)))
@@ -237,6 +240,9 @@ func (g *RequestGenerator) Requests() iter.Seq2[Request, error] {
 				if err != nil {
 					failRow(err)
 					return
+				}
+				if rows == 1 {
+					began(pass)
 				}
 				if !yield(r, nil) {
 					return
@@ -401,7 +407,12 @@ func (g *RequestGenerator) Plan() (Plan, error) { return g.plan() }
 func (g *RequestGenerator) makePlan() (Plan, error) {
 	p := Plan{Dataset: g.dataset.Name(), Arrivals: g.arrivals.String(), Seed: g.seed}
 	var first time.Duration
-	for r, err := range g.Requests() {
+	var prompts promptCount
+	for r, err := range g.requests(func(pass int) {
+		if p.Passes = pass; pass == 2 {
+			p.Rows = p.Requests
+		}
+	}) {
 		if err != nil {
 			return Plan{}, err
 		}
@@ -420,13 +431,17 @@ func (g *RequestGenerator) makePlan() (Plan, error) {
 		if len(r.Prompt.Messages) > 0 {
 			p.Messages++
 		}
+		segs := r.Prompt.Segments
+		prompts.add(&r.Prompt, len(segs) == 1 && segs[0] == Segment{Stream: promptStream(g.seed, r.ID), Length: r.InputLen})
 	}
-	switch rate := g.arrivals.Rate(); {
-	case math.IsInf(rate, 1):
-	case rate > 0:
+	if rate := g.arrivals.Rate(); !math.IsInf(rate, 1) {
 		p.RequestedRate = rate
-	case p.LastArrival > first:
-		p.RequestedRate = float64(p.Requests-1) / (p.LastArrival - first).Seconds()
+	}
+	if p.LastArrival > first {
+		p.MeanRate = float64(p.Requests-1) / (p.LastArrival - first).Seconds()
+	}
+	if !prompts.full {
+		p.Prompts = &prompts.sum
 	}
 	return p, nil
 }

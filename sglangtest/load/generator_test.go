@@ -152,19 +152,21 @@ func TestGeneratorPromptsShareNoPrefix(t *testing.T) {
 func TestGeneratorPlan(t *testing.T) {
 	p, err := genNew(t, AzureConversation(), WithArrivals(TraceTimes(2)), WithSeed(9)).Plan()
 	require.NoError(t, err)
-	require.InEpsilon(t, 2*1999/424.259457, p.RequestedRate, 1e-9)
-	p.RequestedRate = 0
+	require.InEpsilon(t, 2*1999/424.259457, p.MeanRate, 1e-9)
+	p.MeanRate = 0
 	// The totals are those of a few lines of Python over the file's columns.
 	require.Equal(t, Plan{Dataset: "azure-conversation", Arrivals: "trace times at speed 2", Seed: 9, Requests: 2000, LastArrival: 212129728500,
-		InputTokens: 2209565, OutputTokens: 529807, LongestInput: 7930, LongestTotal: 7979}, p)
+		Passes: 1, InputTokens: 2209565, OutputTokens: 529807, LongestInput: 7930, LongestTotal: 7979, Prompts: &SharedPrompts{Tokens: 2209565}}, p)
 
 	p, err = genNew(t, genRows{{Prompt: Prompt{Text: "a"}}, {InputLen: 7, OutputLen: 3}}, WithArrivals(AllAtOnce()), WithOutputLen(4)).Plan()
 	require.NoError(t, err)
-	require.Equal(t, Plan{Dataset: "rows", Arrivals: "all at once", Requests: 2, InputTokens: 7, OutputTokens: 8, LongestInput: 7, LongestTotal: 11, UnknownInputs: 1}, p)
+	require.Equal(t, Plan{Dataset: "rows", Arrivals: "all at once", Requests: 2, Passes: 1, InputTokens: 7, OutputTokens: 8, LongestInput: 7, LongestTotal: 11,
+		UnknownInputs: 1, Prompts: &SharedPrompts{Tokens: 7, Bytes: 1}}, p)
 
 	p, err = genNew(t, genTimed(1), WithArrivals(Poisson(2.5))).Plan()
 	require.NoError(t, err)
 	require.Equal(t, 2.5, p.RequestedRate)
+	require.Zero(t, p.MeanRate, "one request")
 }
 
 func TestGeneratorPlanReadsOnce(t *testing.T) {
