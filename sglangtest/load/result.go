@@ -32,8 +32,11 @@ const (
 	OutcomeCancelled Outcome = "cancelled"
 	// OutcomeProtocol: what came back is not the answer of the API that was asked: not JSON, no event stream, no token count.
 	OutcomeProtocol Outcome = "protocol_error"
-	// OutcomeTransport: any other failure below HTTP: name resolution, TLS, no free local port, …
+	// OutcomeTransport: any other failure below HTTP: name resolution, TLS, no route, …
 	OutcomeTransport Outcome = "transport_error"
+	// OutcomeClient: the client's own machine ran out of something: local ports, file descriptors, memory. It says
+	// nothing of the server; Result.Message says what to change.
+	OutcomeClient Outcome = "client_error"
 	// OutcomeRejected: the request was refused on the client's side, before it was sent, by admission control or by a policy.
 	OutcomeRejected Outcome = "rejected"
 )
@@ -41,7 +44,7 @@ const (
 // Outcomes lists every outcome, OutcomeOK first.
 func Outcomes() []Outcome {
 	return []Outcome{OutcomeOK, OutcomeHTTP, OutcomeEngine, OutcomeAbort, OutcomeTimeout, OutcomeTruncated, OutcomeRefused,
-		OutcomeReset, OutcomeCancelled, OutcomeProtocol, OutcomeTransport, OutcomeRejected}
+		OutcomeReset, OutcomeCancelled, OutcomeProtocol, OutcomeTransport, OutcomeClient, OutcomeRejected}
 }
 
 // NotReported stands for a count that the server did not give.

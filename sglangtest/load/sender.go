@@ -321,14 +321,16 @@ type encodedSampling struct {
 	fields []byte
 }
 
-// failed classifies a failure below HTTP. What ended the request's context takes precedence.
+// failed classifies a failure below HTTP. What ended the request's context takes precedence, then what the client's own
+// machine is to blame for.
 func (s *Sender) failed(ctx, rctx context.Context, res *Result, o Outcome, err error) {
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		res.fail(OutcomeCancelled, context.Cause(ctx).Error())
-	case rctx.Err() != nil:
+	} else if rctx.Err() != nil {
 		res.fail(OutcomeTimeout, fmt.Sprintf("no end within %v", s.timeout))
-	default:
+	} else if fault := clientFault(err); fault != "" {
+		res.fail(OutcomeClient, fault)
+	} else {
 		res.fail(o, err.Error())
 	}
 }

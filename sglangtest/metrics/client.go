@@ -5,6 +5,7 @@ import (
 	"iter"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
@@ -75,6 +76,7 @@ func (b *builder) client() {
 	cl.DueRate, cl.ReleaseRate = due.rate(), released.rate()
 
 	add := func(format string, args ...any) { cl.Reasons = append(cl.Reasons, fmt.Sprintf(format, args...)) }
+	b.shortages(add)
 	switch {
 	case len(b.rs) == 0:
 		add("no request was released: nothing was measured")
@@ -108,6 +110,26 @@ func (b *builder) client() {
 	}
 	cl.OK = len(cl.Reasons) == 0
 	b.sum.Client = cl
+}
+
+// shortages adds what the client's own machine ran out of, each kind once.
+func (b *builder) shortages(add func(format string, args ...any)) {
+	counts := map[string]int{}
+	var kinds []string // in the order of their first request
+	first := map[string]string{}
+	for _, r := range b.rs {
+		if r.Outcome != load.OutcomeClient {
+			continue
+		}
+		kind, _, _ := strings.Cut(r.Message, ":") // what follows can differ from request to request
+		if counts[kind]++; counts[kind] == 1 {
+			kinds = append(kinds, kind)
+			first[kind] = r.Message
+		}
+	}
+	for _, kind := range kinds {
+		add("client failed %d of %d requests by itself, which says nothing of the server: %s", counts[kind], b.sum.Requests.Arrived, first[kind])
+	}
 }
 
 // neverDue reports whether the run was cancelled while the request waited for a place: the client did not release it, but

@@ -146,10 +146,10 @@ func (b *builder) sendNote(add func(format string, args ...any)) {
 	}
 }
 
-// deadEnd returns how many requests at the end of the run failed one after the other, other than by its cancellation, and
-// when the first of them arrived.
+// deadEnd returns how many requests at the end of the run failed one after the other, other than by its cancellation or by
+// the client's own fault, and when the first of them arrived.
 func (b *builder) deadEnd() (since time.Duration, n int) {
-	for i := len(b.rs) - 1; i >= 0 && !b.rs[i].OK() && b.rs[i].Outcome != load.OutcomeCancelled; i-- {
+	for i := len(b.rs) - 1; i >= 0 && !b.rs[i].OK() && b.rs[i].Outcome != load.OutcomeCancelled && b.rs[i].Outcome != load.OutcomeClient; i-- {
 		since, n = b.rs[i].Arrival, n+1
 	}
 	return since, n

@@ -1,0 +1,25 @@
+package load
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// readLimits reads the limits as they are.
+func readLimits() (l limits) {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) == nil && r.Cur < 1<<40 {
+		l.files = int(r.Cur)
+	}
+	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
+		l.open = len(open) - 1 // without the folder's own
+	}
+	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		if n, _ := fmt.Sscan(string(text), &l.firstPort, &l.lastPort); n < 2 {
+			l.firstPort, l.lastPort = 0, 0
+		}
+	}
+	return l
+}
