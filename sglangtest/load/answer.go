@@ -1,6 +1,7 @@
 package load
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,12 @@ import (
 // maxBody bounds an answer that is not streamed; with logprobs they reach some megabytes.
 const maxBody = 256 << 20
 
+// maxErrorBody bounds what is read for the message of an answer that is an error. What follows is thrown away.
+const maxErrorBody = 1 << 20
+
+// lingerTime is how long the end of a stream may follow its [DONE]. The connection of one that takes longer is closed.
+const lingerTime = 100 * time.Millisecond
+
 // read reads the answer and fills in everything from Completion on.
 func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *http.Response, res *Result) {
 	res.Status = resp.StatusCode
@@ -27,7 +34,17 @@ func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *
 		s.readStream(ctx, rctx, clock, a, resp.Body, res)
 		return
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	most := int64(maxBody)
+	if resp.StatusCode != http.StatusOK {
+		most = maxErrorBody
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	if err == nil && int64(len(body)) == most {
+		var more int64
+		if more, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody)); resp.StatusCode == http.StatusOK && more > 0 && err == nil {
+			err = fmt.Errorf("the answer is longer than %d MiB", maxBody>>20)
+		}
+	}
 	at := clock.Now()
 	res.complete(at)
 	switch {
@@ -53,13 +70,17 @@ func (s *Sender) parse(data []byte, c *wire.Chunk) bool {
 
 func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 	c := &a.chunk
+	body = wire.TrimMark(body)
 	if !s.parse(body, c) {
 		res.fail(OutcomeProtocol, "the answer is not a JSON object: "+excerpt(body))
 		return
 	}
 	res.counts(c)
 	if s.keepText {
-		res.Text = wire.Unquote(c.Reasoning) + wire.Unquote(c.Text)
+		var text textReader
+		text.keep = true
+		text.add(c)
+		res.Text = text.String()
 	}
 	if c.Failed {
 		res.fail(OutcomeEngine, wire.Unquote(c.Message))
@@ -73,11 +94,12 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 }
 
 // readStream reads an event stream. Each read is stamped when it returns, before anything is parsed.
-func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.Reader, res *Result) {
+func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.ReadCloser, res *Result) {
 	var (
 		ended   bool          // [DONE] was seen
 		counted bool          // the server gave a token count
 		finish  time.Duration // of the event with the finish reason
+		closing *time.Timer
 		text    textReader
 		readErr error
 	)
@@ -85,6 +107,9 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 	a.events.Reset(body)
 	at := clock.Now() // of the last read that returned anything
 	for readErr == nil {
+		if ended && closing == nil {
+			closing = time.AfterFunc(lingerTime, func() { body.Close() }) // fails the read, which waits for nothing more
+		}
 		var n int
 		n, readErr = a.events.Fill()
 		now := clock.Now()
@@ -98,6 +123,10 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 			}
 			if ended {
 				continue // nothing follows [DONE] that anyone defines
+			}
+			data = bytes.TrimSpace(data)
+			if len(data) == 0 || data[0] == ':' {
+				continue // a sign of life, which some gateways put behind "data:"
 			}
 			if string(data) == "[DONE]" {
 				ended = true
@@ -122,22 +151,25 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 			if !output && finish > 0 && (counted || res.Chunks.Len() == 0) {
 				// A token whose text is empty has no event on the chat route: the last one comes with the finish reason,
 				// and only the usage that follows counts it (SGLang 0.5.23, entrypoints/openai/serving_chat.py).
-				output, shown = true, finish
+				output, shown = true, max(finish, res.LastToken) // text may have come after the finish reason
 			}
 			if c.CompletionTokens >= 0 {
 				counted = true
 				tokens = max(c.CompletionTokens-res.OutputTokens, 0)
 				res.OutputTokens = max(c.CompletionTokens, res.OutputTokens)
 			}
-			bytes, ok := text.add(c)
+			if output && res.FirstEvent == 0 {
+				res.FirstEvent = shown
+			}
+			added, ok := text.add(c)
 			if !ok {
 				res.fail(OutcomeProtocol, "an event's text does not begin with the text before it: the server streams "+
 					"increments (--incremental-streaming-output); use WithIncrementalStreaming")
 				res.complete(at)
 				return
 			}
-			if output && (tokens > 0 || bytes > 0) {
-				res.Chunks.Append(Chunk{At: shown, Tokens: tokens, TextBytes: bytes})
+			if output && (tokens > 0 || added > 0) {
+				res.Chunks.Append(Chunk{At: shown, Tokens: tokens, TextBytes: added})
 				if res.FirstToken == 0 {
 					res.FirstToken = shown
 				}
@@ -149,6 +181,9 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 		if readErr == nil {
 			res.Overhead += clock.Now() - now
 		}
+	}
+	if closing != nil && !closing.Stop() && readErr != io.EOF {
+		res.HeldOpen = true
 	}
 	res.complete(at)
 	res.Text = text.String()
@@ -187,14 +222,25 @@ type textReader struct {
 // add takes in a chunk and returns the number of bytes that it added; false if the text is not cumulative after all.
 func (t *textReader) add(c *wire.Chunk) (int, bool) {
 	if !t.cumulative {
-		n := len(c.Reasoning) + len(c.Text)
-		if t.keep && n > 0 {
-			before := t.deltas.Len()
-			t.deltas.WriteString(wire.Unquote(c.Reasoning))
-			t.deltas.WriteString(wire.Unquote(c.Text))
-			n = t.deltas.Len() - before
+		n := 0
+		piece := func(inside []byte) {
+			if t.keep && len(inside) > 0 {
+				text := wire.Unquote(inside)
+				t.deltas.WriteString(text)
+				n += len(text)
+			} else {
+				n += len(inside)
+			}
+		}
+		piece(c.Reasoning)
+		piece(c.Text)
+		if c.ToolCalls != nil {
+			c.EachToolText(piece)
 		}
 		return n, true
+	}
+	if c.Text == nil {
+		return 0, true // a sign of life, or an event with counts only
 	}
 	n := len(c.Text)
 	if n < t.length && c.FinishReason == nil { // at the end, a stop string may have been cut off

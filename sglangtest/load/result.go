@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -12,11 +13,12 @@ type Outcome string
 
 // The outcomes. Every one but OutcomeOK is a failure.
 const (
-	// OutcomeOK: the answer came to its end, with finish reason "stop" or "length" (or another that is not "abort").
+	// OutcomeOK: the answer came to its end, and its finish reason, such as "stop" or "length", is not one of a failure.
 	OutcomeOK Outcome = "ok"
 	// OutcomeHTTP: the server answered with a status other than 200; see Result.Status.
 	OutcomeHTTP Outcome = "http_error"
 	// OutcomeEngine: the answer's status was 200 but it held an error object, in the stream or as its body.
+	// Or it ended in good order with the finish reason "error", "cancelled" or "timeout", which other engines than SGLang have.
 	OutcomeEngine Outcome = "engine_error"
 	// OutcomeAbort: the engine ended the request with finish reason "abort".
 	OutcomeAbort Outcome = "abort"
@@ -73,6 +75,10 @@ type Result struct {
 	// FirstToken is when the first output token had been read; 0 if none came. In an answer that was not streamed
 	// every token arrives with the end: FirstToken and LastToken are Completion.
 	FirstToken time.Duration
+	// FirstEvent is when the first event that speaks of the output had been read; 0 if none came, or the answer was not
+	// streamed. Before FirstToken it brought neither text nor a count: it was the head of a chat, or tokens that the
+	// client can't see.
+	FirstEvent time.Duration
 	// LastToken is when the last output token had been read; 0 if none came.
 	LastToken time.Duration
 	// Completion is when the last byte of the answer had been read, or the failure was known.
@@ -84,6 +90,9 @@ type Result struct {
 	Connect time.Duration
 	// Reused says that the connection had served a request before.
 	Reused bool
+	// HeldOpen says that the server kept the connection open after the stream's [DONE], so that the client closed it.
+	// Completion is the end of [DONE] then, but the request kept its place under a concurrency cap for 100 ms more.
+	HeldOpen bool
 	// Overhead is the time the client spent between reads of the answer on parsing and recording it. It
 	// delays later reads only, never the stamp of the read before it.
 	Overhead time.Duration
@@ -92,7 +101,7 @@ type Result struct {
 	Streamed bool    // the answer came as an event stream
 	Outcome  Outcome // how the request ended
 	Status   int     // HTTP status; 0 if no answer came
-	Message  string  // the server's error message, or the transport's; empty if Outcome is OutcomeOK
+	Message  string  // the server's error message, or the transport's, up to 4 KiB of it; empty if Outcome is OutcomeOK
 
 	// InputLen and OutputLen repeat what the request asked for.
 	InputLen, OutputLen int
@@ -141,7 +150,12 @@ func (r *Result) complete(at time.Duration) {
 	}
 }
 
-func (r *Result) fail(o Outcome, message string) { r.Outcome, r.Message = o, message }
+// maxMessage bounds Result.Message in bytes: servers send megabytes that repeat the request.
+const maxMessage = 4 << 10
+
+func (r *Result) fail(o Outcome, message string) {
+	r.Outcome, r.Message = o, wire.Cut(message, maxMessage)
+}
 
 // counts takes over what an event says of the request as a whole.
 func (r *Result) counts(c *wire.Chunk) {
@@ -171,8 +185,11 @@ func (r *Result) finish(c *wire.Chunk) {
 	default:
 		r.FinishReason = string(c.FinishReason)
 	}
-	if r.FinishReason == "abort" {
+	switch r.FinishReason {
+	case "abort":
 		r.fail(OutcomeAbort, wire.Unquote(c.AbortMessage))
+	case "error", "cancelled", "canceled", "timeout":
+		r.fail(OutcomeEngine, cmp.Or(wire.Unquote(c.AbortMessage), "the answer ended with finish reason "+r.FinishReason))
 	}
 }
 

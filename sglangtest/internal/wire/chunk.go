@@ -1,12 +1,17 @@
 package wire
 
-import "bytes"
+import (
+	"bytes"
+	"math"
+	"strconv"
+)
 
 // A Chunk is what a load client wants to know of one event or answer, whichever API it came from. Byte
 // slices point into the parsed data. Counts are -1 where the data has none.
 type Chunk struct {
 	Text      []byte // inside of the JSON string, escapes and all; nil if absent or null
-	Reasoning []byte // chat: reasoning_content, likewise
+	Reasoning []byte // chat: reasoning_content, or reasoning as other engines call it, likewise
+	ToolCalls []byte // chat: tool_calls or function_call as they stand in the JSON; see EachToolText
 
 	PromptTokens, CompletionTokens, CachedTokens int // cumulative over the request
 	Retractions                                  int
@@ -126,12 +131,55 @@ func (c *Chunk) choice(v []byte) {
 				switch string(d.key) {
 				case "content":
 					c.Text, _ = str(d.value())
-				case "reasoning_content":
-					c.Reasoning, _ = str(d.value())
+				case "reasoning_content", "reasoning": // one after the other may hold the same text
+					if text, ok := str(d.value()); ok && len(c.Reasoning) == 0 {
+						c.Reasoning = text
+					}
+				case "tool_calls", "function_call":
+					c.ToolCalls = d.value()
 				}
 			}
 		case "finish_reason":
 			c.FinishReason, _ = str(m.value())
+		}
+	}
+}
+
+// EachToolText calls f for each piece of text in the tool calls: a function's name, and its arguments as far as the
+// event has them. A piece is the inside of a JSON string.
+func (c *Chunk) EachToolText(f func(inside []byte)) {
+	call := func(at *cursor) {
+		for m := at.object(); m.next(); {
+			switch string(m.key) {
+			case "name", "arguments":
+				if text, ok := str(m.value()); ok {
+					f(text)
+				}
+			case "function":
+				for fn := m.object(); fn.next(); {
+					if k := string(fn.key); k == "name" || k == "arguments" {
+						if text, ok := str(fn.value()); ok {
+							f(text)
+						}
+					}
+				}
+			}
+		}
+	}
+	at := cursor{b: c.ToolCalls}
+	if len(c.ToolCalls) == 0 || c.ToolCalls[0] != '[' {
+		call(&at)
+		return
+	}
+	for at.i++; ; at.i++ {
+		at.space()
+		if at.bad || at.i >= len(at.b) || at.b[at.i] == ']' {
+			return
+		}
+		call(&at)
+		at.space()
+		if at.i >= len(at.b) || at.b[at.i] != ',' {
+			return
 		}
 	}
 }
@@ -207,9 +255,13 @@ func ErrorMessage(body []byte) string {
 	return string(bytes.TrimSpace(body))
 }
 
+// count reads a count, which some gateways write as a fraction: 3.0.
 func count(v []byte) int {
 	if n, ok := number(v); ok {
 		return n
+	}
+	if f, err := strconv.ParseFloat(string(v), 64); err == nil && f >= 0 && f <= 1<<40 && f == math.Trunc(f) {
+		return int(f)
 	}
 	return -1
 }

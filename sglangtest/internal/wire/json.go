@@ -3,6 +3,8 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"unicode/utf8"
 )
 
 // A cursor is a place in JSON text that is walked through once, without copying. It accepts every valid object; it does
@@ -248,4 +250,16 @@ func AppendString(b []byte, s string) []byte {
 		panic(err) // a string can always be encoded
 	}
 	return append(b, q...)
+}
+
+// Cut returns text if it has up to most bytes, otherwise its beginning, whole characters only, and how long it was.
+func Cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	end := most
+	for end > most-utf8.UTFMax && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return fmt.Sprintf("%s… (%d bytes)", text[:end], len(text))
 }

@@ -26,6 +26,7 @@ type Events struct {
 	end   int    // end of what has been read
 	data  []byte // data lines of the event under way, joined
 	open  bool   // data holds such lines
+	begun bool   // a line has been read
 }
 
 // Reset makes e read from r. It keeps e's buffers.
@@ -99,8 +100,15 @@ func (e *Events) line() ([]byte, bool) {
 	line := e.buf[e.start : e.scan+i]
 	e.scan += i + 1
 	e.start = e.scan
+	if !e.begun {
+		e.begun = true
+		line = TrimMark(line)
+	}
 	return bytes.TrimSuffix(line, []byte("\r")), true
 }
+
+// TrimMark returns text without the byte order mark that it may begin with.
+func TrimMark(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\ufeff")) }
 
 func (e *Events) blankFollows() bool {
 	rest := e.buf[e.start:e.end]

@@ -227,3 +227,19 @@ func TestParsingAllocatesNothing(t *testing.T) {
 		}
 	}))
 }
+
+func TestCut(t *testing.T) {
+	for text, want := range map[string]string{
+		"abcd": "abcd", "abcde": "abcd… (5 bytes)", "abéé": "abé… (6 bytes)", "abcé": "abc… (5 bytes)", "ab😀": "ab… (6 bytes)", "\xff\xff\xff\xff\xff": "\xff\xff\xff\xff… (5 bytes)",
+	} {
+		require.Equal(t, want, Cut(text, 4))
+	}
+}
+
+func TestWithoutPassword(t *testing.T) {
+	for base, want := range map[string]string{
+		"http://h": "http://h", "http://me:secret@h": "http://me:xxxxx@h", "http://me:secret@h:port": "http://xxxxx@h:port", "h:1": "h:1", "me:se%zzcret@h": "xxxxx@h", "me:secret@h": "xxxxx@h",
+	} {
+		require.Equal(t, want, WithoutPassword(base))
+	}
+}
