@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,9 @@ import (
 
 // A Target is one place that requests can be sent to.
 type Target struct {
-	URL  string // base URL, such as "http://127.0.0.1:30000"
+	// URL is the base URL, such as "http://127.0.0.1:30000", to which the API's path is appended. A user and password in it
+	// go into the Authorization header.
+	URL  string
 	Name string // goes into Result.Worker if the server does not name itself
 }
 
@@ -51,8 +54,9 @@ type Sender struct {
 	rt                  http.RoundTripper
 	owned               *http.Transport // rt, if the sender made it
 	maxConns            int
+	idle                time.Duration // 0: not set
 	attempts            sync.Pool
-	urls                sync.Map // base URL → *url.URL of the API
+	places              sync.Map // base URL → *place
 	sampling            atomic.Pointer[encodedSampling]
 }
 
@@ -140,8 +144,41 @@ func WithMaxConnections(n int) SenderOption {
 	}
 }
 
-// WithTransport makes the sender use rt instead of a transport of its own. Result.Send then is exact only if rt
-// reports to net/http/httptrace; otherwise it is the time of the hand-over. It excludes WithMaxConnections.
+// DefaultIdleTimeout is how long a sender keeps a connection that nothing uses. SGLang closes such connections after 5 s
+// (SGLANG_TIMEOUT_KEEP_ALIVE); closing them first avoids sending a request into a connection that is about to go.
+const DefaultIdleTimeout = 4 * time.Second
+
+// WithIdleTimeout sets how long a connection that nothing uses is kept. It should be shorter than the server's or proxy's
+// own time: a request that meets a connection as the other side closes it fails with OutcomeReset, by the client's choice and
+// not the server's fault. Default: [DefaultIdleTimeout].
+func WithIdleTimeout(d time.Duration) SenderOption {
+	return func(s *Sender) error {
+		if d <= 0 {
+			return fmt.Errorf("idle timeout %v: want > 0", d)
+		}
+		s.idle = d
+		return nil
+	}
+}
+
+// NewTransport returns a new transport with the settings of the one that a sender makes for itself, for callers who want to
+// change it before they pass it to [WithTransport], such as its TLSClientConfig for a private certificate authority. It
+// speaks HTTP/1, takes no proxy from the environment, and belongs to the caller, who closes its idle connections.
+func NewTransport() *http.Transport {
+	http1 := new(http.Protocols)
+	http1.SetHTTP1(true)
+	return &http.Transport{
+		MaxIdleConnsPerHost: 1 << 20, // as many as the load has needed
+		IdleConnTimeout:     DefaultIdleTimeout,
+		DisableCompression:  true,
+		Protocols:           http1, // on HTTP/2 a request waits for its stream after Send
+		ReadBufferSize:      16 << 10,
+	}
+}
+
+// WithTransport makes the sender use rt instead of a transport of its own; see [NewTransport]. Result.Send then is exact only
+// if rt reports to net/http/httptrace; otherwise it is the time of the hand-over. It excludes WithMaxConnections and
+// WithIdleTimeout, which are settings of the sender's own.
 func WithTransport(rt http.RoundTripper) SenderOption {
 	return func(s *Sender) error {
 		if rt == nil {
@@ -157,7 +194,7 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 	s := &Sender{
 		api: Generate, model: "default", stream: true, tokenLow: DefaultTokenLow, tokenHigh: DefaultTokenHigh,
 		header: http.Header{"Content-Type": {"application/json"}},
-		target: Target{URL: strings.TrimSuffix(baseURL, "/")},
+		target: Target{URL: baseURL},
 	}
 	var faults []error
 	for _, opt := range opts {
@@ -167,28 +204,21 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 	case s.picker != nil && baseURL != "":
 		faults = append(faults, errors.New("a picker and a base URL exclude each other: pass an empty URL"))
 	case s.picker == nil:
-		_, err := s.url(s.target.URL)
+		_, err := s.place(s.target.URL)
 		faults = append(faults, err)
 	}
 	if s.rt != nil && s.maxConns > 0 {
-		faults = append(faults, errors.New("WithTransport and WithMaxConnections exclude each other"))
+		faults = append(faults, errors.New("WithTransport and WithMaxConnections exclude each other: set MaxConnsPerHost of the transport"))
+	}
+	if s.rt != nil && s.idle > 0 {
+		faults = append(faults, errors.New("WithTransport and WithIdleTimeout exclude each other: set IdleConnTimeout of the transport"))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("load: sender: %w", err)
 	}
 	if s.rt == nil {
-		http1 := new(http.Protocols)
-		http1.SetHTTP1(true)
-		s.owned = &http.Transport{
-			MaxConnsPerHost:     s.maxConns,
-			MaxIdleConnsPerHost: 1 << 20, // as many as the load has needed
-			// SGLang closes idle connections after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE). Closing them first avoids
-			// sending a request into a connection that is about to go.
-			IdleConnTimeout:    4 * time.Second,
-			DisableCompression: true,
-			Protocols:          http1, // on HTTP/2 a request waits for its stream after Send
-			ReadBufferSize:     16 << 10,
-		}
+		s.owned = NewTransport()
+		s.owned.MaxConnsPerHost, s.owned.IdleConnTimeout = s.maxConns, cmp.Or(s.idle, DefaultIdleTimeout)
 		s.rt = s.owned
 	}
 	s.attempts.New = func() any { return newAttempt() }
@@ -202,28 +232,46 @@ func (s *Sender) Close() {
 	}
 }
 
-func (s *Sender) url(base string) (*url.URL, error) {
-	if u, ok := s.urls.Load(base); ok {
-		return u.(*url.URL), nil
+// A place is where the requests to a base URL go.
+type place struct {
+	url    *url.URL // of the API
+	header http.Header
+}
+
+func (s *Sender) place(base string) (*place, error) {
+	if p, ok := s.places.Load(base); ok {
+		return p.(*place), nil
 	}
-	u, err := url.Parse(base)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf(`target %q: want a base URL such as "http://127.0.0.1:30000"`, base)
+	u, authorization, err := wire.BaseURL(base)
+	if err != nil {
+		return nil, err
 	}
-	u.Path = strings.TrimSuffix(u.Path, "/") + s.api.path()
-	s.urls.Store(base, u)
-	return u, nil
+	p := &place{url: u, header: s.header}
+	if authorization != "" {
+		if s.header.Get("Authorization") != "" {
+			return nil, fmt.Errorf("%s has a user and password, and an API key is set: both would be the Authorization header; leave one of them out",
+				wire.WithoutPassword(base))
+		}
+		p.header = s.header.Clone()
+		p.header.Set("Authorization", authorization)
+	}
+	u.Path += s.api.path()
+	if u.RawPath != "" {
+		u.RawPath += s.api.path()
+	}
+	s.places.Store(base, p)
+	return p, nil
 }
 
 // An attempt is the state of one request under way; it is reused.
 type attempt struct {
-	body    []byte
-	reader  bytes.Reader // of body
-	events  wire.Events
-	chunk   wire.Chunk
-	trace   httptrace.ClientTrace
-	onConn  func(httptrace.GotConnInfo)
-	onWrote func(httptrace.WroteRequestInfo)
+	body   []byte
+	reader bytes.Reader // of body
+	events wire.Events
+	chunk  wire.Chunk
+	// trace is never written again: a dial that went on in the background after its request had found another connection
+	// still reads it.
+	trace httptrace.ClientTrace
 
 	clock   Clock
 	gotConn time.Duration
@@ -234,15 +282,17 @@ type attempt struct {
 
 func newAttempt() *attempt {
 	a := new(attempt)
-	a.onConn = func(info httptrace.GotConnInfo) { a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true }
-	a.onWrote = func(httptrace.WroteRequestInfo) { a.wrote.Store(true) }
+	a.trace = httptrace.ClientTrace{
+		GotConn:      func(info httptrace.GotConnInfo) { a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true },
+		WroteRequest: func(httptrace.WroteRequestInfo) { a.wrote.Store(true) },
+	}
 	return a
 }
 
 // Do implements [Doer].
 func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
 	res.API, res.CachedTokens, res.Retractions = s.api, NotReported, NotReported
-	target, u, fields, err := s.prepare(ctx, req)
+	target, to, fields, err := s.prepare(ctx, req)
 	a := s.attempts.Get().(*attempt)
 	if err == nil {
 		a.body, err = s.appendBody(a.body[:0], req, fields)
@@ -258,7 +308,11 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 	a.reader.Reset(a.body)
 	a.wrote.Store(false)
 	a.clock, a.sent = clock, false
-	a.trace = httptrace.ClientTrace{GotConn: a.onConn, WroteRequest: a.onWrote} // WithClientTrace adds the caller's hooks to it
+	trace := &a.trace
+	if httptrace.ContextClientTrace(ctx) != nil { // WithClientTrace writes the caller's hooks into it
+		own := a.trace
+		trace = &own
+	}
 
 	rctx := ctx
 	if s.timeout > 0 {
@@ -267,11 +321,11 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 		defer cancel()
 	}
 	hreq := (&http.Request{
-		Method: http.MethodPost, URL: u, Host: u.Host, Header: s.header,
+		Method: http.MethodPost, URL: to.url, Host: to.url.Host, Header: to.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		// A reader that net/http knows: it then writes head and body in one piece.
 		Body: io.NopCloser(&a.reader), ContentLength: int64(len(a.body)),
-	}).WithContext(httptrace.WithClientTrace(rctx, &a.trace))
+	}).WithContext(httptrace.WithClientTrace(rctx, trace))
 	res.Released = clock.Now()
 	resp, err := s.rt.RoundTrip(hreq)
 	at := clock.Now()
@@ -293,14 +347,14 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 }
 
 // prepare finds out where the request goes and which sampling parameters it carries.
-func (s *Sender) prepare(ctx context.Context, req *Request) (t Target, u *url.URL, fields []byte, err error) {
+func (s *Sender) prepare(ctx context.Context, req *Request) (t Target, to *place, fields []byte, err error) {
 	t = s.target
 	if s.picker != nil {
 		if t, err = s.picker.Pick(ctx, req); err != nil {
 			return t, nil, nil, err
 		}
 	}
-	if u, err = s.url(t.URL); err != nil {
+	if to, err = s.place(t.URL); err != nil {
 		return t, nil, nil, err
 	}
 	// Requests of one workload usually share their parameters, so the latest encoding serves nearly all.
@@ -312,7 +366,7 @@ func (s *Sender) prepare(ctx context.Context, req *Request) (t Target, u *url.UR
 		}
 		s.sampling.Store(enc)
 	}
-	return t, u, enc.fields, nil
+	return t, to, enc.fields, nil
 }
 
 // encodedSampling holds what samplingFields makes of params.
