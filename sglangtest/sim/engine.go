@@ -34,6 +34,9 @@ type Engine struct {
 	stale    bool       // running may hold finished requests
 	live     int        // requests that were added and have not ended
 	deferred int        // passes without prefill that are left (PrefillDecodeInterval)
+	settled  bool       // the last Plan changed nothing
+	stuck    uint64     // counts the changes, so that it names the time since the last
+	heads    int        // requests that have stood first in the queue since then
 
 	lockstep
 	short  []*Request // joined the running batch with their last token under way
@@ -78,7 +81,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	cfg.MaxTotalTokens -= cfg.MaxTotalTokens % cfg.PageSize
 	// kv_cache_configurator.py caps the running limit at half the pool.
 	cfg.MaxRunningRequests = max(1, min(cfg.MaxRunningRequests, cfg.MaxTotalTokens/2))
-	e := &Engine{cfg: cfg, limit: float64(cfg.MaxRunningRequests), free: cfg.MaxTotalTokens}
+	e := &Engine{cfg: cfg, limit: float64(cfg.MaxRunningRequests), free: cfg.MaxTotalTokens, stuck: 1}
 	if cfg.MaxMicroBatch > 0 {
 		e.limit = float64(min(cfg.MaxMicroBatch, cfg.MaxRunningRequests))
 	}
@@ -248,13 +251,26 @@ func (e *Engine) enqueue(r *Request) {
 			e.finish(r, queueFull)
 			return
 		}
-		e.waiting.remove(worst)
+		e.dequeue(worst)
 		e.finish(worst, outranked)
 	}
 	r.phase = phaseWaiting
 	e.entries++
 	r.entry, r.seen = e.entries, e.processed
 	e.waiting.push(r)
+	e.stir()
+}
+
+// dequeue takes r out of the waiting queue before it was admitted.
+func (e *Engine) dequeue(r *Request) {
+	e.waiting.remove(r)
+	e.stir()
+}
+
+// stir notes that the next Plan may find other things than the last.
+func (e *Engine) stir() {
+	e.settled, e.heads = false, 0
+	e.stuck++
 }
 
 // worstWaiting is the request that a better one may push out of a full queue, if there are priorities.
@@ -277,9 +293,9 @@ func (e *Engine) worstWaiting() (worst *Request) {
 func (e *Engine) Abort(r *Request) {
 	switch {
 	case r.phase == phaseWaiting:
-		e.waiting.remove(r)
+		e.dequeue(r)
 		e.finish(r, abortedQueued)
-	case r.phase == phaseRunning && r.abort == nil:
+	case r.phase == phaseRunning && r.abort == nil && !r.leaving: // the scheduler no longer finds one that is leaving
 		r.abort = abortedRunning
 		if r != e.chunked && !r.aborted {
 			r.aborted = true
@@ -343,5 +359,16 @@ func (e *Engine) Produced(r *Request) int { return e.producedOf(r) }
 // Busy reports whether any request has not ended.
 func (e *Engine) Busy() bool { return e.live > 0 }
 
-// Idle is the housekeeping of a scheduler that finds nothing to do: the new-token ratio starts anew.
-func (e *Engine) Idle() { e.ratio = e.initRatio }
+// Idle is the housekeeping of a pass that finds nothing to run and no result to wait for (on_idle): if nothing waits or
+// runs, the new-token ratio starts anew.
+func (e *Engine) Idle() {
+	if e.fullyIdle() {
+		e.ratio = e.initRatio
+	}
+}
+
+// fullyIdle is is_fully_idle, as far as it does not depend on the loop. With the old rules requests that have ended count
+// until a decode step has dropped them.
+func (e *Engine) fullyIdle() bool {
+	return len(e.running) == 0 && e.chunked == nil && e.waiting.len() == 0
+}

@@ -229,11 +229,10 @@ func (h *host) abort(s *stream) {
 		return
 	}
 	now, loop := time.Since(h.start), s.rank.loop
-	loop.Engine.Abort(&s.req)
+	loop.Abort(now, &s.req)
 	if loop.paused { // it reads its messages all the same
 		h.hold(now, loop.Engine.Outputs())
 	}
-	loop.Wake(now)
 	h.waiter.Wake()
 }
 

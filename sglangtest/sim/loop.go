@@ -18,8 +18,9 @@ type Loop struct {
 	Engine *Engine
 
 	profile Profile
-	pending flight // the step whose result comes next
-	ready   flight // planned behind it
+	pending flight     // the step whose result comes next
+	ready   flight     // planned behind it
+	aborts  []*Request // to end at the next pass
 	idle    bool
 	due     bool          // the next event processes the result of pending, before it plans
 	at      time.Duration // time of the next event
@@ -28,8 +29,11 @@ type Loop struct {
 	first   uint64 // index of the first step, for the model
 	slow    time.Duration
 	paused  bool
-	// processed, if not nil, is called when a result has been processed, before the next batch is planned.
+	// processed, if not nil, is called when a result has been processed, before the next batch is planned. receive, if
+	// not nil, is called where a pass of SGLang's loop reads its messages, and planned with what the pass planned.
 	processed func(at time.Duration)
+	receive   func()
+	planned   func(s *Step)
 }
 
 type flight struct {
@@ -49,7 +53,26 @@ func (l *Loop) Add(now time.Duration, r *Request) {
 	l.Wake(now)
 }
 
-// Wake makes an idle loop look at the engine at the given time. It is needed after an abort.
+// Abort ends a request at the given time (/abort_request). As in SGLang it takes effect when the loop next reads its
+// messages, which is before it plans and after it has processed the result that is due then; a paused loop reads them at
+// once. The end comes as an [Output].
+func (l *Loop) Abort(now time.Duration, r *Request) {
+	if l.paused {
+		l.Engine.Abort(r)
+	} else {
+		l.aborts = append(l.aborts, r)
+	}
+	l.Wake(now)
+}
+
+// SetLimit is [Engine.SetLimit] at the given time.
+func (l *Loop) SetLimit(now time.Duration, v float64) bool {
+	l.Wake(now)
+	return l.Engine.SetLimit(v)
+}
+
+// Wake makes an idle loop look at the engine at the given time. It is needed after anything that was done to the engine
+// itself.
 func (l *Loop) Wake(now time.Duration) {
 	if l.idle {
 		l.idle, l.at = false, max(now, l.at)
@@ -74,6 +97,7 @@ func (l *Loop) SlowDown(d time.Duration) {
 // [Engine.AbortAll] and pauses nothing here: the HTTP process holds new requests back.) It returns what became
 // visible, at once and not at the end of the step under way. The slice is valid until the next call.
 func (l *Loop) Pause(mode PauseMode) []Output {
+	l.read()
 	l.paused = true
 	if mode == PauseRetract {
 		for _, f := range []flight{l.pending, l.ready} {
@@ -107,7 +131,9 @@ func (l *Loop) Continue(now time.Duration) {
 }
 
 // Advance carries out the next event, at the time that [Loop.Next] gave: it processes the result that is due, plans
-// the next batch and returns what became visible. The slice is valid until the next call.
+// the next batch and returns what became visible. A pass that plans nothing takes no time: as long as it changes
+// something, another follows at once. A loop whose requests can never be admitted, as SGLang would not admit them either,
+// is idle although they have not ended. The slice is valid until the next call.
 func (l *Loop) Advance() []Output {
 	now := l.at
 	if l.due {
@@ -117,14 +143,17 @@ func (l *Loop) Advance() []Output {
 			l.processed(now)
 		}
 	}
-	s := l.Engine.Plan()
-	if s == nil {
-		if l.pending.step == nil {
-			l.Engine.Idle()
+	s := l.plan()
+	for s == nil && l.pending.step == nil { // SGLang's loop spins
+		l.Engine.Idle()
+		if l.Engine.Settled() {
 			l.idle = true
-		} else {
-			l.due, l.at = true, max(l.pending.end, now)
+			return l.Engine.Outputs()
 		}
+		s = l.plan()
+	}
+	if s == nil {
+		l.due, l.at = true, max(l.pending.end, now)
 		return l.Engine.Outputs()
 	}
 	s.Shape.Index = l.first + l.steps
@@ -141,4 +170,25 @@ func (l *Loop) Advance() []Output {
 		l.due, l.at = true, max(l.pending.end, launched)
 	}
 	return l.Engine.Outputs()
+}
+
+// plan reads the messages and plans.
+func (l *Loop) plan() *Step {
+	l.read()
+	if l.receive != nil {
+		l.receive()
+	}
+	s := l.Engine.Plan()
+	if l.planned != nil {
+		l.planned(s)
+	}
+	return s
+}
+
+func (l *Loop) read() {
+	for i, r := range l.aborts {
+		l.Engine.Abort(r)
+		l.aborts[i] = nil
+	}
+	l.aborts = l.aborts[:0]
 }

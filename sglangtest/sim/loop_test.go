@@ -80,6 +80,84 @@ func TestTimesWithoutOverlap(t *testing.T) {
 	require.Equal(t, []time.Duration{60 * ms, 70 * ms}, got[b])
 }
 
+// A batch at its limit that ends as a whole makes place for those behind it, although the pass after it plans nothing.
+func TestLoopPlansAgainAfterAnEmptyPass(t *testing.T) {
+	for rules := Rules0523; rules <= Rules0515; rules++ {
+		for _, sync := range []bool{false, true} {
+			p := constant()
+			cfg := p.EngineConfig()
+			cfg.Rules, cfg.DisableOverlap, cfg.MaxRunningRequests = rules, sync, 1
+			a, b := &Request{InputLen: 10, MaxNewTokens: 2}, &Request{InputLen: 10, MaxNewTokens: 2}
+			got := runLoop(t, p, cfg, []time.Duration{0, 0}, []*Request{a, b})
+			require.Equal(t, []time.Duration{20 * ms, 30 * ms}, got[a], "rules %d", rules)
+			at := 50 * ms // b's prefill begins when a has ended
+			if rules.old() && !sync {
+				at = 60 * ms // after a wasted step
+			}
+			require.Equal(t, []time.Duration{at, at + 10*ms}, got[b], "rules %d, overlap disabled %v", rules, sync)
+		}
+	}
+}
+
+// The passes that are to try no prefill take no time on an engine that has nothing else to do.
+func TestPrefillDecodeIntervalOfAnIdleEngine(t *testing.T) {
+	for _, sync := range []bool{false, true} {
+		p := constant()
+		cfg := p.EngineConfig()
+		cfg.ChunkedPrefillSize, cfg.PrefillDecodeInterval, cfg.DisableOverlap = 64, 4, sync
+		a := &Request{InputLen: 200, MaxNewTokens: 2} // four chunks
+		got := runLoop(t, p, cfg, []time.Duration{0}, []*Request{a})
+		require.Equal(t, []time.Duration{80 * ms, 90 * ms}, got[a])
+	}
+}
+
+// An abort is read before the next batch is planned, when the result that is due then has been processed: it ends a
+// running request with the result after that.
+func TestAbortTimes(t *testing.T) {
+	for sync, want := range map[bool][]time.Duration{false: {20 * ms, 30 * ms, 40 * ms, 50 * ms}, true: {20 * ms, 30 * ms, 40 * ms, 50 * ms}} {
+		p := constant()
+		cfg := p.EngineConfig()
+		cfg.DisableOverlap = sync
+		e, err := NewEngine(cfg)
+		require.NoError(t, err)
+		l := NewLoop(e, p)
+		r := &Request{InputLen: 10, MaxNewTokens: 9}
+		l.Add(0, r)
+		var got []time.Duration
+		aborted := false
+		for {
+			at, busy := l.Next()
+			if !busy {
+				break
+			}
+			if !aborted && at > 35*ms {
+				aborted = true
+				l.Abort(35*ms, r)
+			}
+			for _, o := range l.Advance() {
+				got = append(got, at)
+				require.Equal(t, at == 50*ms, o.Finish != nil)
+			}
+		}
+		require.Equal(t, want, got)
+	}
+}
+
+// The ratio starts anew when a loop has nothing left, and only then.
+func TestRatioOfAnIdleLoop(t *testing.T) {
+	p := constant()
+	e, err := NewEngine(p.EngineConfig())
+	require.NoError(t, err)
+	l := NewLoop(e, p)
+	drive(l, []time.Duration{0}, []Request{{InputLen: 10, MaxNewTokens: 20}})
+	require.Equal(t, e.initRatio, e.State().NewTokenRatio)
+	e.ratio = 0.5
+	stuck := &Request{InputLen: 10, MaxNewTokens: 1}
+	e.Add(stuck)
+	e.Idle()
+	require.Equal(t, 0.5, e.State().NewTokenRatio)
+}
+
 func TestSlowDown(t *testing.T) {
 	p := constant()
 	e, err := NewEngine(p.EngineConfig())
@@ -149,7 +227,7 @@ func TestRanksTakeTurns(t *testing.T) {
 	for i := range 4 {
 		require.Equal(t, i%2, d.Add(0, &Request{InputLen: 10, MaxNewTokens: 2}))
 	}
-	require.Equal(t, []bool{true, true}, d.SetLimit(1))
+	require.Equal(t, []bool{true, true}, d.SetLimit(0, 1))
 	ended := 0
 	for {
 		at, busy := d.Next()

@@ -112,7 +112,8 @@ func (h *host) slowDown(d time.Duration) {
 func (h *host) setLimit(v float64) []bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.loops.SetLimit(v)
+	defer h.waiter.Wake()
+	return h.loops.SetLimit(time.Since(h.start), v)
 }
 
 // probe submits the generation of a health check, and nothing if the engine has something to do. Of several ranks the one

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/stretchr/testify/require"
@@ -13,8 +14,8 @@ import (
 func randomConfig(rng *rand.Rand) EngineConfig {
 	pick := func(n int) bool { return rng.IntN(n) == 0 }
 	page := []int{1, 1, 4, 16}[rng.IntN(4)]
-	c := EngineConfig{Rules: Rules(rng.IntN(3)), MaxTotalTokens: 300 + rng.IntN(600), PageSize: page, ContextLength: 1 << 20,
-		MaxRunningRequests: 1 + rng.IntN(12), ChunkedPrefillSize: 64, MaxPrefillTokens: 100 + rng.IntN(400),
+	c := EngineConfig{Rules: Rules(rng.IntN(int(Rules0515) + 1)), MaxTotalTokens: 300 + rng.IntN(600), PageSize: page, ContextLength: 1 << 20,
+		MaxRunningRequests: 1 + rng.IntN(12), ChunkedPrefillSize: []int{16, 64, 64, 128}[rng.IntN(4)], MaxPrefillTokens: 100 + rng.IntN(400),
 		ScheduleConservativeness: []float64{0.3, 1, 1.5}[rng.IntN(3)], DisableRadixCache: pick(4), DisableOverlap: pick(3),
 		Seed: rng.Uint64(), EvictionPolicy: []EvictionPolicy{EvictLRU, EvictLFU, EvictSLRU, EvictPriority}[rng.IntN(4)], QuietDecode: pick(2)}
 	if pick(4) {
@@ -40,6 +41,10 @@ func randomConfig(rng *rand.Rand) EngineConfig {
 	c.SchedulePolicy = policies[rng.IntN(len(policies))]
 	if (c.SchedulePolicy == FCFS || c.SchedulePolicy == LOF) && pick(2) {
 		c.EnablePriorityScheduling, c.PreemptionThreshold, c.LowPriorityValuesFirst = true, rng.IntN(10), pick(2)
+		c.DisablePriorityPreemption, c.RetractByPriority = pick(4), pick(3) && c.Rules != Rules0515
+	}
+	if pick(4) {
+		c.MaxMicroBatch = 1 + rng.IntN(c.MaxRunningRequests)
 	}
 	return c
 }
@@ -74,36 +79,136 @@ func randomRequest(rng *rand.Rand, i int) *Request {
 // Whatever is done to an engine, no token of the pool is lost or held twice, every request gets its tokens and one
 // end, and the same actions give the same schedule.
 func TestRandomSchedulesConserveTokens(t *testing.T) {
-	for seed := range uint64(100) {
-		first := randomSchedule(t, seed)
-		if seed%20 == 0 {
-			require.Equal(t, first, randomSchedule(t, seed), "seed %d", seed)
+	for _, loop := range []bool{false, true} {
+		for seed := range uint64(150) {
+			first := randomSchedule(t, seed, loop)
+			if seed%20 == 0 {
+				require.Equal(t, first, randomSchedule(t, seed, loop), "seed %d", seed)
+			}
 		}
 	}
 }
 
-func randomSchedule(t *testing.T, seed uint64) (log []string) {
+// A randomDriver does to an engine what its event loop would do.
+type randomDriver interface {
+	add(r *Request)
+	abort(r *Request)
+	limit(v float64)
+	retractAll()
+	// pass carries out the next event and returns the outputs; false if there is none.
+	pass() ([]Output, bool)
+}
+
+// A planner drives an engine as SGLang's loop does, without a time line.
+type planner struct {
+	e        *Engine
+	underWay *Step
+	check    func(underWay *Step)
+	note     func(s *Step)
+}
+
+func (d *planner) add(r *Request)   { d.e.Add(r) }
+func (d *planner) abort(r *Request) { d.e.Abort(r) }
+func (d *planner) limit(v float64)  { d.e.SetLimit(v) }
+
+func (d *planner) complete() {
+	if d.underWay != nil {
+		d.e.Complete(d.underWay)
+		d.underWay = nil
+	}
+}
+
+func (d *planner) retractAll() {
+	d.complete()
+	d.e.RetractAll()
+}
+
+func (d *planner) pass() ([]Output, bool) {
+	idle := d.underWay == nil
+	s := d.e.Plan()
+	d.note(s)
+	d.check(d.underWay)
+	if d.e.cfg.DisableOverlap {
+		d.underWay = s
+		d.complete()
+	} else {
+		previous := d.underWay
+		d.underWay = s
+		if previous != nil {
+			d.e.Complete(previous)
+		}
+	}
+	d.check(d.underWay)
+	if s == nil && idle {
+		d.e.Idle()
+	}
+	return d.e.Outputs(), s != nil || !idle || !d.e.Settled()
+}
+
+// A looper drives a loop.
+type looper struct {
+	l   *Loop
+	now time.Duration
+	out []Output
+}
+
+func (d *looper) add(r *Request)   { d.l.Add(d.now, r) }
+func (d *looper) abort(r *Request) { d.l.Abort(d.now, r) }
+func (d *looper) limit(v float64)  { d.l.SetLimit(d.now, v) }
+
+func (d *looper) retractAll() {
+	d.out = append(d.out, d.l.Pause(PauseRetract)...)
+	d.l.Continue(d.now)
+}
+
+func (d *looper) pass() ([]Output, bool) {
+	out := d.out
+	d.out = nil
+	at, busy := d.l.Next()
+	if busy {
+		d.now = at
+		out = append(out, d.l.Advance()...)
+	}
+	return out, busy
+}
+
+func randomSchedule(t *testing.T, seed uint64, loop bool) (log []string) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	cfg := randomConfig(rng)
 	e, err := NewEngine(cfg)
 	require.NoError(t, err, "seed %d: %+v", seed, cfg)
 	defer func() {
 		if p := recover(); p != nil {
-			t.Fatalf("seed %d: %+v: %v", seed, cfg, p)
+			panic(fmt.Sprintf("seed %d: %+v: %v", seed, cfg, p))
 		}
 	}()
-	var all []*Request
-	tokens, ends := map[*Request]int{}, map[*Request]*Finish{}
-	var underWay *Step
-	complete := func() {
-		if underWay != nil {
-			e.Complete(underWay)
-			underWay = nil
+	note := func(s *Step) {
+		if s != nil {
+			log = append(log, fmt.Sprint(s.Kind, len(s.Rows), ridsOf(s.Decode), s.Shape))
+			if s.Kind == DecodeStep {
+				require.Len(t, s.Decode, s.Shape.Decodes)
+			}
 		}
 	}
-	for round := 0; round < 120 || e.Busy() || underWay != nil; round++ {
+	var d randomDriver
+	if loop {
+		l := NewLoop(e, constant())
+		l.planned = func(s *Step) {
+			if !cfg.DisableOverlap {
+				requireConserved(t, e, l.pending.step)
+			}
+			note(s)
+		}
+		d = &looper{l: l}
+	} else {
+		d = &planner{e: e, note: note, check: func(underWay *Step) { requireConserved(t, e, underWay) }}
+	}
+	var all []*Request
+	tokens, ends := map[*Request]int{}, map[*Request]*Finish{}
+	const rounds = 120
+	for round, busy := 0, true; round < rounds || busy; round++ {
 		require.Less(t, round, 20000, "seed %d: %+v does not end: %+v", seed, cfg, e.State())
-		if round < 120 {
+		if round < rounds {
 			for rng.IntN(3) == 0 {
 				r := randomRequest(rng, len(all))
 				// SGLang never admits a prompt that fits the pool but leaves no page of it, and those behind it wait.
@@ -116,53 +221,34 @@ func randomSchedule(t *testing.T, seed uint64) (log []string) {
 					r.IgnoreEOS = false
 				}
 				all = append(all, r)
-				e.Add(r)
+				d.add(r)
 			}
 			switch k := rng.IntN(60); {
 			case k == 0 && len(all) > 0:
-				e.Abort(all[rng.IntN(len(all))])
+				d.abort(all[rng.IntN(len(all))])
 			case k == 1:
-				e.SetLimit(float64(1 + rng.IntN(cfg.MaxRunningRequests)))
+				d.limit(float64(1 + rng.IntN(cfg.MaxRunningRequests)))
 			case k == 2:
-				complete()
-				e.RetractAll()
+				d.retractAll()
 			case k == 3:
-				e.AbortAll()
+				for _, r := range all {
+					d.abort(r)
+				}
 			}
 		}
-		s := e.Plan()
-		if s != nil {
-			log = append(log, fmt.Sprint(s.Kind, len(s.Rows), ridsOf(s.Decode), s.Shape))
-			if s.Kind == DecodeStep {
-				require.Len(t, s.Decode, s.Shape.Decodes)
-			}
-		}
-		requireConserved(t, e, underWay)
-		if cfg.DisableOverlap {
-			underWay = s
-			complete()
-		} else {
-			previous := underWay
-			underWay = s
-			if previous != nil {
-				e.Complete(previous)
-			}
-		}
-		requireConserved(t, e, underWay)
-		for _, o := range e.Outputs() {
+		var outputs []Output
+		outputs, busy = d.pass()
+		for _, o := range outputs {
 			require.Nil(t, ends[o.Request], "seed %d: an output after the end", seed)
 			tokens[o.Request] += o.Tokens
 			if o.Finish != nil {
 				ends[o.Request] = o.Finish
 			}
 		}
-		if s == nil && underWay == nil && !e.Busy() {
-			e.Idle()
-		}
 	}
 	for _, r := range all {
 		f := ends[r]
-		require.NotNil(t, f, "seed %d: %s has no end", seed, r.RID)
+		require.NotNil(t, f, "seed %d: %+v: %s has no end: %+v", seed, cfg, r.RID, e.State())
 		require.Equal(t, r.Produced(), tokens[r], "seed %d: %s", seed, r.RID)
 		switch f.Kind {
 		case FinishLength:
@@ -172,6 +258,7 @@ func randomSchedule(t *testing.T, seed uint64) (log []string) {
 		}
 		log = append(log, fmt.Sprint(r.RID, *f, r.Produced(), r.CachedTokens(), r.Retractions()))
 	}
+	require.Equal(t, e.initRatio, e.ratio, "seed %d: an idle engine's ratio", seed)
 	require.True(t, e.FlushCache())
 	require.Equal(t, e.cfg.MaxTotalTokens, e.free)
 	return log

@@ -43,11 +43,11 @@ func (d *Ranks) turn() int {
 	return k
 }
 
-// SetLimit sets the limit of running requests of every rank and reports for each whether it was in range.
-func (d *Ranks) SetLimit(v float64) []bool {
+// SetLimit sets the limit of running requests of every rank at the given time and reports for each whether it was in range.
+func (d *Ranks) SetLimit(now time.Duration, v float64) []bool {
 	var ok []bool
 	for _, l := range d.Loops {
-		ok = append(ok, l.Engine.SetLimit(v))
+		ok = append(ok, l.SetLimit(now, v))
 	}
 	return ok
 }

@@ -68,6 +68,7 @@ type Request struct {
 	entry       uint64 // order of entry into the queue
 	seen        int64  // processed tokens at entry, for hrrn
 	retractions int
+	headed      uint64 // Engine.stuck when it last stood first
 }
 
 type phase uint8

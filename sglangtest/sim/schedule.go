@@ -3,6 +3,52 @@ package sim
 // Plan decides the next batch, or returns nil if there is none to run now (scheduler.py, get_next_batch_to_run).
 // With SGLang's overlap loop a batch is planned before the result of the one before it has been processed.
 func (e *Engine) Plan() *Step {
+	before := e.mark()
+	s := e.plan()
+	e.note(before, s)
+	return s
+}
+
+// Settled reports whether the last Plan found nothing to run and changed nothing, so that another would find nothing
+// either until something is added, aborted, completed or set. An engine that is not settled must be asked again, as
+// SGLang's loop does it: a batch that was full, requests that have ended and passes that were to try no prefill
+// (PrefillDecodeInterval) take a pass each.
+func (e *Engine) Settled() bool { return e.settled }
+
+// A mark is what a Plan that returns nil can change of what the next one finds.
+type mark struct {
+	full                     bool
+	deferred, running, queue int
+	chunked                  *Request
+	free, cached             int
+}
+
+func (e *Engine) mark() mark {
+	m := mark{e.full, e.deferred, len(e.running), e.waiting.len(), e.chunked, e.free, 0}
+	if e.tree != nil {
+		m.cached = e.tree.evictable
+	}
+	return m
+}
+
+// note finds out whether the engine has settled. With the policy random another request may stand first in the next pass,
+// so all have to have stood there.
+func (e *Engine) note(before mark, s *Step) {
+	if s != nil || e.mark() != before {
+		e.stir()
+		return
+	}
+	e.settled = true
+	if e.cfg.SchedulePolicy == Random && !e.full && e.waiting.len() > 0 {
+		if r := e.waiting.all()[0]; r.headed != e.stuck {
+			r.headed = e.stuck
+			e.heads++
+		}
+		e.settled = e.heads == e.waiting.len()
+	}
+}
+
+func (e *Engine) plan() *Step {
 	e.retracted, e.preempted, e.retraction = e.retracted[:0], e.preempted[:0], nil
 	if c := e.chunked; c != nil && c.abort != nil { // process_pending_chunked_abort
 		e.chunked = nil

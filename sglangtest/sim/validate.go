@@ -52,7 +52,7 @@ func simulateWatched(p Profile, run MeasuredRun, pauses []pause, watch func(time
 	for len(order) > 0 || e.Busy() {
 		at, busy := l.Next()
 		if len(limits) > 0 && (!busy || limits[0].At <= at) && (len(order) == 0 || limits[0].At <= order[0].arrives) {
-			if !e.SetLimit(limits[0].Limit) {
+			if !l.SetLimit(limits[0].At, limits[0].Limit) {
 				return nil, fmt.Errorf("sim: recording %s: limit %v is out of range", run.Name, limits[0].Limit)
 			}
 			limits = limits[1:]

@@ -263,3 +263,18 @@ func TestCancel(t *testing.T) {
 	require.Positive(t, sum.Requests.Unfinished)
 	require.Less(t, sum.Requests.Arrived, 3000)
 }
+
+// Whatever a scheduler of SGLang would admit ends, also where a pass plans nothing: a batch at its limit that ends as a
+// whole, and passes that are to try no prefill.
+func TestEnginesDoNotFallAsleep(t *testing.T) {
+	full, interval := steady().EngineConfig(), steady().EngineConfig()
+	full.Rules, full.DisableOverlap, full.MaxRunningRequests = sim.Rules0518, true, 1
+	interval.ChunkedPrefillSize, interval.PrefillDecodeInterval = 64, 4
+	for name, cfg := range map[string]sim.EngineConfig{"limit": full, "interval": interval} {
+		e := Equal(1, steady())
+		e[0].Config = cfg
+		col := play(t, requests{ask(0, 0, 200, 2), ask(1, 0, 200, 2), ask(2, 1*ms, 10, 1)}, new(policy.RoundRobin), e,
+			WithAction(2*ms, 0, SetLimit(1)))
+		require.Equal(t, []load.Outcome{load.OutcomeOK, load.OutcomeOK, load.OutcomeOK}, outcomes(col), name)
+	}
+}

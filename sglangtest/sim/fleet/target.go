@@ -61,11 +61,12 @@ func (t target) SetLimit(n int) error {
 		return fmt.Errorf("fleet: set limit: %s is down", w.Name)
 	}
 	most := w.loop.Engine.Config().MaxRunningRequests
-	if n < 1 || n > most || !w.loop.Engine.SetLimit(float64(n)) {
+	if n < 1 || n > most || !w.loop.SetLimit(t.run.now, float64(n)) {
 		return fmt.Errorf("fleet: set limit: %d on %s: want 1 to %d, its max_running_requests", n, w.Name, most)
 	}
 	previous := w.limit
 	w.limit = n
+	t.run.reschedule(w)
 	t.run.event(metrics.KindParamUpdate, w, map[string]any{"name": "max_running_requests", "value": n, "previous": previous,
 		"mechanism": "pp_max_micro_batch_size of the simulated scheduler"})
 	return nil

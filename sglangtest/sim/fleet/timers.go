@@ -143,8 +143,7 @@ func (s *run) expire(f *flight) {
 	if i := slices.IndexFunc(w.coming.all(), func(a arrival) bool { return a.flight == f }); i >= 0 {
 		w.coming.remove(i)
 	} else {
-		w.loop.Engine.Abort(&f.request)
-		w.loop.Wake(s.now)
+		w.loop.Abort(s.now, &f.request)
 	}
 	s.fail(f, load.OutcomeTimeout, "no end within "+s.cfg.timeout.String())
 	s.reschedule(w)
