@@ -347,7 +347,7 @@ func watchServer(node *server.Server, col *metrics.Collector, end context.Cancel
 			}
 		}
 		why := &server.ExitedError{Err: node.Err()}
-		col.Event(metrics.Event{At: clock.Now(), Kind: "server_ended", Source: node.Name(), Data: map[string]any{"error": why.Error()}})
+		col.Event(metrics.Event{At: clock.Now(), Kind: metrics.KindServerEnded, Source: node.Name(), Data: map[string]any{"error": why.Error()}})
 		end(why)
 		return nil
 	}

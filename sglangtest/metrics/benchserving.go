@@ -28,7 +28,8 @@ type BenchServing struct {
 	// NoSuccess: no request succeeded. The Python code raises an IndexError then; here all latencies are null.
 	NoSuccess      bool     `json:"no_success"`
 	Backend        string   `json:"backend"`             // bench_serving's name; "mixed" if several APIs were called
-	RequestRate    *float64 `json:"request_rate_per_s"`  // null: inf
+	RequestRate    *float64 `json:"request_rate_per_s"`  // null: inf, or Trace
+	Trace          bool     `json:"trace"`               // arrivals have times but no rate of their own
 	MaxConcurrency int      `json:"max_concurrency"`     // 0: not set
 	Duration       float64  `json:"duration_s"`          // first release to last completion, unless set
 	Completed      int      `json:"completed"`           // successes
@@ -166,6 +167,7 @@ func (b *builder) benchServing() BenchServing {
 	m := BenchServing{
 		Definition:     "as sglang.bench_serving 0.5.23: from release, failures left out, population std",
 		RequestRate:    b.sum.Rates.Requested,
+		Trace:          b.sum.Rates.Requested == nil && b.sum.Plan.MeanRate > 0,
 		MaxConcurrency: b.sum.MaxConcurrency,
 		AcceptLength:   b.c.acceptLength,
 		NoSuccess:      b.c.completed == 0,

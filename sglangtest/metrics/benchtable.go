@@ -22,7 +22,11 @@ func (m *BenchServing) WriteTable(w io.Writer) error {
 	sb.WriteString("\n")
 	section(" Serving Benchmark Result ", "=")
 	text("Backend:", m.Backend)
-	text("Traffic request rate:", pythonFloat(m.RequestRate))
+	if m.Trace {
+		text("Traffic request rate:", "trace")
+	} else {
+		text("Traffic request rate:", pythonFloat(m.RequestRate))
+	}
 	if m.MaxConcurrency > 0 {
 		count("Max request concurrency:", m.MaxConcurrency)
 	} else {

@@ -124,17 +124,8 @@ func TestNothingPassesUnseen(t *testing.T) {
 	}
 	require.NotContains(t, before(2*msec, 0), "server TTFT", "10 %")
 	require.Contains(t, before(3*msec, 0), "TTFT is more than 10 % longer than server TTFT at p99 (23.0 and 20.0 ms), p99.9 (23.0 and 20.0 ms): "+
-		"that part is the client's and its connections', not the server's")
+		"that part passed before the request was written, in the client or until it had a connection")
 	require.NotContains(t, before(30*msec, 29*msec), "server TTFT", "a cap held them back")
-
-	sum = many(func(_ int, r *load.Result) { r.CachedTokens = 5 })
-	require.NotContains(t, sum.String(), "prefix cache", "half of them")
-	sum = many(func(i int, r *load.Result) {
-		if r.CachedTokens = 9; i == 0 {
-			r.CachedTokens = 3
-		}
-	})
-	require.Contains(t, sum.Notes, "89.9 % of the input tokens came from the server's prefix cache: if an earlier run left them there, flush it (Server.FlushCache) or restart the server")
 
 	sum = many(func(i int, r *load.Result) { r.OutputLen, r.PromptTokens = 100, 7 })
 	require.Contains(t, sum.Notes, "1000 successful answers are shorter than asked for, by the server's count: 5000 of 100000 tokens")

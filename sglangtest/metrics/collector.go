@@ -38,6 +38,8 @@ type Collector struct {
 	arrived   int
 	firstArr  time.Duration
 	lastArr   time.Duration
+	inputLen  int64 // tokens of the requests that arrived, as the dataset states them
+	outputLen int64
 	completed int
 	failed    int
 	tokens    int64
@@ -120,6 +122,7 @@ func (c *Collector) Arrived(req *load.Request) {
 		c.firstArr = req.Arrival
 	}
 	c.arrived++
+	c.inputLen, c.outputLen = c.inputLen+int64(req.InputLen), c.outputLen+int64(req.OutputLen)
 	c.lastArr = max(c.lastArr, req.Arrival)
 	c.mu.Unlock()
 	if c.sink != nil {

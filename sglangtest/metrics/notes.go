@@ -1,8 +1,11 @@
 package metrics
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,39 +26,21 @@ func (b *builder) notes() {
 	add := func(format string, args ...any) { s.Notes = append(s.Notes, fmt.Sprintf(format, args...)) }
 	s.Notes = append(s.Notes, b.c.relabelled...)
 	q := s.Requests
-	if n := q.Planned - q.Arrived; n > 0 {
-		add("the run ended before its workload did: %d of %d requests never arrived", n, q.Planned)
-	}
+	b.planNotes(add)
 	if q.Unfinished > 0 {
 		add("%d requests never came to an end; the first IDs: %v", q.Unfinished, q.UnfinishedIDs)
 	}
 	if q.Failed > 0 {
 		add("%d of %d requests failed: they count as +infinity in percentiles and are not in mean, min and max", q.Failed, q.Arrived)
 	}
-	if since, n := b.deadEnd(); n > 2 {
-		add("every request that arrived from %.3f s on failed, %d of them: the server may have been lost", since.Seconds(), n)
-	}
+	b.deadEnd(add)
 	b.loadNotes(add)
-	if a, sch := s.Rates.Achieved, s.Rates.Scheduled; a != nil && sch != nil {
-		if diff := *a / *sch - 1; math.Abs(diff) > clientTolerance {
-			why := ""
-			if s.QueueTime.Failed > 0 {
-				why = fmt.Sprintf("; %d were never sent", s.QueueTime.Failed)
-			}
-			if s.MaxConcurrency > 0 {
-				why += fmt.Sprintf("; at most %d could be under way at once", s.MaxConcurrency)
-			}
-			add("requests were sent at %s/s, %+.1f %% from the scheduled %s/s%s", sig(*a), 100*diff, sig(*sch), why)
-		}
-	}
+	b.achievedNote(add)
 	b.lengthNotes(add)
-	if t := s.Throughput; t.CachedTokens != nil && *t.CachedTokens*2 > t.InputTokens {
-		add("%.1f %% of the input tokens came from the server's prefix cache: if an earlier run left them there, flush it (Server.FlushCache) or restart the server",
-			100*float64(*t.CachedTokens)/float64(t.InputTokens))
-	}
+	b.cacheNote(add)
 	b.sendNote(add)
 	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
-		add("requests waited for a connection, p99 %.1f ms, which is part of their time before send: see WithMaxConnections, or the network", wait)
+		add("requests waited for a connection, p99 %.1f ms, which is part of their time before send: see WithMaxConnections, the network, and how fast the server accepts", wait)
 	}
 	for _, x := range s.Samplers {
 		if gaps, all := x.Failed+x.Missed, x.Taken+x.Failed+x.Missed; float64(gaps) > clientTolerance*float64(all) {
@@ -65,7 +50,7 @@ func (b *builder) notes() {
 	}
 	for _, x := range s.Samplers {
 		if x.Stale > 0 {
-			add("sampler %s: %d of %d samples told a stale load, up to %.1f s old, and are left out of its means and maxima: the server hung, or its steps are slow",
+			add("sampler %s: %d of %d samples told a stale load, up to %.1f s old, and are left out of its means and maxima: its scheduler had told nothing newer",
 				x.Source, x.Stale, x.Taken, *x.MaxAge/1e3)
 		}
 	}
@@ -80,7 +65,7 @@ func (b *builder) notes() {
 		add("%d streamed answers came in one read: they have no TPOT", st.OneRead)
 	}
 	if st.Uncounted > 0 {
-		add("%d answers have no ITL: how many tokens each of their events added is not known", st.Uncounted)
+		add("%d answers have no ITL: how many tokens each of their events added is not known, or was not kept", st.Uncounted)
 	}
 	if n := st.CoalescedTokens; n*20 > s.ITL.Count {
 		add("%.0f %% of the ITL values are 0: their events came in the same read as the one before", 100*float64(n)/float64(s.ITL.Count))
@@ -88,10 +73,62 @@ func (b *builder) notes() {
 	if n := s.BenchServing.UnsplitChunks; n > 0 {
 		add("bench_serving: %d gaps could not be split over retokenised text and are left out of its ITL", n)
 	}
-	if n := len(b.c.percentiles); n > 0 && q.Arrived > 0 {
-		if p := b.c.percentiles[n-1]; float64(q.Arrived)*(1-p/100) < 1 {
-			add("p%g of %d requests is little more than the largest value", p, q.Arrived)
+	if n := len(s.TotalLatency.Percentiles); n > 0 {
+		p, all := s.TotalLatency.Percentiles[n-1], s.TotalLatency.Count+s.TotalLatency.Failed
+		if p.Value.Valid() && !math.IsInf(float64(p.Value), 0) && float64(all)*(1-p.P/100) < 1-1e-9 {
+			add("p%g of %d requests rests on the largest value alone", p.P, all)
 		}
+	}
+}
+
+// planNotes says where the load was not the planned one, and what in the plan bears on caches.
+func (b *builder) planNotes(add func(format string, args ...any)) {
+	q, plan := b.sum.Requests, b.sum.Plan
+	switch n := q.Planned - q.Arrived; {
+	case plan.Requests == 0: // no plan was told
+	case n > 0:
+		add("%d of the %d planned requests never arrived", n, q.Planned)
+	case n < 0:
+		add("%d more requests arrived than the %d planned: the workload's second reading, for the run, differs from the first, for the plan", -n, q.Planned)
+	case plan.LastArrival != b.c.lastArr || plan.InputTokens != b.c.inputLen || plan.OutputTokens != b.c.outputLen:
+		if plan.LastArrival != 0 || plan.InputTokens != 0 || plan.OutputTokens != 0 {
+			add("the workload's second reading, for the run, differs from the first, for the plan: %d input and %d output tokens until %.3f s instead of %d and %d until %.3f s",
+				b.c.inputLen, b.c.outputLen, b.c.lastArr.Seconds(), plan.InputTokens, plan.OutputTokens, plan.LastArrival.Seconds())
+		}
+	}
+	if plan.Passes > 1 {
+		again := ""
+		if p := plan.Prompts; p != nil && p.Shared+p.SharedBytes > 0 {
+			again = ", and with them the prompts that it states, which a prefix cache may hold"
+		}
+		add("the dataset is begun %d times: its %d rows come again%s", plan.Passes, plan.Rows, again)
+	}
+}
+
+// achievedNote says where requests left at another rate than the schedule's, over those that left. Half a hundredth of a short
+// run is no more than a late timer, so the span must differ by more than the bound on lateness.
+func (b *builder) achievedNote(add func(format string, args ...any)) {
+	var arrivals, sends span
+	unsent := b.sum.QueueTime.Failed
+	for _, r := range b.rs {
+		if r.Sent {
+			arrivals.add(r.Arrival)
+			sends.add(r.Send)
+		}
+	}
+	want, got := arrivals.rate(), sends.rate()
+	if want == nil || got == nil || (sends.length()-arrivals.length()).Abs() <= b.c.maxLateness {
+		return
+	}
+	if diff := *got / *want - 1; math.Abs(diff) > clientTolerance {
+		why := ""
+		if unsent > 0 {
+			why = fmt.Sprintf("; %d others were never sent", unsent)
+		}
+		if b.sum.MaxConcurrency > 0 {
+			why += fmt.Sprintf("; at most %d could be under way at once", b.sum.MaxConcurrency)
+		}
+		add("the %d requests that were sent left at %s/s, %+.1f %% from their scheduled %s/s%s", sends.n, sig(*got), 100*diff, sig(*want), why)
 	}
 }
 
@@ -106,7 +143,11 @@ func (b *builder) loadNotes(add func(format string, args ...any)) {
 				// The interarrival times are exponential, so that their mean scatters by 1/√n of itself.
 				chance = fmt.Sprintf(": chance moves the rate of %d Poisson arrivals by some ±%.1f %%", s.Requests.Arrived, 100/math.Sqrt(float64(s.Requests.Arrived)))
 			}
-			add("arrivals were scheduled at %s/s, %+.1f %% from the requested %s/s%s", sig(*sch), 100*diff, sig(*req), chance)
+			arrivals := "arrivals were"
+			if n := s.Requests.Arrived; n < s.Requests.Planned {
+				arrivals = fmt.Sprintf("the %d requests that arrived were", n)
+			}
+			add("%s scheduled at %s/s, %+.1f %% from the requested %s/s%s", arrivals, sig(*sch), 100*diff, sig(*req), chance)
 		}
 	}
 	d := s.Durations
@@ -141,18 +182,56 @@ func (b *builder) sendNote(add func(format string, args ...any)) {
 		compare(p.P, p.Value, b.sum.ServerTTFT.Percentiles[i].Value)
 	}
 	if len(where) > 0 {
-		add("TTFT is more than %g %% longer than server TTFT at %s: that part is the client's and its connections', not the server's",
+		add("TTFT is more than %g %% longer than server TTFT at %s: that part passed before the request was written, in the client or until it had a connection",
 			100*sendTolerance, strings.Join(where, ", "))
 	}
 }
 
-// deadEnd returns how many requests at the end of the run failed one after the other, other than by its cancellation or by
-// the client's own fault, and when the first of them arrived.
-func (b *builder) deadEnd() (since time.Duration, n int) {
-	for i := len(b.rs) - 1; i >= 0 && !b.rs[i].OK() && b.rs[i].Outcome != load.OutcomeCancelled && b.rs[i].Outcome != load.OutcomeClient; i-- {
-		since, n = b.rs[i].Arrival, n+1
+// deadEnd says if nothing succeeded any more from some moment on, in which ways it failed, and whether a server had ended.
+// Requests that the run's own end cancelled, or that the client failed by itself, are no evidence.
+func (b *builder) deadEnd(add func(format string, args ...any)) {
+	last := time.Duration(-1) // the last success
+	for _, r := range b.rs {
+		if r.OK() {
+			last = max(last, r.Completion)
+		}
 	}
-	return since, n
+	type kind struct {
+		outcome load.Outcome
+		status  int
+	}
+	var n int
+	counts := make(map[kind]int)
+	for _, r := range b.rs {
+		if !r.OK() && r.Outcome != load.OutcomeCancelled && r.Outcome != load.OutcomeClient && r.Completion > last {
+			counts[kind{r.Outcome, r.Status}]++
+			n++
+		}
+	}
+	if n <= 2 {
+		return
+	}
+	kinds := slices.SortedFunc(maps.Keys(counts), func(x, y kind) int {
+		return cmp.Or(counts[y]-counts[x], cmp.Compare(x.outcome, y.outcome), x.status-y.status)
+	})
+	var how []string
+	for _, k := range kinds {
+		text := fmt.Sprintf("%d %s", counts[k], k.outcome)
+		if k.status != 0 && k.status != 200 {
+			text += fmt.Sprintf(" (status %d)", k.status)
+		}
+		how = append(how, text)
+	}
+	text := fmt.Sprintf("no request succeeded: %s", strings.Join(how, ", "))
+	if last >= 0 {
+		text = fmt.Sprintf("the last success ended at %.3f s; the %d requests that ended later all failed: %s", last.Seconds(), n, strings.Join(how, ", "))
+	}
+	for _, e := range b.c.Events() {
+		if e.Kind == KindServerEnded {
+			text += fmt.Sprintf("; the end of %s was noticed at %.3f s", e.Source, e.At.Seconds())
+		}
+	}
+	add("%s", text)
 }
 
 // lengthNotes says how much the lengths that the server counted differ from those that were asked for.

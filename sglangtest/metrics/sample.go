@@ -60,6 +60,9 @@ type Sampler interface {
 	Sample(ctx context.Context) (map[string]float64, error)
 }
 
+// KindServerEnded is the kind of an [Event] that says that a server, its source, ended by itself: "error" of its Data says why.
+const KindServerEnded = "server_ended"
+
 // An Event is something that was done or noticed in a run: a parameter change, a failure, the verdict of a check.
 type Event struct {
 	At     time.Duration  `json:"at_ns"`

@@ -43,7 +43,7 @@ func TestStaleLoadsDoNotCount(t *testing.T) {
 	require.Equal(t, &Gauge{Mean: 21.0 / 5, Max: 7}, x.Running)
 	require.Equal(t, &Gauge{Mean: 1, Max: 1}, x.Waiting)
 	require.Contains(t, strings.Join(strings.Fields(sum.String()), " "), "8 samples, 0 failed, 0 missed, 3 stale, oldest 7.2 s")
-	require.Contains(t, sum.Notes, "sampler server-0: 3 of 8 samples told a stale load, up to 7.2 s old, and are left out of its means and maxima: the server hung, or its steps are slow")
+	require.Contains(t, sum.Notes, "sampler server-0: 3 of 8 samples told a stale load, up to 7.2 s old, and are left out of its means and maxima: its scheduler had told nothing newer")
 	b, err := json.Marshal(x)
 	require.NoError(t, err)
 	require.Contains(t, string(b), `"stale":3,"max_age_ms":7200,`)

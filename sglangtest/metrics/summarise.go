@@ -20,6 +20,7 @@ func (c *Collector) Summary() *Summary {
 	b.durations()
 	b.paramChanges()
 	b.throughput()
+	b.cache()
 	b.inFlight()
 	b.latencies()
 	b.itl()

@@ -19,6 +19,7 @@ type Summary struct {
 	Started        time.Time   `json:"started"`    // wall clock of offset 0
 	Plan           load.Plan   `json:"plan"`
 	MaxConcurrency int         `json:"max_concurrency"` // 0: no cap
+	Cache          CacheState  `json:"cache"`           // what the prefix cache held before the load; empty: not said
 	// ParamChanges are the run-time parameters that were changed between the first arrival and the last completion, in order
 	// of time: every figure of the whole run mixes what came before with what came after. See [Collector.Windows].
 	ParamChanges []ParamChange `json:"param_changes"`
@@ -91,21 +92,24 @@ type Durations struct {
 
 // Rates are arrival rates in requests/s. A rate that a run cannot define (one request; all at once) is null.
 type Rates struct {
-	Requested *float64 `json:"requested_per_s"` // the plan's; null for all at once ("inf")
+	Requested *float64 `json:"requested_per_s"` // the arrival process's; null if it has none: all at once ("inf"), a trace, one that varies
 	Scheduled *float64 `json:"scheduled_per_s"` // (n − 1) / (last − first) of the intended arrivals
 	Achieved  *float64 `json:"achieved_per_s"`  // the same of Send, over the requests that were sent
 }
 
 // Throughput is per second of Durations.Measured and of successful requests, unless a name says otherwise.
 type Throughput struct {
-	Requests           float64 `json:"requests_per_s"`
-	InputTokensPerS    float64 `json:"input_tokens_per_s"` // by the server's count where it gave one
-	OutputTokensPerS   float64 `json:"output_tokens_per_s"`
-	InputTokens        int64   `json:"input_tokens"`
-	OutputTokens       int64   `json:"output_tokens"`
-	CachedTokens       *int64  `json:"cached_tokens"` // of InputTokens, by the server's count; null if it reported none
-	FailedOutputTokens int64   `json:"failed_output_tokens"`
-	Retractions        *int    `json:"retractions"` // of all requests; null if the server reported none
+	Requests         float64 `json:"requests_per_s"`
+	InputTokensPerS  float64 `json:"input_tokens_per_s"` // by the server's count where it gave one
+	OutputTokensPerS float64 `json:"output_tokens_per_s"`
+	InputTokens      int64   `json:"input_tokens"`
+	OutputTokens     int64   `json:"output_tokens"`
+	CachedTokens     *int64  `json:"cached_tokens"` // of InputTokens, by the server's count; null if it reported none
+	// CachedByEngine is InputTokens less what the engines prefilled in the run by their own count ([KindPrefilled]), for answers
+	// that do not tell; at least so many came from caches. Null if the engines were not asked or do not count.
+	CachedByEngine     *int64 `json:"cached_tokens_by_engine"`
+	FailedOutputTokens int64  `json:"failed_output_tokens"`
+	Retractions        *int   `json:"retractions"` // of all requests; null if the server reported none
 }
 
 // InFlight counts requests between Send and Completion, failed ones included, exactly: at an instant at which

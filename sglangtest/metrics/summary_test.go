@@ -40,7 +40,7 @@ func TestSummaryCounts(t *testing.T) {
 	require.EqualValues(t, 10, *s.Rates.Requested)
 	require.Equal(t, Throughput{Requests: 7, InputTokensPerS: 70, OutputTokensPerS: 35, InputTokens: 70, OutputTokens: 35,
 		CachedTokens: load.Ptr[int64](0), FailedOutputTokens: 3, Retractions: load.Ptr(0)}, s.Throughput)
-	require.Contains(t, s.Notes, "the run ended before its workload did: 9 of 20 requests never arrived")
+	require.Contains(t, s.Notes, "9 of the 20 planned requests never arrived")
 }
 
 func TestStrictLatencies(t *testing.T) {
@@ -90,7 +90,7 @@ func TestITLPerToken(t *testing.T) {
 	s = collect(t, load.Plan{}, []load.Result{r}, nil).Summary()
 	require.Zero(t, s.ITL.Count)
 	require.Equal(t, 1, s.Streams.Uncounted)
-	require.Contains(t, s.Notes, "1 answers have no ITL: how many tokens each of their events added is not known")
+	require.Contains(t, s.Notes, "1 answers have no ITL: how many tokens each of their events added is not known, or was not kept")
 }
 
 func TestOneReadHasNoTPOT(t *testing.T) {

@@ -35,6 +35,9 @@ func (s *Summary) WriteTable(w io.Writer) error {
 			t.row("engine", "%s", e)
 		}
 	}
+	if text := s.Cache.text(); text != "" {
+		t.row("prefix cache", "%s", text)
+	}
 	t.row("workload", "%s, arrivals %s, seed %d", orUnknown(s.Plan.Dataset), orUnknown(s.Plan.Arrivals), s.Plan.Seed)
 	capText := "no concurrency cap"
 	if s.MaxConcurrency > 0 {
@@ -55,7 +58,7 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	d := s.Durations
 	t.row("duration", "%.2f s from first arrival to last completion (%.2f s of arrivals, %.2f s drain)", d.Measured, d.Arrivals, d.Drain)
-	requested := "no rate (all at once, or a trace)"
+	requested := "none"
 	if s.Rates.Requested != nil {
 		requested = rateText(s.Rates.Requested)
 	}
@@ -63,8 +66,16 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	th := s.Throughput
 	t.row("throughput", "%s ok requests/s, %s input tok/s, %s output tok/s", sig(th.Requests), sig(th.InputTokensPerS), sig(th.OutputTokensPerS))
 	cached := "cached: not reported"
-	if th.CachedTokens != nil {
-		cached = fmt.Sprintf("%d cached", *th.CachedTokens)
+	if n, by, ok := th.cached(); ok {
+		cached = fmt.Sprintf("%d cached", n)
+		if by != "" {
+			cached = fmt.Sprintf("%d cached by the engine's count", n)
+		}
+	}
+	if p := s.Plan.Prompts; p != nil && p.Shared > 0 {
+		cached += fmt.Sprintf("; %d begin like earlier ones of the workload", p.Shared)
+	} else if p != nil && p.SharedBytes > 0 {
+		cached += fmt.Sprintf("; %.1f %% of the text begins like earlier ones of the workload", 100*float64(p.SharedBytes)/float64(p.Bytes))
 	}
 	t.row("tokens", "%d in (%s), %d out (and %d of failed requests)", th.InputTokens, cached, th.OutputTokens, th.FailedOutputTokens)
 	t.row("in flight", "peak %d, mean %.2f", s.InFlight.Peak, s.InFlight.Mean)
