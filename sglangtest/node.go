@@ -165,6 +165,8 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	if o.gpus != nil {
 		o.servers = append(o.servers, server.WithGPUs(o.gpus))
 	}
+	var told serverEvents
+	o.servers = append(o.servers, server.WithEvents(told.tell))
 	servers, err := server.NewServerManager(o.launcher, o.servers...)
 	if err != nil {
 		return nil, err
@@ -210,7 +212,8 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	how := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col)), load.WithBackground(watchServer(node, col, end))}
+	how := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col)), load.WithBackground(watchServer(node, col, end)),
+		load.WithBackground(told.follow(col))}
 	if cfg.WarmupRequests > 0 {
 		how = append(how, load.WithAfterWarmup(func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, flushTimeout)

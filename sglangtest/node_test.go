@@ -27,6 +27,7 @@ import (
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/results"
 	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/sglangtest/harness/sglangtest/sim"
 	"github.com/sglangtest/harness/sglangtest/sim/process"
 )
 
@@ -159,6 +160,31 @@ func TestRunNode(t *testing.T) {
 }
 
 // The three APIs carry the same prompts: each length comes back as it was sent.
+// An experiment on a limit that is not in force says so, in the summary and in the stored time line.
+func TestALimitBeyondThePoolIsTold(t *testing.T) {
+	const told = "server-0, before the run: max_running_requests: 5000 was asked for, 1024 is in force"
+	for name, opts := range map[string][]RunOption{"real time": nil, "virtual time": {WithVirtualTime(sim.H100Llama8B())}} {
+		t.Run(name, func(t *testing.T) {
+			cfg := short()
+			cfg.OutputDir = filepath.Join(t.TempDir(), "run")
+			cfg.MaxRunningRequests, cfg.ServerArgs = 5000, server.Args{"max_total_tokens": 2048}
+			run, err := RunNode(t.Context(), cfg, opts...)
+			require.NoError(t, err)
+			require.Contains(t, strings.Join(run.Summary.Notes, "\n"), told)
+			stored, err := results.Open(run.Dir)
+			require.NoError(t, err)
+			var messages []any
+			for e, err := range stored.Events() {
+				require.NoError(t, err)
+				if e.Kind == metrics.KindServerWarning {
+					messages = append(messages, e.Data["message"])
+				}
+			}
+			require.Equal(t, []any{"max_running_requests: 5000 was asked for, 1024 is in force"}, messages)
+		})
+	}
+}
+
 func TestRunNodeOnEveryAPI(t *testing.T) {
 	for _, api := range []load.API{load.Generate, load.Completions, load.ChatCompletions} {
 		cfg := short()

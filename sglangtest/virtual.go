@@ -53,7 +53,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 	}
 	simulation := fleet.Simulation([]fleet.Engine{engine})
 	info := server.Info{Version: sim.Version, ModelPath: c.ModelPath, ServedModelName: c.ModelPath, ContextLength: engine.Config.ContextLength,
-		MaxInputLen: scheduler.MaxInputLen(), MaxTotalTokens: engine.Config.MaxTotalTokens, MaxRunningRequests: engine.Config.MaxRunningRequests,
+		MaxInputLen: scheduler.MaxInputLen(), MaxTotalTokens: engine.Config.MaxTotalTokens, MaxRunningRequests: scheduler.Config().MaxRunningRequests,
 		DPSize: 1, Simulation: &simulation}
 	if info.ModelPath == "" {
 		info.ModelPath, info.ServedModelName = o.virtual.ModelPath, o.virtual.ModelPath
@@ -69,6 +69,10 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 		return nil, err
 	}
 
+	if asked := args.MaxRunningRequests; asked > info.MaxRunningRequests {
+		col.Event(metrics.Event{Kind: metrics.KindServerWarning, Source: "server-0", Data: map[string]any{
+			"message": fmt.Sprintf("max_running_requests: %d was asked for, %d is in force", asked, info.MaxRunningRequests)}})
+	}
 	run := []fleet.Option{fleet.WithSamples(c.sampleInterval().Duration())}
 	for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
 		// The config's checks leave no other parameter.

@@ -99,6 +99,9 @@ func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 		if err := c.sink.Begin(info); err != nil {
 			return fmt.Errorf("metrics: begin: open sink: %w", err)
 		}
+		for _, e := range c.events { // those that came before
+			c.sink.Event(e)
+		}
 		c.sinkMu.Lock()
 		c.sinkOpen = true
 		c.sinkMu.Unlock()
@@ -150,8 +153,8 @@ func (c *Collector) Record(res *load.Result) {
 	}
 }
 
-// Event puts e into the time line and hands it to the sink. An event that comes before Begin or after End is
-// in [Collector.Events] but does not reach the sink.
+// Event puts e into the time line and hands it to the sink; one that comes before Begin is handed on by Begin. An event that
+// comes after End is in [Collector.Events] but does not reach the sink.
 func (c *Collector) Event(e Event) {
 	c.mu.Lock()
 	c.events = append(c.events, e)

@@ -143,7 +143,7 @@ func TestCollectorPassesOnAndKeeps(t *testing.T) {
 	require.Panics(t, func() { c.Results() })
 	require.ErrorContains(t, c.End(context.Background()), "disk full")
 	c.Event(Event{At: time.Hour, Kind: "late"})
-	require.Equal(t, []string{"begin", "arrived", "arrived", "result", "event", "event", "end"}, sink.calls)
+	require.Equal(t, []string{"begin", "event", "arrived", "arrived", "result", "event", "event", "end"}, sink.calls)
 	require.Equal(t, []string{"launched", "noted", KindParamUpdate, "late"}, kinds(c.Events()))
 
 	rs := slices.Collect(c.Results())

@@ -25,6 +25,15 @@ func (b *builder) notes() {
 	s := b.sum
 	add := func(format string, args ...any) { s.Notes = append(s.Notes, fmt.Sprintf(format, args...)) }
 	s.Notes = append(s.Notes, b.c.relabelled...)
+	for _, e := range b.c.events {
+		if message, ok := e.Data["message"].(string); ok && (e.Kind == KindServerWarning || e.Kind == KindServerFault) {
+			when := "before the run"
+			if e.At > 0 {
+				when = fmt.Sprintf("at %.3f s", e.At.Seconds())
+			}
+			add("%s, %s: %s", e.Source, when, message)
+		}
+	}
 	q := s.Requests
 	b.planNotes(add)
 	if q.Unfinished > 0 {

@@ -83,7 +83,7 @@ func TestRetryOverSocket(t *testing.T) {
 	var calls atomic.Int32
 	mux := http.NewServeMux()
 	mux.HandleFunc("/ready", func(http.ResponseWriter, *http.Request) {})
-	for path, body := range map[string]string{"/model_info": `{"model_path":"m","is_generation":true}`, "/server_info": tinyInfo(64), "/v1/models": `{"data":[]}`} {
+	for path, body := range map[string]string{"/model_info": `{"model_path":"m","is_generation":true}`, "/server_info": tinyInfo(64), "/v1/models": `{"data":[]}`, "/generate": oneToken.body} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(body)) })
 	}
 	mux.HandleFunc("/flush_cache", func(w http.ResponseWriter, _ *http.Request) {

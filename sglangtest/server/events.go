@@ -28,10 +28,10 @@ const (
 	KindWarning = "warning" // something that may spoil a measurement, such as a version that this package does not know
 )
 
-// A stream hands events to a function, one at a time, in the order in which they were put. The function may look at
+// A stream hands events to functions, one at a time, in the order in which they were put. A function may look at
 // servers, but must not wait for one: whoever waits for a server waits for the delivery of its events.
 type stream struct {
-	deliver func(Event)
+	deliver []func(Event) // set before the first event
 
 	mu      sync.Mutex
 	cond    sync.Cond
@@ -41,7 +41,7 @@ type stream struct {
 	running bool
 }
 
-func newStream(deliver func(Event)) *stream {
+func newStream(deliver ...func(Event)) *stream {
 	q := &stream{deliver: deliver}
 	q.cond.L = &q.mu
 	return q
@@ -70,7 +70,9 @@ func (q *stream) flush() {
 			e := q.queue[0]
 			q.queue = q.queue[1:]
 			q.mu.Unlock()
-			q.deliver(e)
+			for _, f := range q.deliver {
+				f(e)
+			}
 			q.mu.Lock()
 			q.done++
 			q.cond.Broadcast()

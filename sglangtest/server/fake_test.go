@@ -119,7 +119,7 @@ func (w *playback) record(version string, hasReady bool) *playback {
 		w.on("GET /ready", file("not_found"))
 	}
 	return w.on("GET /health", file("health")).on("GET /model_info", file("model_info")).on("GET /v1/models", file("v1_models")).
-		on("GET /server_info", file("server_info")).on("GET /v1/loads", file("v1_loads"), file("v1_loads_busy"))
+		on("GET /server_info", file("server_info")).on("POST /generate", oneToken).on("GET /v1/loads", file("v1_loads"), file("v1_loads_busy"))
 }
 
 func (w *playback) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -199,8 +199,12 @@ func (w *playback) tiny() *playback {
 		on("GET /model_info", answer{status: 200, body: `{"model_path":"m","is_generation":true}`}).
 		on("GET /server_info", answer{status: 200, body: tinyInfo(64)}).
 		on("GET /v1/models", answer{status: 200, body: `{"data":[{"id":"m","max_model_len":4096}]}`}).
-		on("POST /set_internal_state", answer{status: 200, body: `[true]`})
+		on("POST /set_internal_state", answer{status: 200, body: `[true]`}).
+		on("POST /generate", oneToken)
 }
+
+// oneToken is what shows that a server generates.
+var oneToken = answer{status: 200, body: `{"meta_info":{"completion_tokens":1}}`}
 
 func tinyInfo(limits ...int) string {
 	states := make([]string, len(limits))

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 	"github.com/sglangtest/harness/sglangtest/metrics"
@@ -138,25 +139,13 @@ func (s *Server) readInfo(ctx context.Context, into ...any) error {
 // checkConfig reports the settings of cfg that a server which already ran does not have. That the API keys are right has
 // shown already, and secrets belong into no message.
 func (s *Server) checkConfig(cfg Config) error {
-	wanted := cfg.Settings()
-	for _, name := range sglargs.Secrets() {
-		delete(wanted, name)
-	}
-	has := maps.Clone(s.raw)
-	for key, inForce := range map[string]int{"max_running_requests": s.info.MaxRunningRequests, "context_length": s.info.ContextLength} {
-		if has[key] == nil && inForce > 0 { // not set, so the engine chose it
-			has[key] = float64(inForce)
-		}
-	}
 	var faults []error
 	if len(cfg.GPUs) > 0 {
 		faults = append(faults, errors.New("gpus: the server already runs, so its GPUs cannot be chosen"))
 	}
+	wanted, has := s.settings(cfg)
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
-		want, err := asJSON(wanted[key])
-		switch {
-		case err != nil:
-			faults = append(faults, fmt.Errorf("%s: %w", key, err))
+		switch want := wanted[key]; {
 		case has[key] == nil:
 			faults = append(faults, fmt.Errorf("%s: the running server does not tell this setting, so %v cannot be checked", key, want))
 		case !reflect.DeepEqual(want, has[key]):
@@ -173,11 +162,72 @@ func (s *Server) checkConfig(cfg Config) error {
 	return nil
 }
 
-// asJSON returns v as it is when JSON has carried it.
-func asJSON(v any) (out any, err error) {
-	data, err := json.Marshal(v)
-	if err == nil {
-		err = json.Unmarshal(data, &out)
+// settings returns what cfg sets, without secrets, and what the server has in force of all settings, both as JSON carries them.
+func (s *Server) settings(cfg Config) (wanted, has map[string]any) {
+	wanted = cfg.Settings()
+	for _, name := range sglargs.Secrets() {
+		delete(wanted, name)
 	}
-	return out, err
+	for key, v := range wanted {
+		data, err := json.Marshal(v)
+		if err == nil {
+			err = json.Unmarshal(data, &v)
+		}
+		if err != nil { // Validate has found it
+			panic(fmt.Sprintf("server: setting %s: %v", key, err))
+		}
+		wanted[key] = v
+	}
+	has = maps.Clone(s.raw)
+	for key, inForce := range map[string]int{"max_running_requests": s.info.MaxRunningRequests, "context_length": s.info.ContextLength} {
+		if has[key] == nil && inForce > 0 { // not set, so the engine chose it
+			has[key] = float64(inForce)
+		}
+	}
+	return wanted, has
+}
+
+// otherwise says which settings a server that was launched with cfg has in force otherwise than cfg says: the engine lowers what
+// does not fit, and chooses again what does not go together. Settings that it does not tell, and the choice "auto", are passed
+// over; so is what is not a number, a word or a truth value, whose form it may change.
+func (s *Server) otherwise(cfg Config) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	wanted, has := s.settings(cfg)
+	perRank := cfg.MaxRunningRequests
+	if s.raw["enable_dp_attention"] == true { // the ranks share the limit (pool_configurator.py, resolve_max_num_reqs)
+		perRank /= max(1, s.info.DPSize)
+	}
+	page := 1
+	if p, ok := s.raw["page_size"].(float64); ok && p > 1 {
+		page = int(p)
+	}
+	// What /server_info repeats as it was asked for, and what it tells of it elsewhere.
+	for key, v := range map[string]struct{ asked, inForce int }{
+		"max_running_requests": {perRank, s.info.MaxRunningRequests},
+		"max_total_tokens":     {cfg.MaxTotalTokens / page * page, s.info.MaxTotalTokens},
+		"context_length":       {cfg.ContextLength, s.info.ContextLength},
+	} {
+		if v.asked > 0 && v.inForce > 0 {
+			wanted[key], has[key] = float64(v.asked), float64(v.inForce)
+		}
+	}
+	var texts []string
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		switch want := wanted[key].(type) {
+		case float64, string, bool:
+			if has[key] != nil && want != "auto" && want != has[key] {
+				texts = append(texts, fmt.Sprintf("%s: %s was asked for, %s is in force", key, plain(want), plain(has[key])))
+			}
+		}
+	}
+	return texts
+}
+
+// plain writes a value of JSON as a config would have it.
+func plain(v any) string {
+	if f, ok := v.(float64); ok {
+		return strconv.FormatFloat(f, 'f', -1, 64)
+	}
+	return fmt.Sprint(v)
 }

@@ -30,6 +30,7 @@ type ServerManager struct {
 	apiKey       string
 	adminKey     string
 	abortOnStop  bool
+	unproven     bool
 	gpus         GPUInventory // nil: GPUs are given out unchecked
 	logs         string       // folder; empty: the launcher's choice
 	events       *stream
@@ -98,6 +99,12 @@ func WithAbortOnStop() Option {
 	return func(m *ServerManager) error { m.abortOnStop = true; return nil }
 }
 
+// WithoutProof makes Launch take a server for ready that says so, without having it generate a token: for one that is so busy
+// that a token takes longer than the ready timeout, or must not be sent requests that the experiment does not ask for.
+func WithoutProof() Option {
+	return func(m *ServerManager) error { m.unproven = true; return nil }
+}
+
 // WithAdminAPIKey makes the control calls that change the server carry this key instead, the server's --admin-api-key.
 // A server that has both keys takes for each call only the one that is meant for it.
 func WithAdminAPIKey(key string) Option {
@@ -105,13 +112,13 @@ func WithAdminAPIKey(key string) Option {
 }
 
 // WithEvents makes f be called for each event, one at a time and in order, from various goroutines. It may look at
-// servers, but must not wait for one to start or stop.
+// servers, but must not wait for one to start or stop. It may be given more than once.
 func WithEvents(f func(Event)) Option {
 	return func(m *ServerManager) error {
 		if f == nil {
 			return errors.New("events: the function is nil")
 		}
-		m.events = newStream(f)
+		m.events.deliver = append(m.events.deliver, f)
 		return nil
 	}
 }
@@ -119,7 +126,7 @@ func WithEvents(f func(Event)) Option {
 // NewServerManager returns a manager that brings servers up through l. All faults of the options are reported together.
 func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
 	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, portOf: map[int]string{}, gpuOf: map[int]string{},
-		events: newStream(func(Event) {})}
+		events: newStream()}
 	faults := make([]error, 0, len(opts)+1)
 	if _, running := l.(*attached); running {
 		m.readyTimeout = DefaultAttachTimeout

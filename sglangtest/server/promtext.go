@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -96,11 +97,21 @@ func parseLabels(text string) (labels map[string]string, rest string, err error)
 	}
 }
 
-// scanMetrics reads the wanted series of a page and nothing else. A line that it does not want costs the search for its
-// end.
+// seriesPrefix begins the names of SGLang's series; collectors and gateways that rename them write underscorePrefix.
+const (
+	seriesPrefix     = "sglang:"
+	underscorePrefix = "sglang_"
+)
+
+// scanMetrics reads the wanted series of a page and nothing else, under SGLang's own names whether the page has these or
+// sglang_ in front, but then not both. A line that it does not want costs the search for its end. It may change the page.
 func scanMetrics(page []byte) (map[string]float64, error) {
 	values := make(map[string]float64, len(wantedSeries))
 	counts := make(map[string]float64) // of means
+	all, prefix := page, []byte(seriesPrefix)
+	if !bytes.HasPrefix(page, prefix) && !bytes.Contains(page, []byte("\n"+seriesPrefix)) {
+		prefix = []byte(underscorePrefix)
+	}
 	for len(page) > 0 {
 		line := page
 		if end := bytes.IndexByte(page, '\n'); end >= 0 {
@@ -108,13 +119,14 @@ func scanMetrics(page []byte) (map[string]float64, error) {
 		} else {
 			page = nil
 		}
-		if !bytes.HasPrefix(line, []byte("sglang:")) {
+		if !bytes.HasPrefix(line, prefix) {
 			continue
 		}
 		end := bytes.IndexAny(line, "{ ")
 		if end < 0 {
 			continue
 		}
+		line[len(seriesPrefix)-1] = ':'
 		how := wantedSeries[string(line[:end])]
 		if how == 0 {
 			continue
@@ -145,9 +157,30 @@ func scanMetrics(page []byte) (map[string]float64, error) {
 	}
 	maps.DeleteFunc(values, func(_ string, v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) }) // not told; JSON has no word for it
 	if len(values) == 0 {
-		return nil, errors.New("the page has none of the wanted series")
+		return nil, noneWanted(all)
 	}
 	return values, nil
+}
+
+// namesShown is how many of a page's names an error shows.
+const namesShown = 5
+
+// noneWanted says which names were wanted and which the page has instead.
+func noneWanted(page []byte) error {
+	var names []string
+	for line := range bytes.Lines(page) {
+		line = bytes.TrimSpace(line)
+		if end := bytes.IndexAny(line, "{ "); end > 0 && line[0] != '#' && !slices.Contains(names, string(line[:end])) {
+			if names = append(names, string(line[:end])); len(names) == namesShown {
+				break
+			}
+		}
+	}
+	found := "it has no series at all"
+	if len(names) > 0 {
+		found = "its first are " + strings.Join(names, ", ")
+	}
+	return fmt.Errorf("the page has none of the wanted series, such as sglang:num_running_reqs, sglang:token_usage and sglang:num_used_tokens (or with sglang_ in front); %s", found)
 }
 
 // ofOnePriority reports whether the series is that of one priority and not the total, whose label is empty.

@@ -19,8 +19,9 @@ const progressInterval = time.Second
 //
 // From 0.5.21 on /ready tells; it needs no generation. Before, the socket opens when the model has been loaded,
 // /model_info answers from then on, and /health, which generates a token and takes a second, is 503 until the
-// warm-up is over (SGLang entrypoints/http_server.py). A process that was launched must also have opened the socket
-// itself and generate a token under its own name: another server may answer on its port.
+// warm-up is over (SGLang entrypoints/http_server.py). All that is no proof that tokens come: a server must also generate one.
+// A process that was launched must have opened the socket itself and generate under its own name: another server may answer
+// on its port.
 func (s *Server) becomeReady(ctx context.Context) error {
 	timeout := s.m.readyTimeout
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the time-out of %v: %w", timeout, context.DeadlineExceeded))
@@ -37,6 +38,9 @@ func (s *Server) becomeReady(ctx context.Context) error {
 		var status *StatusError
 		if err == nil {
 			if err = s.identify(look); err == nil {
+				if waiting = proving; s.m.unproven {
+					break
+				}
 				err = s.prove(look, l)
 			}
 			if err == nil {
@@ -80,6 +84,11 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	if warning != "" {
 		s.tell(KindWarning, warning)
 	}
+	if _, running := l.inst.(*attached); !running { // Launch compares the settings of one that runs, and refuses others
+		for _, text := range s.otherwise(l.reservation.config) {
+			s.tell(KindWarning, text)
+		}
+	}
 	if !s.enter(StateReady, StateStarting) {
 		<-l.ended.Done()
 		return &ExitedError{Err: l.err}
@@ -117,14 +126,15 @@ func (s *Server) ownName(has string) error {
 		Err: fmt.Errorf("another server answers there: its weight_version is %q, not %q", has, want)}
 }
 
-// prove makes a process that was launched show that it is the one that answers, and that it generates.
+// proving is what is waited for when all else has been seen.
+const proving = "one generated token (POST /generate; HTTP answers, but the scheduler may hang or have a long queue)"
+
+// prove makes a server show that it generates, and a process that was launched that it is the one that answers.
 func (s *Server) prove(ctx context.Context, l *life) error {
-	if _, ok := l.inst.(Process); !ok {
-		return nil
-	}
+	_, launched := l.inst.(Process)
 	s.mu.Lock()
 	raw := s.raw
-	unbound := l.startup.at > 0 && !l.startup.bound && showsSocket(raw)
+	unbound := launched && l.startup.at > 0 && !l.startup.bound && showsSocket(raw)
 	s.mu.Unlock()
 	if unbound {
 		return errNotBound

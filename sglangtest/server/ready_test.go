@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,6 +145,66 @@ func TestEndWhileWaitedFor(t *testing.T) {
 			require.Equal(t, []string{"server-0 state starting", "server-0 state failed"}, seen.all())
 		})
 	})
+}
+
+// Answers over HTTP are no proof that tokens come, of a server that already runs neither.
+func TestServerThatNeverGenerates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newPlayback(t).tiny().on("GET /health", answer{status: 200}).on("POST /generate", answer{after: time.Hour})
+		m := newManager(t, Attach("http://instance"), w)
+		_, err := m.Launch(context.Background(), Config{})
+		var not *NotReadyError
+		require.ErrorAs(t, err, &not)
+		require.Equal(t, DefaultAttachTimeout, time.Since(w.start))
+		require.ErrorContains(t, err, "waited for one generated token (POST /generate; HTTP answers, but the scheduler may hang or have a long queue)")
+		require.Empty(t, m.Servers())
+
+		s := launch(t, newManager(t, Attach("http://instance"), w, WithoutProof()), Config{})
+		require.Equal(t, StateReady, s.State())
+	})
+}
+
+// What a launched server has in force otherwise than asked is told with both values.
+func TestSettingsInForceOtherwise(t *testing.T) {
+	info := func(members string) answer {
+		return answer{status: 200, body: `{"version":"0.5.23",` + members + `}`}
+	}
+	state := func(limit string) string {
+		return `"internal_states":[{"pp_max_micro_batch_size":` + limit + `,"effective_max_running_requests_per_dp":` + limit + `}]`
+	}
+	for name, c := range map[string]struct {
+		cfg  Config
+		info answer
+		want []string
+	}{
+		"a limit beyond half of the pool": {Config{MaxRunningRequests: 5000, MaxTotalTokens: 2048},
+			info(`"max_running_requests":5000,"max_total_tokens":2048,"max_total_num_tokens":2048,` + state("1024")),
+			[]string{"max_running_requests: 5000 was asked for, 1024 is in force"}},
+		"a smaller pool": {Config{MaxTotalTokens: 1 << 20}, info(`"max_total_tokens":1048576,"max_total_num_tokens":410620,` + state("64")),
+			[]string{"max_total_tokens: 1048576 was asked for, 410620 is in force"}},
+		"whole pages": {Config{MaxTotalTokens: 2050, Args: Args{"page_size": 16}}, info(`"page_size":16,"max_total_tokens":2050,"max_total_num_tokens":2048,` + state("64")), nil},
+		"ranks share": {Config{MaxRunningRequests: 64, DPSize: 2, TPSize: 2, Args: Args{"enable_dp_attention": true}},
+			info(`"enable_dp_attention":true,"dp_size":2,"tp_size":2,"max_running_requests":64,"internal_states":[{"effective_max_running_requests_per_dp":32},{"effective_max_running_requests_per_dp":32}]`), nil},
+		"chosen again": {Config{AttentionBackend: "fa3", ChunkedPrefillSize: 8192}, info(`"attention_backend":"triton","chunked_prefill_size":4096,` + state("64")),
+			[]string{"attention_backend: fa3 was asked for, triton is in force", "chunked_prefill_size: 8192 was asked for, 4096 is in force"}},
+		"auto, and what is not told": {Config{DType: "auto", SchedulePolicy: "lpm"}, info(`"dtype":"bfloat16",` + state("64")), nil},
+		"as asked":                   {Config{MaxRunningRequests: 64, ModelPath: "m", APIKey: "secretkey"}, info(`"model_path":"m","max_running_requests":64,"api_key":"other",` + state("64")), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				seen := &events{}
+				w := newPlayback(t).tiny().on("GET /server_info", c.info)
+				launch(t, newManager(t, launches(newInstance()), w, WithEvents(seen.add)), c.cfg)
+				var got []string
+				for _, e := range seen.all() {
+					if text, ok := strings.CutPrefix(e, "server-0 warning "); ok {
+						got = append(got, text)
+					}
+				}
+				require.Equal(t, c.want, got)
+			})
+		})
+	}
 }
 
 func TestNotSGLang(t *testing.T) {

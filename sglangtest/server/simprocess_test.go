@@ -569,6 +569,33 @@ func TestSimProcessLimits(t *testing.T) {
 	}
 }
 
+// A limit of which half of the pool leaves less is told, and the simulated server logs what SGLang of its version logs.
+func TestSimProcessLimitBeyondThePool(t *testing.T) {
+	for version, why := range map[string]string{
+		"0.5.15.post1": "(per dp worker) due to the available KV cache capacity.",
+		"0.5.18":       "(per attention-DP worker) due to the available KV cache or auxiliary-state capacity.",
+		"0.5.23":       "(per attention-DP worker) due to the available KV cache or auxiliary-state capacity.",
+	} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			r := newSimulated(t, version)
+			var warned []string
+			r.onEvent = func(e server.Event) {
+				if e.Kind == server.KindWarning {
+					warned = append(warned, e.Message)
+				}
+			}
+			cfg := simulatedConfig()
+			cfg.MaxRunningRequests, cfg.MaxTotalTokens = 5000, 2048
+			s := r.launch(cfg)
+			require.Equal(t, 1024, s.Info().MaxRunningRequests)
+			require.Contains(t, texts(s.Log().Tail(1000)), "max_running_requests was reduced from the requested 5000 to 1024 "+why)
+			require.Equal(t, []string{"max_running_requests: 5000 was asked for, 1024 is in force"}, warned)
+			r.stops(s)
+		})
+	}
+}
+
 // Port and name stay over restarts, of a server that runs and of one that ended; what was changed is in force.
 func TestSimProcessRestart(t *testing.T) {
 	t.Parallel()

@@ -125,6 +125,42 @@ func TestScanMetrics(t *testing.T) {
 	}
 }
 
+// Gateways put the pages of several workers together, and some rewrite the colon, which stands for a recording rule.
+func TestMetricNamesOfGateways(t *testing.T) {
+	const page = `sglang:num_running_reqs{worker_addr="http://a:1",model_name="m"} 3
+sglang:num_running_reqs{worker_addr="http://b:1",model_name="m"} 4
+sglang:token_usage{worker_addr="http://a:1"} 0.2
+sglang:token_usage{worker_addr="http://b:1"} 0.4
+sglang:generation_tokens_total{worker_addr="http://a:1"} 1000
+sglang:generation_tokens_total{worker_addr="http://b:1"} 2000
+`
+	want := map[string]float64{"sglang:num_running_reqs": 7, "sglang:token_usage": 0.30000000000000004, "sglang:generation_tokens_total": 3000}
+	underscores := strings.ReplaceAll(page, "sglang:", "sglang_")
+	for _, page := range []string{page, underscores, page + underscores} { // a page with both has each series twice
+		values, err := scanMetrics([]byte(page))
+		require.NoError(t, err)
+		require.Equal(t, want, values)
+	}
+	_, err := scanMetrics([]byte("vllm:num_requests_running 1\nvllm:num_requests_running{a=\"b\"} 1\npython_info 1\n"))
+	require.ErrorContains(t, err, "none of the wanted series, such as sglang:num_running_reqs")
+	require.ErrorContains(t, err, "its first are vllm:num_requests_running, python_info")
+}
+
+// Labels with braces, quotes and backslashes, values that are none, time stamps, totals beside parts.
+func TestOddMetricsPage(t *testing.T) {
+	page, err := os.ReadFile(refdata.Path(t, "cases/23-metrics-page/page.txt"))
+	require.NoError(t, err)
+	series, err := parseMetrics(page)
+	require.NoError(t, err)
+	require.Len(t, series, 17)
+	require.Equal(t, `C:\models\a} b`, series[0].Labels["model_name"])
+	require.Equal(t, `x="1", priority=""`, series[0].Labels["note"])
+	values, err := scanMetrics(page)
+	require.NoError(t, err)
+	require.Equal(t, map[string]float64{"sglang:num_running_reqs": 5, "sglang:num_queue_reqs": 7, "sglang:prompt_tokens_total": 1.2345678e7,
+		"sglang:cached_tokens_total": 120, "sglang:time_to_first_token_seconds_count": 4, "sglang:time_to_first_token_seconds_sum": 0.5}, values)
+}
+
 func TestMetricsSamplerFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newPlayback(t).tiny()

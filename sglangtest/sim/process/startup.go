@@ -229,6 +229,13 @@ func (p *mainProc) load() error {
 	if dtype == "auto" {
 		dtype = "bfloat16"
 	}
+	if asked := p.command.config.MaxRunningRequests; asked > ec.MaxRunningRequests { // model_runner_kv_cache_mixin.py, pool_configurator.py
+		why := "(per attention-DP worker) due to the available KV cache or auxiliary-state capacity."
+		if p.release < v18 {
+			why = "(per dp worker) due to the available KV cache capacity."
+		}
+		p.log.logf(warning, "max_running_requests was reduced from the requested %d to %d %s", asked, ec.MaxRunningRequests, why)
+	}
 	p.say("KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB", dtype, ec.MaxTotalTokens, kv, kv)
 	p.say("Memory pool end. avail mem=%.2f GB", rest)
 	for _, kind := range []string{"prefill", "decode"} {
