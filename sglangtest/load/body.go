@@ -94,6 +94,11 @@ func samplingFields(api API, p *SamplingParams) ([]byte, error) {
 // appendBody appends the request's JSON body. fields is what samplingFields made.
 func (s *Sender) appendBody(b []byte, req *Request, fields []byte) ([]byte, error) {
 	p := &req.Prompt
+	for i := range p.Segments {
+		if seg := &p.Segments[i]; seg.Answer {
+			return nil, fmt.Errorf("the prompt holds the answer to request %d, whose tokens this sender does not know", seg.Stream)
+		}
+	}
 	switch s.api {
 	case Generate:
 		switch {

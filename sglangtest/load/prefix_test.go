@@ -8,7 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func seg(stream uint64, offset, length int) Segment { return Segment{stream, offset, length} }
+func seg(stream uint64, offset, length int) Segment {
+	return Segment{Stream: stream, Offset: offset, Length: length}
+}
 
 // The plan counts what an unbounded prefix cache could take, and how often the dataset is begun.
 func TestPlanCountsSharedPrompts(t *testing.T) {

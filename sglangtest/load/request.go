@@ -13,6 +13,9 @@ type Segment struct {
 	Stream uint64 `json:"stream"`
 	Offset int    `json:"offset"` // tokens, ≥ 0
 	Length int    `json:"length"` // tokens, > 0
+	// Answer says that Stream is the ID of an earlier request of the workload and the tokens are those of its answer. The
+	// caches of simulated engines in virtual time hold them (package sim/fleet); a [Sender] does not know them and refuses the request.
+	Answer bool `json:"-"`
 }
 
 // A Message is one turn of a chat prompt.
@@ -33,8 +36,8 @@ type Prompt struct {
 // Tokens returns the prompt's length in tokens, or 0 if only the server can know it (text and messages).
 func (p Prompt) Tokens() int {
 	n := len(p.TokenIDs)
-	for _, s := range p.Segments {
-		n += s.Length
+	for i := range p.Segments {
+		n += p.Segments[i].Length
 	}
 	return n
 }
@@ -61,8 +64,8 @@ func (p Prompt) Validate() error {
 	default:
 		return errors.New("prompt has more than one of segments, input_ids, prompt and messages")
 	}
-	for _, s := range p.Segments {
-		if s.Offset < 0 || s.Length <= 0 {
+	for i := range p.Segments {
+		if s := &p.Segments[i]; s.Offset < 0 || s.Length <= 0 {
 			return errors.New("prompt segment needs offset ≥ 0 and length > 0")
 		}
 	}

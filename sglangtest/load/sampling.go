@@ -248,8 +248,9 @@ func sortedKeys[V any](m map[int32]V) []int32 {
 func jsonKeys(t reflect.Type) []string {
 	var keys []string
 	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		keys = append(keys, name)
+		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "-" {
+			keys = append(keys, name)
+		}
 	}
 	return keys
 }

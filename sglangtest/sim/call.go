@@ -116,6 +116,7 @@ func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 		if l := d.logprobs; l != nil && l.start >= 0 && l.start < tokens {
 			req.Prompt = load.Prompt{} // what is wanted of the prompt must be computed anew
 		}
+		req.OutputIDs = answerIDs(max(0, min(req.MaxNewTokens, context-tokens)))
 		stop := d.stop()
 		req.StopAfter = stop.after
 		add := func(to *[]*stream, rid string, req Request) {

@@ -3,6 +3,8 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 // The constants of SGLang's scheduler (environment variables with these defaults, all versions from 0.5.15 on).
@@ -59,7 +61,7 @@ type Engine struct {
 
 	steps      []*Step // spare
 	outputs    []Output
-	keys       []run         // scratch of keyOf
+	keys       load.Runs     // scratch of keyOf
 	states     []reservation // scratch of admitExact
 	retracted  []*Request    // by the last Plan
 	preempted  []*Request
@@ -214,7 +216,11 @@ func (e *Engine) Add(r *Request) {
 		prompt.Segments, prompt.TokenIDs, prompt.Text, prompt.Messages = nil, refusedPrompt, "", nil
 	}
 	if e.tree != nil {
-		r.key = promptRuns(r.keySpace[:0], prompt, r.InputLen, r.unique)
+		if r.key = load.Runs(r.keySpace[:0]); prompt.IsZero() {
+			r.key = r.key.AppendPrivate(r.unique, 0, r.InputLen)
+		} else {
+			r.key = r.key.AppendPrompt(&prompt, r.InputLen)
+		}
 	}
 	e.live++
 	e.enqueue(r)
@@ -224,7 +230,7 @@ func (e *Engine) Add(r *Request) {
 var refusedPrompt = []int32{0}
 
 // keyOf returns the runs of the first n tokens of the prompt and the answer of r. They are valid until the next call.
-func (e *Engine) keyOf(r *Request, n int) []run {
+func (e *Engine) keyOf(r *Request, n int) load.Runs {
 	n -= r.InputLen
 	if n <= 0 {
 		return r.key
@@ -232,11 +238,10 @@ func (e *Engine) keyOf(r *Request, n int) []run {
 	key := append(e.keys[:0], r.key...)
 	switch {
 	case r.OutputStream != 0:
-		key = appendRun(key, run{stream: r.OutputStream, n: n})
+		key = key.AppendSegment(load.Segment{Stream: r.OutputStream, Length: n})
 	default:
 		k := min(n, len(r.OutputIDs))
-		key = appendRun(key, run{space: byValue, ids: r.OutputIDs[:k], n: k})
-		key = appendRun(key, run{space: private, stream: r.unique, off: r.InputLen + k, n: n - k})
+		key = key.AppendIDs(r.OutputIDs[:k]).AppendPrivate(r.unique, r.InputLen+k, n-k)
 	}
 	e.keys = key
 	return key

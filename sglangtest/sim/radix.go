@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 // An EvictionPolicy says which unlocked leaf of the prefix cache goes first (mem_cache/evict_policy.py). The empty
@@ -36,9 +38,11 @@ type radix struct {
 	spare                *node // linked by chain
 }
 
+const golden64 = 0x9e3779b97f4a7c15 // spreads node ids over the table
+
 type node struct {
 	parent   *node
-	key      []run
+	key      load.Runs
 	length   int // tokens
 	id, hash uint64
 	chain    *node // next of the same bucket
@@ -136,11 +140,11 @@ func (t *radix) grow() {
 
 // child returns the child of p that begins with the page that follows the cursor, and how many tokens of its key, in
 // whole pages, follow the cursor. The hash is returned for [radix.add].
-func (t *radix) child(p *node, c *cursor) (n *node, same int, h uint64) {
-	h = c.hash(p.id*golden64, t.page)
+func (t *radix) child(p *node, c *load.RunCursor) (n *node, same int, h uint64) {
+	h = c.Hash(p.id*golden64, t.page)
 	for n = t.table[h&uint64(len(t.table)-1)]; n != nil; n = n.chain {
 		if n.hash == h && n.parent == p {
-			if same = t.floor(c.common(n.key, n.length)); same > 0 {
+			if same = t.floor(c.Common(n.key, n.length)); same > 0 {
 				return n, same, h
 			}
 		}
@@ -159,24 +163,21 @@ func (t *radix) touch(n *node, now uint64) {
 // split puts a node with the first tokens of n's key above n, and returns it. The rest counts as just used, as in
 // both implementations.
 func (t *radix) split(n *node, tokens int) *node {
-	c := cursor{runs: n.key, left: n.length}
+	c := n.key.Cursor(n.length)
 	up := t.newNode(n.parent)
-	up.key = c.take(up.key, tokens)
+	up.key = c.Take(up.key, tokens)
 	up.length, up.hash, up.order = tokens, n.hash, n.order
 	up.locks, up.hits, up.priority, up.access = n.locks, n.hits, n.priority, n.access
 	up.children = 1
 	t.unlink(n)
-	c.skip(tokens)
-	if n.parent = up; c.at > 0 {
-		c.runs[0] = c.runs[0].cut(c.at, c.runs[0].n)
-		c.at = 0
-	}
-	k := copy(n.key, c.runs)
-	clear(n.key[k:])
-	n.key = n.key[:k]
+	c.Skip(tokens)
+	n.parent = up
+	rest := c.Take(n.key[:0], c.Left())
+	clear(n.key[len(rest):])
+	n.key = rest
 	n.length -= tokens
-	c = cursor{runs: n.key, left: n.length}
-	n.hash = c.hash(up.id*golden64, t.page)
+	c = n.key.Cursor(n.length)
+	n.hash = c.Hash(up.id*golden64, t.page)
 	t.created++
 	n.order = t.created
 	t.link(up)
@@ -186,11 +187,11 @@ func (t *radix) split(n *node, tokens int) *node {
 
 // match finds the longest cached prefix of the key's first limit tokens, in whole pages, and makes it the most
 // recently used (match_prefix). It splits a node of which only a part matches.
-func (t *radix) match(key []run, limit int) (last *node, matched int) {
+func (t *radix) match(key load.Runs, limit int) (last *node, matched int) {
 	t.clock++
 	n := t.root
-	c := cursor{runs: key, left: t.floor(limit)}
-	for c.left > 0 {
+	c := key.Cursor(t.floor(limit))
+	for c.Left() > 0 {
 		next, same, _ := t.child(n, &c)
 		if next == nil {
 			break
@@ -202,25 +203,25 @@ func (t *radix) match(key []run, limit int) (last *node, matched int) {
 			break
 		}
 		n = next
-		c.skip(same)
+		c.Skip(same)
 	}
 	return n, matched
 }
 
 // insert puts the key's first limit tokens, in whole pages, into the tree and returns the last node and how many
 // tokens were there before. Nodes within the first counted tokens get no hit.
-func (t *radix) insert(key []run, limit, priority, counted int) (last *node, matched int) {
+func (t *radix) insert(key load.Runs, limit, priority, counted int) (last *node, matched int) {
 	t.clock++
 	n := t.root
 	n.priority = max(n.priority, priority)
-	c := cursor{runs: key, left: t.floor(limit)}
-	for c.left > 0 {
+	c := key.Cursor(t.floor(limit))
+	for c.Left() > 0 {
 		next, same, h := t.child(n, &c)
 		if next == nil {
 			leaf := t.newNode(n)
-			leaf.key = c.take(leaf.key, c.left)
-			leaf.length, leaf.hash, leaf.priority = c.left, h, priority
-			if matched+c.left > counted {
+			leaf.key = c.Take(leaf.key, c.Left())
+			leaf.length, leaf.hash, leaf.priority = c.Left(), h, priority
+			if matched+c.Left() > counted {
 				leaf.hits++
 			}
 			t.clock++ // newer than the rest of a node that was split
@@ -230,7 +231,7 @@ func (t *radix) insert(key []run, limit, priority, counted int) (last *node, mat
 				t.drop(n.leaf)
 			}
 			t.link(leaf)
-			t.evictable += c.left
+			t.evictable += c.Left()
 			t.push(leaf)
 			return leaf, matched
 		}
@@ -247,7 +248,7 @@ func (t *radix) insert(key []run, limit, priority, counted int) (last *node, mat
 			t.fix(next.leaf)
 		}
 		n = next
-		c.skip(same)
+		c.Skip(same)
 	}
 	return n, matched
 }

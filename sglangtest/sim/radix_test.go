@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 // requireTree checks the counts and links of a tree.
@@ -19,7 +21,7 @@ func requireTree(t testing.TB, tree *radix) {
 			children[n.parent]++
 			length := 0
 			for _, r := range n.key {
-				length += r.n
+				length += r.Len()
 			}
 			if n.length != length || length <= 0 || length%tree.page != 0 || n.parent.locks < min(n.locks, 1) {
 				t.Fatalf("node of %d tokens with runs of %d, %d locks below %d", n.length, length, n.locks, n.parent.locks)
@@ -58,7 +60,7 @@ func requireTree(t testing.TB, tree *radix) {
 // sequence is a key in all its forms: tokens as (space, stream, position) or ids, spelled out, and as runs.
 type sequence struct {
 	tokens []string
-	runs   []run
+	runs   load.Runs
 }
 
 // randomSequence draws a short key over a small alphabet: cut into runs at random, so that equal tokens come in
@@ -69,26 +71,38 @@ func randomSequence(rng *rand.Rand) (s sequence) {
 		for i := range ids {
 			ids[i] = int32(rng.IntN(2))
 		}
-		s.runs = append(s.runs, run{space: byValue, ids: ids, n: len(ids)})
+		s.runs = s.runs.AppendIDs(ids)
 		for _, id := range ids {
 			s.tokens = append(s.tokens, fmt.Sprint(id))
 		}
 	}
 	for range rng.IntN(4) {
-		r := run{stream: uint64(rng.IntN(2)), off: rng.IntN(3) * 2, n: 1 + rng.IntN(6), space: []space{named, private}[rng.IntN(2)]}
-		for i := range r.n {
-			s.tokens = append(s.tokens, fmt.Sprint(r.space, "/", r.stream, "/", r.off+i))
+		kind, stream, off, n := rng.IntN(2), uint64(rng.IntN(2)), rng.IntN(3)*2, 1+rng.IntN(6)
+		for i := range n {
+			s.tokens = append(s.tokens, fmt.Sprint(kind, "/", stream, "/", off+i))
 		}
-		for r.n > 0 {
-			k := 1 + rng.IntN(r.n)
-			s.runs = appendRun(s.runs, r.cut(0, k))
-			r = r.cut(k, r.n)
+		for n > 0 {
+			k := 1 + rng.IntN(n)
+			if kind == 0 {
+				s.runs = s.runs.AppendSegment(load.Segment{Stream: stream, Offset: off, Length: k})
+			} else {
+				s.runs = s.runs.AppendPrivate(stream, off, k)
+			}
+			off, n = off+k, n-k
 		}
 	}
 	if len(s.runs) == 0 {
 		return randomSequence(rng)
 	}
 	return s
+}
+
+// spell returns the hash of each token.
+func spell(runs load.Runs) (tokens []uint64) {
+	for c := runs.Cursor(runs.Len()); c.Left() > 0; c.Skip(1) {
+		tokens = append(tokens, c.Hash(0, 1))
+	}
+	return tokens
 }
 
 // The tree finds what a plain list of cached prefixes finds. The list is the truth for content; the order of
@@ -101,11 +115,15 @@ func TestRadixAgainstPlainTokens(t *testing.T) {
 			tree := newRadix(page, EvictLRU)
 			cached := map[string]uint64{} // prefix of whole pages: last use
 			name := func(tokens []string) string { return fmt.Sprintf("%q", tokens) }
+			spelt := map[uint64]string{} // a token by its hash
 			now := uint64(0)
 			var locked []*node
 			var lockedKeys [][]string
 			for range 120 {
 				s := randomSequence(rng)
+				for i, tok := range spell(s.runs) {
+					spelt[tok] = s.tokens[i]
+				}
 				n := len(s.tokens) - len(s.tokens)%page
 				longest := 0
 				for k := page; k <= n; k += page {
@@ -162,18 +180,12 @@ func TestRadixAgainstPlainTokens(t *testing.T) {
 						}
 					}
 					walk = func(n *node, path []string) {
-						for _, r := range n.key {
-							for i := range r.n {
-								tok := fmt.Sprint(r.space, "/", r.stream, "/", r.off+i)
-								if r.space == byValue {
-									tok = fmt.Sprint(r.ids[i])
-								}
-								path = append(path, tok)
-								if len(path)%page == 0 {
-									require.NotContains(t, cached, name(path), "a prefix is in the tree once")
-									cached[name(path)] = now
-									total += page
-								}
+						for _, tok := range spell(n.key) {
+							path = append(path, spelt[tok])
+							if len(path)%page == 0 {
+								require.NotContains(t, cached, name(path), "a prefix is in the tree once")
+								cached[name(path)] = now
+								total += page
 							}
 						}
 						for _, c := range below[n] {
@@ -193,8 +205,16 @@ func TestRadixAgainstPlainTokens(t *testing.T) {
 	}
 }
 
+// segments is a key of streams and lengths in turn.
+func segments(streams ...uint64) (rs load.Runs) {
+	for i := 0; i < len(streams); i += 2 {
+		rs = rs.AppendSegment(load.Segment{Stream: streams[i], Length: int(streams[i+1])})
+	}
+	return rs
+}
+
 func TestEvictionPolicies(t *testing.T) {
-	key := func(stream uint64) []run { return []run{{stream: stream, n: 10}} }
+	key := func(stream uint64) load.Runs { return segments(stream, 10) }
 	for _, c := range []struct {
 		policy EvictionPolicy
 		order  []uint64 // in which they go
@@ -214,7 +234,7 @@ func TestEvictionPolicies(t *testing.T) {
 		for _, gone := range c.order {
 			require.Equal(t, 10, tree.evict(1))
 			for _, stream := range []uint64{1, 2, 3} {
-				cursor := cursor{runs: key(stream), left: 10}
+				cursor := key(stream).Cursor(10)
 				n, _, _ := tree.child(tree.root, &cursor)
 				if stream == gone {
 					require.Nil(t, n, "%s: %d goes first", c.policy, gone)
@@ -228,8 +248,8 @@ func TestEvictionPolicies(t *testing.T) {
 // A long prompt costs as many nodes as its shared parts, and no token of it is stored.
 func TestLongPromptsAreRuns(t *testing.T) {
 	tree := newRadix(1, EvictLRU)
-	a := []run{{stream: 1, n: 100_000}}
-	b := []run{{stream: 1, n: 60_000}, {stream: 2, n: 40_000}}
+	a := segments(1, 100_000)
+	b := segments(1, 60_000, 2, 40_000)
 	tree.insert(a, 100_000, 0, 0)
 	_, had := tree.insert(b, 100_000, 0, 0)
 	require.Equal(t, 60_000, had)
@@ -240,7 +260,7 @@ func TestLongPromptsAreRuns(t *testing.T) {
 func BenchmarkRadix(b *testing.B) {
 	tree := newRadix(1, EvictLRU)
 	for i := 0; b.Loop(); i++ {
-		key := []run{{stream: uint64(i), n: 512}, {space: private, stream: uint64(i), n: 512}}
+		key := segments(uint64(i), 512).AppendPrivate(uint64(i), 0, 512)
 		n, _ := tree.match(key, 511)
 		tree.lock(n)
 		m, _ := tree.insert(key, 512, 0, 0)

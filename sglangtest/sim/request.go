@@ -9,7 +9,7 @@ type Request struct {
 	// RID is the request's id. It only breaks ties of the policy hrrn and may be empty.
 	RID string
 	// Prompt is the content of the prompt, by which the prefix cache finds what it shares with others. Segments and
-	// token ids must add up to InputLen. A text or a chat shares its prompt only with an equal one. A zero
+	// token ids must add up to InputLen. What texts and chats share is counted in blocks, see load.Key. A zero
 	// Prompt shares nothing.
 	Prompt load.Prompt
 	// InputLen is the prompt's length in tokens, at least 1.
@@ -50,8 +50,8 @@ type Request struct {
 	place    int64 // orders the running batch
 
 	// The prefix cache.
-	key       []run
-	keySpace  [2]run
+	key       load.Runs
+	keySpace  [2]load.TokenRun
 	match     *node // last_node: of the last match
 	prefix    int   // prefix_len: tokens of the last match, or computed before the present chunk
 	matched   int   // num_matched_prefix_tokens, of the last ordering of the queue

@@ -23,7 +23,7 @@ const keepAlive = 5 * time.Second
 // A Server is a simulated SGLang server: a real-time host of the engine behind SGLang's HTTP API, in this process.
 // Its methods are safe for concurrent use.
 //
-// Prompts given as ids have their length; texts are counted by [TextTokens], chat messages likewise plus four tokens
+// Prompts given as ids have their length; texts are counted by [load.TextTokens], chat messages likewise plus four tokens
 // for each, unless [WithTokenizer] counts them exactly. An answer has max_new_tokens tokens whatever ignore_eos says, and
 // 128 if the request sets no limit, unless a stop string or stop token that the filler has ends it: the simulated model
 // never ends an answer earlier. The answer's text is filler, and so are logprobs.

@@ -3,6 +3,7 @@ package sim
 import (
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // The text of a simulated answer: token i is words[i mod 8], for every request. All have five bytes and need no
@@ -25,6 +26,21 @@ var (
 		return string(b)
 	}()
 )
+
+// answerIDs returns the ids of the first n tokens of an answer. They are shared and must not be modified.
+func answerIDs(n int) []int32 {
+	answerTable.Lock()
+	defer answerTable.Unlock()
+	for i := len(answerTable.ids); i < n; i++ {
+		answerTable.ids = append(answerTable.ids, int32(firstWordID+i%wordCount))
+	}
+	return answerTable.ids[:n:n]
+}
+
+var answerTable struct {
+	sync.Mutex
+	ids []int32
+}
 
 // appendText appends the text from one byte to another.
 func appendText(b []byte, from, to int) []byte {
@@ -50,9 +66,6 @@ func appendIDs(b []byte, from, to int) []byte {
 	}
 	return b[:len(b)-1]
 }
-
-// TextTokens returns the length of a text in tokens by the simulator's rule: four bytes are a token, rounded up.
-func TextTokens(text string) int { return (len(text) + 3) / 4 }
 
 // textLen is the length in bytes of the text of n tokens.
 func textLen(n int) int { return n * wordBytes }
@@ -92,9 +105,6 @@ func stopOfIDs(ids []int) (tokens, matched int) {
 	}
 	return tokens, matched
 }
-
-// messageTokens is the number of tokens that a chat template adds for each message.
-const messageTokens = 4
 
 // appendString appends s as a JSON string.
 func appendString(b []byte, s string) []byte {

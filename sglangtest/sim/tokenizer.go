@@ -20,14 +20,15 @@ import (
 // WithTokenizer makes the server count texts as a real server with this tokenizer.json does, or with the one in this
 // model folder. The ids of a prompt are those of the prefix cache, so that texts with a common beginning share it, and
 // /tokenize and /detokenize are exact. Supported are byte-level BPE tokenizers with the pre-tokenizer of GPT-2, Llama 3 or
-// Qwen 2; others are an error. Without this option texts are counted by [TextTokens].
+// Qwen 2; others are an error. Without this option texts are counted by [load.TextTokens].
 //
 // A chat becomes text by the chat template of the tokenizer_config.json beside it, if that is one of those known here:
 // of Llama 3, of Qwen 2.5 (without tools), and of the tiny model that SGLang was recorded with. Any other is not
 // followed: each message is then its role, a newline, its content and a newline, and "assistant" and a newline end the
 // prompt.
 //
-// Answers remain filler: their ids are not those of this tokenizer for their text, and no prompt matches an answer.
+// Answers remain filler: their ids are not those of this tokenizer for their text, so that an answer is found again by its
+// ids and not by its text.
 func WithTokenizer(path string) Option {
 	return func(o *options) (err error) {
 		o.tokenizer, err = loadTokenizer(path)
@@ -132,7 +133,7 @@ func (s *Server) textPrompt(text string) (load.Prompt, int) {
 		ids := t.Encode(text)
 		return load.Prompt{TokenIDs: ids}, len(ids)
 	}
-	return load.Prompt{Text: text}, TextTokens(text)
+	return load.Prompt{Text: text}, load.TextTokens(text)
 }
 
 // chatPrompt returns the prompt of a chat and its length in tokens.
@@ -142,7 +143,7 @@ func (s *Server) chatPrompt(messages []chatMessage) (load.Prompt, int) {
 	for _, m := range messages {
 		text := m.text()
 		p.Messages = append(p.Messages, load.Message{Role: m.Role, Content: text})
-		tokens += TextTokens(text) + messageTokens
+		tokens += load.TextTokens(text) + load.MessageTokens
 	}
 	if t := s.opts.tokenizer; t != nil {
 		ids := t.Append(nil, t.render(p.Messages))
@@ -154,9 +155,9 @@ func (s *Server) chatPrompt(messages []chatMessage) (load.Prompt, int) {
 // prefixCache says in /server_info what the prefix cache works on.
 func (s *Server) prefixCache() string {
 	if s.opts.tokenizer != nil {
-		return "simulated on token ids; no prompt matches an answer"
+		return "simulated on token ids; an answer is matched by its ids, not by its text"
 	}
-	return "simulated on token ids; a text or chat matches only an equal one, and no prompt matches an answer"
+	return "simulated on token ids; texts and chats match by blocks of 64 bytes, counted as 16 tokens; an answer is matched by its ids, not by its text"
 }
 
 // tokenize is /tokenize. Without a tokenizer the ids are stand-ins.

@@ -27,21 +27,6 @@ type flight struct {
 	nextFlight *flight
 }
 
-// promptTokens counts a prompt as the simulated server does (see sim.Server).
-func promptTokens(p *load.Prompt) int {
-	if n := p.Tokens(); n > 0 {
-		return n
-	}
-	n := sim.TextTokens(p.Text)
-	for _, m := range p.Messages {
-		n += sim.TextTokens(m.Content) + messageTokens
-	}
-	return max(1, n)
-}
-
-// messageTokens is what the real-time host adds for each message.
-const messageTokens = 4
-
 // prefilled notes a token that a prefill made, when its result has been processed and the log is up to date.
 func (f *flight) prefilled(at time.Duration, log *stepLog) {
 	if f.tokens == 0 {

@@ -127,7 +127,8 @@ func (s *run) admit(w *worker, f *flight) {
 	}
 	p := f.load.Sampling
 	f.request = sim.Request{Prompt: f.load.Prompt, InputLen: f.prompt, MaxNewTokens: f.load.OutputLen,
-		IgnoreEOS: p == nil || p.IgnoreEOS == nil || *p.IgnoreEOS, Owner: f}
+		IgnoreEOS:    p == nil || p.IgnoreEOS == nil || *p.IgnoreEOS,
+		OutputStream: load.AnswerStream(f.load.ID), Owner: f}
 	w.loop.Add(s.now, &f.request)
 }
 

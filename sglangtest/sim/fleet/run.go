@@ -159,7 +159,7 @@ func (s *run) play(src load.Source) error {
 			s.err = cmp.Or(s.err, err)
 			break
 		}
-		f := &flight{load: req, prompt: promptTokens(&req.Prompt)}
+		f := &flight{load: req, prompt: req.Prompt.CountTokens()}
 		for s.step(req.Arrival) {
 		}
 		if s.err != nil && req.Arrival > s.now {

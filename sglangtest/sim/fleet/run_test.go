@@ -154,6 +154,18 @@ func TestCachedTokens(t *testing.T) {
 	require.Equal(t, []int{0, 0, 100}, []int{rs[0].CachedTokens, rs[1].CachedTokens, rs[2].CachedTokens}, "each engine has its own cache")
 }
 
+// A turn whose prompt holds an earlier answer finds it in the cache of the engine that gave it, but for its last token, which
+// that engine never read.
+func TestASecondTurnFindsTheAnswer(t *testing.T) {
+	first, second := ask(0, 0, 50, 20), ask(1, time.Second, 80, 1)
+	second.Prompt.Segments = []load.Segment{first.Prompt.Segments[0], {Stream: 0, Length: 20, Answer: true}, {Stream: 7, Length: 10}}
+	src := requests{first, second}
+	rs := results(play(t, src, new(policy.RoundRobin), Equal(1, steady())))
+	require.Equal(t, 50+20-1, rs[1].CachedTokens)
+	rs = results(play(t, src, new(policy.RoundRobin), Equal(2, steady())))
+	require.Zero(t, rs[1].CachedTokens, "another engine gave the answer")
+}
+
 func TestWithoutTokenTimesOnlyITLIsMissing(t *testing.T) {
 	src := requests{ask(0, 0, 100, 50), ask(1, 35*ms, 100, 2000), ask(2, 44*ms, 1, 1)}
 	with := play(t, src, new(policy.RoundRobin), Equal(1, steady())).Summary()
