@@ -3,16 +3,18 @@ package server
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
+
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
 )
 
-// Attach returns a launcher for a server that already runs at baseURL, such as "http://gpu-7:30000". Launching
+// Attach returns a launcher for a server that already runs at baseURL, such as "http://gpu-7:30000", to which the paths of
+// SGLang's routes are appended. A user and password in it go into the Authorization header. Launching
 // checks that the settings in the config are those of the server, host and port as it knows them itself included;
 // one that it does not tell is refused. Stopping leaves the server alone.
 // An end of the server is not noticed here: its requests fail.
-func Attach(baseURL string) Launcher { return &attached{url: strings.TrimSuffix(baseURL, "/")} }
+func Attach(baseURL string) Launcher { return &attached{url: strings.TrimRight(baseURL, "/")} }
 
 // attached is the launcher and, once launched, the instance.
 type attached struct {
@@ -22,9 +24,8 @@ type attached struct {
 }
 
 func (a *attached) Launch(context.Context, Spec) (Instance, error) {
-	u, err := url.Parse(a.url)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf(`attach to %q: want a base URL such as "http://127.0.0.1:30000"`, a.url)
+	if _, _, err := wire.BaseURL(a.url); err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
 	}
 	return &attached{url: a.url, exited: make(chan struct{})}, nil
 }

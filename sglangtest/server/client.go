@@ -2,7 +2,9 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,7 +49,9 @@ func keyOption(path string) string {
 // A client makes control calls. One that may be made twice without harm is made again if its connection broke before an
 // answer, a few times and visibly; an answer, whatever it says, is taken as it is.
 type client struct {
-	base     string
+	base     string // without user and password
+	basic    string // value of the Authorization header that they make
+	fault    error  // of the base URL: no call is possible
 	apiKey   string
 	adminKey string       // for adminRoutes; empty: apiKey there too
 	plain    *http.Client // no second tries: for polls and samples
@@ -58,7 +62,12 @@ func newClient(base, apiKey string, transport http.RoundTripper, onRetry func(me
 	if transport == nil {
 		transport = &http.Transport{IdleConnTimeout: 4 * time.Second} // SGLang closes after 5
 	}
-	c := &client{base: base, apiKey: apiKey, plain: &http.Client{Transport: transport}}
+	c := &client{apiKey: apiKey, plain: &http.Client{Transport: transport}}
+	if u, basic, err := wire.BaseURL(base); err == nil {
+		c.base, c.basic = u.String(), basic
+	} else {
+		c.fault = err
+	}
 	c.careful = &retryablehttp.Client{
 		HTTPClient: c.plain, RetryMax: 3, RetryWaitMin: 50 * time.Millisecond, RetryWaitMax: 400 * time.Millisecond,
 		Backoff: retryablehttp.DefaultBackoff, ErrorHandler: retryablehttp.PassthroughErrorHandler,
@@ -78,6 +87,12 @@ func (c *client) close() { c.plain.CloseIdleConnections() }
 
 // request makes a request with body, which is nil or encoded as JSON.
 func (c *client) request(ctx context.Context, method, path string, body any) (*http.Request, error) {
+	if c.fault != nil {
+		return nil, c.fault
+	}
+	if c.basic != "" && cmp.Or(c.apiKey, c.adminKey) != "" {
+		return nil, errors.New("the base URL has a user and password, and an API key is set: both would be the Authorization header; leave one of them out")
+	}
 	var r io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
@@ -99,6 +114,8 @@ func (c *client) request(ctx context.Context, method, path string, body any) (*h
 	}
 	if key != "" {
 		req.Header.Set("Authorization", "Bearer "+key)
+	} else if c.basic != "" {
+		req.Header.Set("Authorization", c.basic)
 	}
 	return req, nil
 }
@@ -137,7 +154,7 @@ func (c *client) do(ctx context.Context, most time.Duration, method, path string
 	resp, err := send(req)
 	if err == nil {
 		defer resp.Body.Close()
-		data, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		data, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	}
 	if err != nil {
 		var outer *url.Error // says method and URL again
@@ -147,12 +164,18 @@ func (c *client) do(ctx context.Context, most time.Duration, method, path string
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
+		if errors.As(err, new(*tls.CertificateVerificationError)) {
+			err = fmt.Errorf("%w (WithTransport takes a transport that knows a private authority)", err)
+		}
 		return &noAnswerError{method, path, err}
 	}
 	if resp.StatusCode != http.StatusOK {
-		message := wire.ErrorMessage(data)
-		return &StatusError{Method: method, Path: path, Status: resp.StatusCode, Body: message[:min(len(message), 500)]}
+		return &StatusError{Method: method, Path: path, Status: resp.StatusCode, Body: wire.Cut(wire.ErrorMessage(data), 500)}
 	}
+	if len(data) > maxAnswer {
+		return fmt.Errorf("%s %s: the answer is longer than %d MiB: no SGLang server sends that", method, path, maxAnswer>>20)
+	}
+	data = wire.TrimMark(data)
 	switch into := into.(type) {
 	case nil:
 		return nil

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -240,5 +241,16 @@ func TestAttachURL(t *testing.T) {
 	for _, url := range []string{"", "127.0.0.1:30000", "ftp://gpu-7", "http://", "http://%"} {
 		_, err := newManager(t, Attach(url), nil).Launch(context.Background(), Config{})
 		require.ErrorContains(t, err, `want a base URL such as "http://127.0.0.1:30000"`, url)
+	}
+	for url, want := range map[string]string{
+		"http://gpu-7/v1":                       `/v1 belongs to the route and is added to the base URL: leave it out and use "http://gpu-7"`,
+		"http://me:secret@gpu-7/team/v1/":       `use "http://me:xxxxx@gpu-7/team"`,
+		"http://gpu-7/team/v1/chat/completions": `use "http://gpu-7/team"`,
+		"http://gpu-7/generate?x=secret":        "neither a query nor a fragment",
+		"http://me:secret@gpu-7:port":           "want a base URL",
+	} {
+		_, err := newManager(t, Attach(url), newPlayback(t)).Launch(context.Background(), Config{})
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, strings.ReplaceAll(err.Error(), "x=secret", ""), "secret")
 	}
 }

@@ -78,7 +78,7 @@ func (e *ExitedError) Unwrap() error { return e.Err }
 
 // A NotSGLangError says that what answers at the URL is not an SGLang server.
 type NotSGLangError struct {
-	URL    string
+	URL    string // without a password
 	Reason string
 }
 

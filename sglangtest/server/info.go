@@ -13,6 +13,7 @@ import (
 	"strconv"
 
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
@@ -69,13 +70,13 @@ func (s *Server) recognise(ctx context.Context) (modelPath string, err error) {
 	var none *noAnswerError
 	switch {
 	case errors.As(err, &status) && status.Status == http.StatusNotFound:
-		return "", &NotSGLangError{URL: s.URL(), Reason: err.Error() + " (nor has SGLang before about 0.5.6 this route)"}
+		return "", &NotSGLangError{URL: wire.WithoutPassword(s.URL()), Reason: err.Error() + " (nor has SGLang before about 0.5.6 this route)"}
 	case errors.As(err, &status), errors.As(err, &none):
 		return "", err
 	case err != nil:
-		return "", &NotSGLangError{URL: s.URL(), Reason: err.Error()}
+		return "", &NotSGLangError{URL: wire.WithoutPassword(s.URL()), Reason: err.Error()}
 	case model.ModelPath == nil || model.IsGeneration == nil:
-		return "", &NotSGLangError{URL: s.URL(), Reason: "GET /model_info has no model_path and is_generation"}
+		return "", &NotSGLangError{URL: wire.WithoutPassword(s.URL()), Reason: "GET /model_info has no model_path and is_generation"}
 	case !*model.IsGeneration:
 		return "", fmt.Errorf("the model %s does not generate text", *model.ModelPath)
 	}

@@ -34,7 +34,7 @@ type ServerManager struct {
 	gpus         GPUInventory // nil: GPUs are given out unchecked
 	logs         string       // folder; empty: the launcher's choice
 	events       *stream
-	transport    http.RoundTripper // of tests; nil: a new one for each server
+	transport    http.RoundTripper // nil: a new one for each server
 
 	mu      sync.Mutex
 	servers []*Server
@@ -78,6 +78,20 @@ func WithLogFolder(folder string) Option {
 // WithAPIKey makes control calls carry "Authorization: Bearer key", the server's --api-key.
 func WithAPIKey(key string) Option {
 	return func(m *ServerManager) error { m.apiKey = key; return nil }
+}
+
+// WithTransport makes the control calls to all servers of the manager go through rt, which belongs to the caller: for
+// https with a private certificate authority, or for a proxy, of which none is taken from the environment.
+// load.NewTransport makes one to start from; the load needs one as well (load.WithTransport). Idle connections of rt are
+// closed when a server ends. Default: a transport for each server.
+func WithTransport(rt http.RoundTripper) Option {
+	return func(m *ServerManager) error {
+		if rt == nil {
+			return errors.New("transport: it is nil")
+		}
+		m.transport = rt
+		return nil
+	}
 }
 
 // WithGPUs makes the manager check, before it launches a process on this host, that its GPUs exist and have memory, choose

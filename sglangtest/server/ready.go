@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -111,6 +112,9 @@ var errNotBound = errors.New("the log does not show that the server has opened i
 func passing(err error) bool {
 	var none *noAnswerError
 	var status *StatusError
+	if errors.As(err, new(*tls.CertificateVerificationError)) {
+		return false
+	}
 	return errors.As(err, &none) || errors.As(err, &status) && status.Status >= 500 || errors.Is(err, errNotBound)
 }
 

@@ -1,11 +1,11 @@
 package server
 
 import (
-	"net/url"
 	"slices"
 
 	"github.com/sglangtest/harness/sglangtest/internal/redact"
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
@@ -18,7 +18,7 @@ func (s *Server) Record() metrics.EngineRecord {
 	info, raw := s.info, s.raw
 	s.mu.Unlock()
 	r := metrics.EngineRecord{
-		Engine:        metrics.Engine{Source: s.name, Version: info.Version, Model: info.ModelPath, URL: withoutPassword(l.inst.URL())},
+		Engine:        metrics.Engine{Source: s.name, Version: info.Version, Model: info.ModelPath, URL: wire.WithoutPassword(l.inst.URL())},
 		ContextLength: info.ContextLength, MaxInputLen: info.MaxInputLen, MaxTotalTokens: info.MaxTotalTokens,
 		MaxRunningRequests: info.MaxRunningRequests, DPSize: info.DPSize,
 	}
@@ -38,10 +38,3 @@ func (s *Server) Record() metrics.EngineRecord {
 	return r
 }
 
-func withoutPassword(baseURL string) string {
-	u, err := url.Parse(baseURL)
-	if err != nil {
-		return baseURL // no server has answered there
-	}
-	return u.Redacted()
-}
