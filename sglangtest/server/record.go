@@ -37,4 +37,3 @@ func (s *Server) Record() metrics.EngineRecord {
 	}
 	return r
 }
-
