@@ -222,7 +222,8 @@ func TestSimulationIsLabelledByItsAnswers(t *testing.T) {
 	sampled, err := metrics.NewCollector(metrics.WithSampler(node.Sampler(), 50*time.Millisecond))
 	require.NoError(t, err)
 	require.NoError(t, load.Run(t.Context(), gen, sender, sampled))
-	require.Contains(t, sampled.Summary().Simulation.KnownError, "TTFT")
+	require.NotNil(t, sampled.Summary().Simulation.Validation)
+	require.Contains(t, sampled.Summary().Simulation.KnownError, "not covered by any measured run: 20 requests are too few")
 	for _, s := range sampled.Samples() {
 		require.Contains(t, s.Values, metrics.StepLateness)
 	}
@@ -238,7 +239,7 @@ type faulted struct {
 func (f *faulted) Simulation() metrics.Simulation {
 	label := f.Instance.(server.Simulated).Simulation()
 	if f.asked.Add(1) > 2 {
-		label.Profile, label.KnownError = label.Profile+" with a fault", "not measured"
+		label.Profile, label.KnownError, label.Validation = label.Profile+" with a fault", "not measured", nil
 	}
 	return label
 }

@@ -15,7 +15,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
@@ -34,75 +33,49 @@ func main() {
 	}
 }
 
-// accuracy prints all comparisons and returns the calibrated profile with its known error.
+// accuracy prints all comparisons and returns the calibrated profile of the H100 with its validation.
 func accuracy(w io.Writer, data string) (sim.Profile, error) {
-	h100, routing := filepath.Join(data, "sglang-h100"), filepath.Join(data, "sglang-h100-routing")
-	m, err := sim.ReadMeasurements(filepath.Join(h100, "calibration"))
-	if err != nil {
-		return sim.Profile{}, err
-	}
-	m.Base, m.Handover = sim.H100Llama8B(), time.Millisecond
-	p, calibration, err := sim.Calibrate(m)
-	if err != nil {
-		return p, err
-	}
-	fmt.Fprintf(w, "Profile %s, calibrated on: %s\n\n%v\n", p.Name, p.Calibrated, calibration)
-
-	trace := func(folder, name, worker string, shared int) func() (sim.MeasuredRun, error) {
-		return func() (sim.MeasuredRun, error) {
-			return sim.ReadTrace(filepath.Join(folder, "trace_"+name+".csv"), worker, shared)
-		}
-	}
-	p050 := trace(filepath.Join(h100, "traces"), "p050", "", 0)
-	var reports []sim.ValidationReport
-	for _, read := range []func() (sim.MeasuredRun, error){
-		p050,
-		trace(filepath.Join(h100, "traces"), "p080", "", 0),
-		trace(routing, "conv_random", "w0", 0),
-		trace(routing, "conv_random", "w1", 0),
-		trace(routing, "prefix_rr", "w0", 3000),
-		trace(routing, "prefix_rr", "w1", 3000),
-		func() (sim.MeasuredRun, error) {
-			return sim.ReadBenchServing(filepath.Join(h100, "bench_serving", "bench_serving.jsonl.gz"),
-				filepath.Join(h100, "logs", "traces_run.stderr.log.gz"), "2026-11-24 17:22:00", "2026-11-24 17:22:41")
-		},
-	} {
-		run, err := read()
+	var h100 sim.Profile
+	for _, g := range gpus() {
+		p, err := g.validated(w, data)
 		if err != nil {
 			return p, err
 		}
-		r, err := sim.Validate(p, run)
-		if err != nil {
-			return p, err
+		if g.name == "H100" {
+			h100 = p
+			if err := other(w, data, p); err != nil {
+				return p, err
+			}
 		}
-		reports = append(reports, r)
-		fmt.Fprintln(w, r)
+		fmt.Fprintf(w, "\n%s: known error of the profile: %s\n\n%v\n", g.name, p.KnownError, leaveOneOut(p.Validation))
 	}
-	p.KnownError = sim.KnownError(calibration, reports)
+	return h100, nil
+}
 
+// other prints what was measured on the H100 without a record of each request.
+func other(w io.Writer, data string, p sim.Profile) error {
+	h100 := filepath.Join(data, "sglang-h100")
 	limit, err := sim.ReadLimitRun(filepath.Join(h100, "dynamic_limit", "dynamic_limit.jsonl"))
 	if err != nil {
-		return p, err
+		return err
 	}
 	r, err := sim.ValidateLimit(p, limit)
 	if err != nil {
-		return p, err
+		return err
 	}
 	fmt.Fprintln(w, r)
-
-	// The recordings state one overload: the requests of p050 at once, with ramp and tail.
+	// The requests of p050 at once, with ramp and tail.
 	const measured = 19.65
-	run, err := p050()
+	run, err := sim.ReadTrace(filepath.Join(h100, "traces", "trace_p050.csv"), "", 0)
 	if err != nil {
-		return p, err
+		return err
 	}
 	rate, err := sim.BurstRate(p, run)
 	if err != nil {
-		return p, err
+		return err
 	}
 	fmt.Fprintf(w, "overload: %d requests at once: %.2f requests/s, simulated %.2f (%+.1f %%)\n", len(run.Requests), measured, rate, 100*(rate/measured-1))
-	fmt.Fprintf(w, "\nKnown error of the profile: %s\n", p.KnownError)
-	return p, nil
+	return nil
 }
 
 func store(p sim.Profile, path string) error {

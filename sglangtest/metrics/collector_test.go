@@ -278,6 +278,13 @@ func TestALabelThatChangesDuringTheRun(t *testing.T) {
 	require.NotContains(t, sink.calls, "replace")
 	require.NotContains(t, sum.String(), "changed during the run")
 
+	validated := func() *Simulation { // read anew each time
+		return &Simulation{Profile: "h100", KnownError: "e", Validation: &Validation{Runs: []ValidatedRun{{Name: "a"}}}}
+	}
+	sum, sink = run(says(validated(), nil), says(validated(), nil))
+	require.NotContains(t, sink.calls, "replace")
+	require.Equal(t, validated().Validation, sum.Simulation.Validation)
+
 	sum, sink = run(says(&calibrated, nil), says(&faulty, nil))
 	require.Equal(t, &faulty, sum.Simulation)
 	require.Equal(t, []Simulation{calibrated, faulty}, []Simulation{sink.old, sink.by})

@@ -4,16 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 )
 
 // A Simulation says that the engine was a simulation, and how far it can be trusted.
 type Simulation struct {
-	Profile    string `json:"profile"`     // the step-time profile's name
-	Calibrated string `json:"calibrated"`  // what it was calibrated on
-	KnownError string `json:"known_error"` // its measured error, or that none was measured
+	Profile    string `json:"profile"`    // the step-time profile's name
+	Calibrated string `json:"calibrated"` // what it was calibrated on
+	// KnownError is its measured error, or that none was measured. With a Validation it is worded anew in each [Summary], for a
+	// workload like that of the run.
+	KnownError string      `json:"known_error"`
+	Validation *Validation `json:"validation,omitempty"` // nil: none that holds for this engine
+	// Workload is what the run of a summary was like, for which KnownError is stated; nil elsewhere.
+	Workload *Workload `json:"workload,omitempty"`
 }
+
+// Equal reports whether two say the same.
+func (s Simulation) Equal(o Simulation) bool { return reflect.DeepEqual(s, o) }
 
 // A labelled is a sampler that tells by what its source is simulated at the time of the call; nil if it is real.
 type labelled interface {
@@ -28,7 +37,7 @@ func (c *Collector) AddSimulation(s Simulation) error {
 	if c.state != stateNew {
 		return errors.New("metrics: a simulation must be declared before the run begins")
 	}
-	if c.simulation != nil && *c.simulation != s {
+	if c.simulation != nil && !c.simulation.Equal(s) {
 		return fmt.Errorf("metrics: the run is said to be simulated by both %q and %q", c.simulation.Profile, s.Profile)
 	}
 	if err := WithSimulation(s)(c); err != nil {
@@ -85,19 +94,22 @@ func (c *Collector) relabel(ctx context.Context) error {
 			label = &Simulation{Profile: l.label.Profile, Calibrated: unknown("calibrated", l.label.Calibrated), KnownError: unknown("measured", l.label.KnownError)}
 			note = fmt.Sprintf("what simulated %s at the end of the run is not known (%v): what is said of profile %s may not hold for the whole run",
 				l.name, err, l.label.Profile)
-		case *label == *l.label:
+		case label.Equal(*l.label):
 			continue
 		default:
 			note = fmt.Sprintf("what simulates %s changed during the run, at whose start it was profile %s: the whole run carries the label of its end",
 				l.name, l.label.Profile)
 		}
 		notes = append(notes, note)
-		if !slices.Contains(later, *label) {
+		if !slices.ContainsFunc(later, label.Equal) {
 			later = append(later, *label)
 		}
 	}
 	if len(later) == 0 {
 		return nil
+	}
+	if len(later) == 1 {
+		return c.replaceSimulation(later[0], notes)
 	}
 	all := func(said func(Simulation) string) string {
 		texts := make([]string, len(later))
@@ -111,6 +123,40 @@ func (c *Collector) relabel(ctx context.Context) error {
 		Calibrated: all(func(s Simulation) string { return s.Calibrated }),
 		KnownError: all(func(s Simulation) string { return s.KnownError }),
 	}, notes)
+}
+
+// bound words the known error of the simulation for a workload like the run's.
+func (b *builder) bound() {
+	s := b.sum
+	if s.Simulation == nil || s.Simulation.Validation == nil {
+		return
+	}
+	stated := *s.Simulation
+	s.Simulation = &stated
+	v := stated.Validation
+	engines := v.Engines
+	if engines == 0 {
+		for _, l := range b.c.samplers {
+			if l.label != nil {
+				engines++
+			}
+		}
+	}
+	var cached int64
+	if s.Throughput.CachedTokens != nil {
+		cached = *s.Throughput.CachedTokens
+	}
+	w := v.Capacity.Workload(s.Requests.OK, s.Durations.Arrivals, s.Throughput.InputTokens, cached, s.Throughput.OutputTokens, engines)
+	w.Held = s.MaxConcurrency > 0 && s.InFlight.Peak >= s.MaxConcurrency
+	stated.Workload = &w
+	bound := v.Bound(w)
+	if s.Requests.Failed*100 > s.Requests.Arrived { // what they cost the engine is not in the workload
+		bound = ErrorBound{Uncovered: fmt.Sprintf("%d of %d requests failed", s.Requests.Failed, s.Requests.Arrived)}
+	}
+	stated.KnownError = bound.Statement()
+	if v.Caveat != "" && bound.Uncovered == "" {
+		stated.KnownError += "; " + v.Caveat
+	}
 }
 
 func (c *Collector) replaceSimulation(s Simulation, notes []string) error {

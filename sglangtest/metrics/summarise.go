@@ -22,6 +22,7 @@ func (c *Collector) Summary() *Summary {
 	b.throughput()
 	b.cache()
 	b.inFlight()
+	b.bound()
 	b.latencies()
 	b.itl()
 	b.goodput()

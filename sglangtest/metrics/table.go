@@ -26,7 +26,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 			calibrated = "calibrated on " + calibrated
 		}
 		t.row("SIMULATED", "by profile %s, %s", sim.Profile, calibrated)
-		t.row("known error", "%s", sim.KnownError)
+		details := ""
+		if sim.Validation != nil {
+			details = "; details: simulation in the JSON"
+		}
+		t.row("known error", "%s%s", sim.KnownError, details)
 	} else if len(s.Engines) == 0 {
 		t.row("engine", "not declared to be simulated")
 	}

@@ -189,7 +189,7 @@ func (w *Writer) AddSimulation(s metrics.Simulation) error {
 	if w.phase != created {
 		return errors.New("results: AddSimulation after Begin: say that a run is simulated before it starts")
 	}
-	if !slices.Contains(w.record.Simulated, s) {
+	if !slices.ContainsFunc(w.record.Simulated, s.Equal) {
 		w.record.Simulated = append(w.record.Simulated, s)
 	}
 	return nil
@@ -206,7 +206,7 @@ func (w *Writer) ReplaceSimulation(old, by metrics.Simulation) error {
 	if w.phase == sealed {
 		return errors.New("results: ReplaceSimulation of a run that has been finished or failed")
 	}
-	i := slices.Index(w.record.Simulated, old)
+	i := slices.IndexFunc(w.record.Simulated, old.Equal)
 	if i < 0 {
 		return fmt.Errorf("results: no simulation of the run is %q with what is said of it", old.Profile)
 	}

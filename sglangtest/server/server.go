@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -327,7 +328,17 @@ func (s *Server) simulation(raw map[string]any) *metrics.Simulation {
 	}
 	if m, ok := raw["simulated"].(map[string]any); ok { // a simulated server that was attached to says so
 		text := func(key string) string { t, _ := m[key].(string); return t }
-		return &metrics.Simulation{Profile: text("profile"), Calibrated: text("calibrated"), KnownError: text("known_error")}
+		v := metrics.Simulation{Profile: text("profile"), Calibrated: text("calibrated"), KnownError: text("known_error")}
+		if m["validation"] != nil {
+			b, err := json.Marshal(m["validation"])
+			if err == nil {
+				err = json.Unmarshal(b, &v.Validation)
+			}
+			if err != nil { // the words that go with it still hold
+				v.Validation = nil
+			}
+		}
+		return &v
 	}
 	return nil
 }

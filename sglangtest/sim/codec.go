@@ -22,12 +22,13 @@ func profileFields(p *Profile) []field {
 		{"ingest_token_ms", (*msJSON)(&p.IngestToken), false}, {"egress_ms", (*msJSON)(&p.Egress), false},
 		{"egress_event_ms", (*msJSON)(&p.EgressEvent), false}, {"egress_stream_ms", (*msJSON)(&p.EgressStream), false},
 		{"calibrated", &p.Calibrated, true}, {"known_error", &p.KnownError, true},
+		{"validation", &p.Validation, false},
 	}
 }
 
 // MarshalJSON writes the profile as an object of name, model_path, gpu, kv_tokens, context_length, max_running,
 // chunked_prefill_size, the delays in milliseconds (launch_prefill_ms, ingest_ms, ingest_token_ms, egress_ms,
-// egress_event_ms, egress_stream_ms), calibrated, known_error, and model: an object whose "kind" is "linear", "grid",
+// egress_event_ms, egress_stream_ms), calibrated, known_error, validation (left out if there is none), and model: an object whose "kind" is "linear", "grid",
 // "replay", "sampled" or "noise". It fails for a step model of another package.
 func (p Profile) MarshalJSON() ([]byte, error) { return encodeFields(profileFields(&p)) }
 

@@ -10,5 +10,7 @@
 // and the grammars of sampling parameters, is taken and ignored.
 //
 // What comes out is a simulation. Every server says so in /server_info, with its profile, the
-// profile's known error, and what voids it: other settings, arguments that are not simulated, faults.
+// profile's known error by kind of workload, and what voids it: other settings, arguments that are not simulated, faults.
+// [Calibrate] fits a profile to measurements, [Validate] replays measured runs with it, and [Validated] puts what they show into
+// the profile, from where it gets into every summary (see metrics.Validation).
 package sim

@@ -11,11 +11,7 @@ import "time"
 type Front struct {
 	event, stream, fixed time.Duration
 	free                 time.Duration // when it has done all that it was given
-	pauses               []pause
 }
-
-// A pause is a time in which the front process does nothing.
-type pause struct{ from, to time.Duration }
 
 // Front returns an idle front with the profile's egress times.
 func (p Profile) Front() *Front {
@@ -33,19 +29,9 @@ func (p Profile) WithoutEgressQueue() Profile {
 // burst before. Event i, from 0, reaches its client at first + i·each.
 func (f *Front) Burst(at time.Duration, n int) (first, each time.Duration) {
 	each = f.event + time.Duration(n)*f.stream
-	begin := f.awake(max(at, f.free))
+	begin := max(at, f.free)
 	f.free = begin + time.Duration(n)*each
 	return begin + each + f.fixed, each
-}
-
-// awake returns the first time from t on that is not in a pause.
-func (f *Front) awake(t time.Duration) time.Duration {
-	for _, p := range f.pauses {
-		if t >= p.from && t < p.to {
-			return p.to
-		}
-	}
-	return t
 }
 
 // Backlog returns how far the front process is behind at the given time.

@@ -54,14 +54,3 @@ func TestFrontSwitchedOff(t *testing.T) {
 	}
 	require.Equal(t, 80*us, p.EgressEvent, "the profile itself stays as it is")
 }
-
-func TestFrontPauses(t *testing.T) {
-	f := Profile{EgressEvent: ms}.Front()
-	f.pauses = []pause{{10 * ms, 300 * ms}}
-	first, _ := f.Burst(5*ms, 2)
-	require.Equal(t, 6*ms, first)
-	first, _ = f.Burst(20*ms, 3)
-	require.Equal(t, 301*ms, first)
-	first, _ = f.Burst(301*ms, 1)
-	require.Equal(t, 304*ms, first)
-}

@@ -203,7 +203,7 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	out = append(out, tail...)
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	label := s.Simulation()
-	out.set("simulated", object{"profile": label.Profile, "calibrated": label.Calibrated, "known_error": label.KnownError,
+	out.set("simulated", object{"profile": label.Profile, "calibrated": label.Calibrated, "known_error": label.KnownError, "validation": label.Validation,
 		"gpu": s.profile.GPU, "memory_of": memoryOf, "prefix_cache": s.prefixCache(),
 		"step_lateness_ms": object{"pieces": late.Pieces, "p50": ms(late.P50), "p99": ms(late.P99), "max": ms(late.Max)}})
 	s.writeJSON(w, out)

@@ -4,45 +4,66 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
-// KnownError words what a calibration and validations found as a profile's KnownError: for each latency the largest error
-// of its median, p90 and p99 over the runs, then the mean errors on cells held out of the calibration. A run whose prefix
-// hits the engine does not reproduce is named as not compared.
-func KnownError(c CalibrationReport, runs []ValidationReport) string {
-	var compared []ValidationReport
+// CapacityOf returns what tokens cost an engine with the profile's steps that works at its limit: a prompt token in a chunk
+// of full size, an output token in a batch of the largest size.
+func CapacityOf(p Profile) metrics.Capacity {
+	chunk := p.ChunkedSize
+	if chunk <= 0 { // unlimited
+		chunk = p.EngineConfig().MaxPrefillTokens
+	}
+	const context = 1024 // tokens of each request; what is linear in them needs two points
+	n := p.MaxRunning
+	few := inMilliseconds(p.Model.StepTime(Shape{Decodes: n, Context: n}))
+	many := inMilliseconds(p.Model.StepTime(Shape{Decodes: n, Context: n * context}))
+	perContext := max(0, many-few) / float64(n*(context-1))
+	return metrics.Capacity{
+		PrefillTokenMS:  short(inMilliseconds(p.Model.StepTime(Shape{Extends: []Extend{{chunk, 0}}})) / float64(chunk)),
+		DecodeTokenMS:   short(few/float64(n) - perContext),
+		DecodeContextMS: short(perContext),
+	}
+}
+
+// workloadOf says what a recording is like.
+func workloadOf(c metrics.Capacity, run MeasuredRun) metrics.Workload {
+	var prompt, cached, output int64
+	first, last := time.Duration(math.MaxInt64), time.Duration(0)
+	for _, r := range run.Requests {
+		prompt, cached, output = prompt+int64(r.Prompt), cached+int64(r.Cached), output+int64(r.Output)
+		first, last = min(first, r.Sent), max(last, r.Sent)
+	}
+	return c.Workload(len(run.Requests), (last - first).Seconds(), prompt, cached, output, 1)
+}
+
+// Validated returns the profile with what the replays of measured runs say of its error, in its Validation and, with the
+// calibration's own errors, in words as its KnownError. A run whose prefix hits the engine does not reproduce is left out and
+// named. Each of the runs must have been replayed with a profile that was calibrated like p, for what it ran on.
+func Validated(p Profile, c CalibrationReport, runs []ValidationReport) Profile {
+	v := &metrics.Validation{Capacity: CapacityOf(p)}
 	var left []string
 	for _, r := range runs {
 		if math.Abs(r.CachedMeasured-r.CachedSimulated) > cacheSlack {
-			left = append(left, r.Run)
-		} else {
-			compared = append(compared, r)
+			left = append(left, strings.TrimSpace(r.Run+" "+r.Engine))
+			continue
 		}
+		w := r.Workload
+		w.Load, w.Prefill, w.Cached = rounded(w.Load), rounded(w.Prefill), rounded(w.Cached)
+		w.Prompt, w.Output = math.Round(w.Prompt), math.Round(w.Output)
+		relative := func(m MetricError) [3]float64 {
+			e := m.Relative()
+			return [3]float64{rounded(e[0]), rounded(e[1]), rounded(e[2])}
+		}
+		v.Runs = append(v.Runs, metrics.ValidatedRun{Name: r.Run, Workload: w, TTFT: relative(r.Queue.TTFT), TPOT: relative(r.Queue.TPOT), E2E: relative(r.Queue.E2E)})
+	}
+	p.Validation, p.KnownError = nil, "no run was replayed"
+	if len(v.Runs) > 0 {
+		p.Validation, p.KnownError = v, v.String()
 	}
 	var b strings.Builder
-	if len(compared) == 0 {
-		b.WriteString("no run was replayed")
-	} else {
-		fmt.Fprintf(&b, "%d measured runs replayed, none fitted, worst p50/p90/p99, simulated against measured:", len(compared))
-		for i, m := range []struct {
-			name string
-			of   func(Accuracy) MetricError
-		}{
-			{"TTFT", func(a Accuracy) MetricError { return a.TTFT }},
-			{"TPOT", func(a Accuracy) MetricError { return a.TPOT }},
-			{"E2E", func(a Accuracy) MetricError { return a.E2E }},
-		} {
-			if i > 0 {
-				b.WriteString(",")
-			}
-			fmt.Fprintf(&b, " %s", m.name)
-			for q, before := range []string{" ", "/", "/"} {
-				fmt.Fprintf(&b, "%s%+.0f", before, 100*largestError(compared, func(r ValidationReport) float64 { return m.of(r.Queue).quantile(q) }))
-			}
-			b.WriteString(" %")
-		}
-		b.WriteString(" (pauses of the real front process are not simulated)")
-	}
 	for i, r := range c.Residuals {
 		if !math.IsNaN(r.HeldOutMean) {
 			if i == 0 {
@@ -56,21 +77,9 @@ func KnownError(c CalibrationReport, runs []ValidationReport) string {
 	if len(left) > 0 {
 		fmt.Fprintf(&b, "; not compared, as this engine has other prefix hits: %s", strings.Join(left, ", "))
 	}
-	return b.String()
+	p.KnownError += b.String()
+	return p
 }
 
-// quantile returns the error of p50, p90 or p99.
-func (m MetricError) quantile(i int) float64 {
-	p50, p90, p99 := m.Error()
-	return [...]float64{p50, p90, p99}[i]
-}
-
-// largestError returns the error that is farthest from 0 among the runs.
-func largestError(runs []ValidationReport, of func(ValidationReport) float64) (most float64) {
-	for _, r := range runs {
-		if e := of(r); math.Abs(e) > math.Abs(most) {
-			most = e
-		}
-	}
-	return most
-}
+// rounded is a share to a tenth of a percent.
+func rounded(v float64) float64 { return math.Round(v*1e3) / 1e3 }

@@ -60,7 +60,7 @@ func (s *Server) Simulation() metrics.Simulation {
 	}
 	with = append(with, s.unknownEffects()...)
 	if with == nil {
-		return metrics.Simulation{Profile: p.Name, Calibrated: p.Calibrated, KnownError: p.KnownError}
+		return metrics.Simulation{Profile: p.Name, Calibrated: p.Calibrated, KnownError: p.KnownError, Validation: p.Validation}
 	}
 	what := strings.Join(with, " and ")
 	qualify := func(done, said string) string {

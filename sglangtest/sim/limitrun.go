@@ -95,7 +95,7 @@ func ValidateLimit(p Profile, run LimitRun) (LimitReport, error) {
 		return report, err
 	}
 	states := []LoadPoll{{}}
-	all, err := simulateWatched(p, run.Run, nil, func(at time.Duration, e *Engine) {
+	all, err := simulateWatched(p, run.Run, func(at time.Duration, e *Engine) {
 		s := e.State()
 		if last := states[len(states)-1]; s.Running != last.Running || s.Waiting != last.Waiting {
 			states = append(states, LoadPoll{at, s.Running, s.Waiting})

@@ -19,6 +19,7 @@ import (
 // A MeasuredRun is a run of a real server that [Validate] replays.
 type MeasuredRun struct {
 	Name     string
+	Engine   string            // which of the run's engines took these requests; empty: the only one
 	Requests []MeasuredRequest // in any order
 	Limits   []LimitChange     // changes of the running limit, in order of time
 }
@@ -32,9 +33,6 @@ type MeasuredRequest struct {
 	Cached        int // prompt tokens that the real server found in its cache
 
 	First, Last time.Duration // first and last token at the client
-	// Received and Answered are the server's own stamps of the request's receipt and of the first token's sending; 0:
-	// not recorded. MaxGap is the longest time between two tokens at the client; 0: not recorded.
-	Received, Answered, MaxGap time.Duration
 }
 
 // A LimitChange sets pp_max_micro_batch_size.
@@ -43,16 +41,13 @@ type LimitChange struct {
 	Limit float64
 }
 
-// ReadTrace reads the per-request CSV file of an open-loop run: the columns id, prompt, output, send, first, last
-// (seconds), status and, where present, cached_tokens, max_gap, srv_request_received_ts,
-// srv_response_sent_to_client_ts and worker. Requests that failed are left out: they never reached an engine. With a
-// worker only the requests that it served are read; shared is the number of prompt tokens that those of one group
-// share.
+// ReadTrace reads the per-request CSV file (gzip if it ends in .gz) of an open-loop run: the columns id, prompt, output, send,
+// first, last (seconds), status and, where present, cached_tokens, group and worker. Requests that failed are left out: they
+// never reached an engine. With a worker only the requests that it served are read; shared is the number of prompt tokens that
+// those of one group share. If there is no column of groups, they are those that the engine's hits tell of: a request that did
+// not find the shared tokens is the first of a group, and one that did is of a group that was there.
 func ReadTrace(path, worker string, shared int) (MeasuredRun, error) {
-	run := MeasuredRun{Name: strings.TrimSuffix(strings.TrimPrefix(base(path), "trace_"), ".csv")}
-	if worker != "" {
-		run.Name += " " + worker
-	}
+	run := MeasuredRun{Name: strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(base(path), "trace_"), ".gz"), ".csv"), Engine: worker}
 	rows, err := readTable(path, "id", "prompt", "output", "send", "first", "last", "status")
 	if err != nil {
 		return run, err
@@ -63,13 +58,30 @@ func ReadTrace(path, worker string, shared int) (MeasuredRun, error) {
 		}
 		run.Requests = append(run.Requests, MeasuredRequest{
 			Sent: r.seconds("send"), Prompt: r.int("prompt"), Output: r.int("output"), Group: r.int("group"), Shared: shared,
-			Cached: r.int("cached_tokens"), First: r.seconds("first"), Last: r.seconds("last"), MaxGap: r.seconds("max_gap"),
-			Received: r.seconds("srv_request_received_ts"), Answered: r.seconds("srv_response_sent_to_client_ts")})
+			Cached: r.int("cached_tokens"), First: r.seconds("first"), Last: r.seconds("last")})
+	}
+	if _, grouped := rows[0].columns["group"]; !grouped && shared > 0 {
+		groupByHits(run.Requests, shared)
 	}
 	if len(run.Requests) == 0 {
 		rows.fail("no request that was served (by worker %q)", worker)
 	}
 	return run, rows.err()
+}
+
+// groupByHits makes a group of each request that found less than the shared tokens and puts all others into the first.
+func groupByHits(all []MeasuredRequest, shared int) {
+	first := 0
+	for i, r := range all {
+		if r.First < all[first].First {
+			first = i
+		}
+	}
+	for i := range all {
+		if all[i].Group = first; all[i].Cached < shared {
+			all[i].Group = i
+		}
+	}
 }
 
 // ReadMeasurements reads a folder of calibration recordings: decode_steps_from_log.csv, decode_cells.csv, prefill.csv
@@ -180,7 +192,6 @@ func ReadBenchServing(jsonl, log, from, to string) (MeasuredRun, error) {
 			r := MeasuredRequest{Sent: first - seconds(d.TTFT[i]), Prompt: max(1, d.In[i]*tokens/meant), Output: d.Out[i], First: first, Last: first}
 			for _, gap := range d.ITL[i] {
 				r.Last += seconds(gap)
-				r.MaxGap = max(r.MaxGap, seconds(gap))
 			}
 			run.Requests = append(run.Requests, r)
 			i++
@@ -231,7 +242,13 @@ func readTable(path string, want ...string) (table, error) {
 		return nil, fmt.Errorf("sim: read recording: %w", err)
 	}
 	defer f.Close()
-	rows, err := csv.NewReader(f).ReadAll()
+	var from io.Reader = f
+	if strings.HasSuffix(path, ".gz") {
+		if from, err = gzip.NewReader(bufio.NewReader(f)); err != nil {
+			return nil, fmt.Errorf("sim: read recording %s: %w", path, err)
+		}
+	}
+	rows, err := csv.NewReader(from).ReadAll()
 	if err != nil {
 		return nil, fmt.Errorf("sim: read recording %s: %w", path, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // A Profile is one model on one GPU: sizes and times, and what they come from. It is a value; change a copy freely.
@@ -31,6 +33,9 @@ type Profile struct {
 
 	Calibrated string // what it was calibrated on, or "not calibrated, derived from ..."
 	KnownError string // its measured error, or that none was measured
+	// Validation is what KnownError is made of, for the summary of each run to state the error of its own workload; nil: not
+	// validated. See [Validated].
+	Validation *metrics.Validation
 }
 
 func (p Profile) launch(k StepKind) time.Duration {

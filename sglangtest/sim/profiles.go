@@ -51,7 +51,7 @@ const calibratedProfile = "h100-llama-3.1-8b"
 
 // H100Llama8B returns the profile of Llama-3.1-8B in bf16 on one H100 80GB SXM: what [Calibrate] yields on a
 // calibration of SGLang 0.5.15.post1 (fa3 attention, CUDA graphs for decode up to 256 requests and for prefill up to
-// 8192 tokens, Handover of 1 ms). KnownError is what [Validate] finds on open-loop runs, to which nothing was fitted.
+// 8192 tokens, Handover of 1 ms). Its Validation is what [Validate] finds on open-loop runs, to which nothing was fitted.
 // The scheduler's rules are those of a later version, whose own step times were not measured.
 func H100Llama8B() Profile {
 	p, err := ProfileByName(calibratedProfile)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 // simulated is one request of a recording in the simulation.
@@ -19,21 +20,19 @@ type simulated struct {
 	first, last time.Duration // at the client, simulated
 }
 
-// simulate runs a recording through an engine and its loop in virtual time. pauses are times in which the front process
-// takes no request and passes no result on. The answers are in the order of run.Requests.
-func simulate(p Profile, run MeasuredRun, pauses ...pause) ([]*simulated, error) {
-	return simulateWatched(p, run, pauses, func(time.Duration, *Engine) {})
+// simulate runs a recording through an engine and its loop in virtual time. The answers are in the order of run.Requests.
+func simulate(p Profile, run MeasuredRun) ([]*simulated, error) {
+	return simulateWatched(p, run, func(time.Duration, *Engine) {})
 }
 
 // simulateWatched also shows the engine before each of the loop's events, with the event's time.
-func simulateWatched(p Profile, run MeasuredRun, pauses []pause, watch func(time.Duration, *Engine)) ([]*simulated, error) {
+func simulateWatched(p Profile, run MeasuredRun, watch func(time.Duration, *Engine)) ([]*simulated, error) {
 	e, err := NewEngine(p.EngineConfig())
 	if err != nil {
 		return nil, err
 	}
 	l := NewLoop(e, p)
 	front := p.Front()
-	front.pauses = pauses
 	all := make([]*simulated, len(run.Requests))
 	for i, r := range run.Requests {
 		if r.Prompt < 1 || r.Output < 1 || r.Shared < 0 || r.Shared > r.Prompt {
@@ -42,8 +41,7 @@ func simulateWatched(p Profile, run MeasuredRun, pauses []pause, watch func(time
 		}
 		x := &simulated{MeasuredRequest: r}
 		x.req = Request{Prompt: r.prompt(i), InputLen: r.Prompt, MaxNewTokens: r.Output, IgnoreEOS: true, Owner: x}
-		// A request waits out a pause before its bytes are taken; those that waited come within a millisecond.
-		x.arrives = front.awake(r.Sent) + p.ingest(r.Prompt)
+		x.arrives = r.Sent + p.ingest(r.Prompt)
 		all[i] = x
 	}
 	order := slices.Clone(all)
@@ -99,18 +97,14 @@ func (r MeasuredRequest) prompt(i int) load.Prompt {
 // A ValidationReport compares a recording with its simulation, under several assumptions.
 type ValidationReport struct {
 	Run      string
+	Engine   string // of the run; empty: the only one
 	Requests int
 	// Queue is the simulation with the profile's egress queue, Direct the one without.
 	Queue, Direct Accuracy
-	// Pauses are the times in which, by the recording, the real front process did nothing (see [Validate]); Held the
-	// requests of the recording that were sent or got their first token in one.
-	Pauses []time.Duration
-	Held   int
-	// Explained is the simulation with the egress queue whose front process makes the recorded pauses. It predicts
-	// nothing: it shows how much of the error the pauses are. It is zero without pauses.
-	Explained Accuracy
 	// CachedMeasured and CachedSimulated are the shares of prompt tokens that came from the prefix cache.
 	CachedMeasured, CachedSimulated float64
+	// Workload is what the recording is like.
+	Workload metrics.Workload
 }
 
 // Accuracy is the error of a simulation by metric.
@@ -128,21 +122,16 @@ type MetricError struct {
 // Quantiles of a duration, each by linear interpolation between the order statistics around it.
 type Quantiles struct{ P50, P90, P99 time.Duration }
 
-// Error returns simulated/measured − 1 for each of the quantiles.
-func (m MetricError) Error() (p50, p90, p99 float64) {
+// Relative returns simulated/measured − 1 of p50, p90 and p99.
+func (m MetricError) Relative() [3]float64 {
 	of := func(s, w time.Duration) float64 { return float64(s)/float64(w) - 1 }
-	return of(m.Simulated.P50, m.Measured.P50), of(m.Simulated.P90, m.Measured.P90), of(m.Simulated.P99, m.Measured.P99)
+	return [3]float64{of(m.Simulated.P50, m.Measured.P50), of(m.Simulated.P90, m.Measured.P90), of(m.Simulated.P99, m.Measured.P99)}
 }
 
 // Validate replays a recorded run in virtual time, through an [Engine] and a [Loop] with the profile's sizes and
 // times, and compares what the clients see, from send on. It is deterministic.
-//
-// The real front process, a Python program, at times does nothing for some 0.3 s, and no simulation can know when. Such
-// a pause is found in the recording: requests whose receipt the server stamped more than 50 ms after they were sent
-// (3 ms are normal) end it, and the longest gap of the streams that ran meanwhile, less one of their usual gaps, is its
-// length.
 func Validate(p Profile, run MeasuredRun) (ValidationReport, error) {
-	report := ValidationReport{Run: run.Name, Requests: len(run.Requests)}
+	report := ValidationReport{Run: run.Name, Engine: run.Engine, Requests: len(run.Requests)}
 	if err := p.validate(); err != nil {
 		return report, err
 	}
@@ -160,21 +149,7 @@ func Validate(p Profile, run MeasuredRun) (ValidationReport, error) {
 		prompt, hit, simulated = prompt+x.Prompt, hit+x.Cached, simulated+x.req.CachedTokens()
 	}
 	report.CachedMeasured, report.CachedSimulated = float64(hit)/float64(prompt), float64(simulated)/float64(prompt)
-	if pauses := pausesOf(run); len(pauses) > 0 {
-		for _, x := range pauses {
-			report.Pauses = append(report.Pauses, x.to-x.from)
-			for _, r := range run.Requests {
-				if r.Sent < x.to && r.First > x.from {
-					report.Held++
-				}
-			}
-		}
-		paused, err := simulate(p, run, pauses...)
-		if err != nil {
-			return report, err
-		}
-		report.Explained = compare(paused)
-	}
+	report.Workload = workloadOf(CapacityOf(p), run)
 	return report, nil
 }
 
@@ -225,44 +200,10 @@ func quantiles(v []float64) Quantiles {
 // cacheSlack is by how much the shares of cached tokens may differ for a run to be comparable.
 const cacheSlack = 0.05
 
-// held is how long after its sending a request's receipt must be stamped to show a pause of the front process.
-const held = 50 * time.Millisecond
-
-func pausesOf(run MeasuredRun) []pause {
-	var late []MeasuredRequest
-	for _, r := range run.Requests {
-		if r.Received-r.Sent > held {
-			late = append(late, r)
-		}
-	}
-	slices.SortFunc(late, func(a, b MeasuredRequest) int { return cmp.Compare(a.Received, b.Received) })
-	var out []pause
-	for _, r := range late {
-		if n := len(out); n > 0 && r.Sent < out[n-1].to { // taken after the same pause
-			out[n-1].from = min(out[n-1].from, r.Sent)
-			continue
-		}
-		out = append(out, pause{r.Sent, r.Received})
-	}
-	for i := range out {
-		p := &out[i]
-		var during []float64
-		for _, r := range run.Requests {
-			if r.MaxGap > 0 && r.First < p.from && r.Last > p.to {
-				during = append(during, float64(r.MaxGap-perToken(r.First, r.Last, r.Output)))
-			}
-		}
-		if len(during) > 0 {
-			p.from = min(p.from, p.to-time.Duration(medianOf(during)))
-		}
-	}
-	return out
-}
-
 // String returns the report as a table.
 func (r ValidationReport) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %d requests", r.Run, r.Requests)
+	fmt.Fprintf(&b, "%s: %d requests", strings.TrimSpace(r.Run+" "+r.Engine), r.Requests)
 	if r.CachedMeasured > 0.001 || r.CachedSimulated > 0.001 {
 		fmt.Fprintf(&b, ", %.1f %% of prompt tokens cached (simulated %.1f %%)", 100*r.CachedMeasured, 100*r.CachedSimulated)
 	}
@@ -281,18 +222,14 @@ func (r ValidationReport) String() string {
 			three := func(q Quantiles) string {
 				return fmt.Sprintf("%9.2f %9.2f %9.2f", inMilliseconds(q.P50), inMilliseconds(q.P90), inMilliseconds(q.P99))
 			}
-			p50, p90, p99 := m.Error()
-			fmt.Fprintf(&b, "  %-27s %-5s %-32s %-32s %+6.1f %+6.1f %+6.1f     %4.1f %%\n", name, m.name, three(m.Measured), three(m.Simulated), 100*p50, 100*p90, 100*p99, 100*m.PerRequest)
+			e := m.Relative()
+			fmt.Fprintf(&b, "  %-27s %-5s %-32s %-32s %+6.1f %+6.1f %+6.1f     %4.1f %%\n", name, m.name, three(m.Measured), three(m.Simulated), 100*e[0], 100*e[1], 100*e[2], 100*m.PerRequest)
 			name = ""
 		}
 	}
 	header()
 	line("with the egress queue", r.Queue)
 	line("without it", r.Direct)
-	if len(r.Pauses) > 0 {
-		line("with the recorded pauses", r.Explained)
-		fmt.Fprintf(&b, "  the real front process paused for %v; %d requests were held by it\n", r.Pauses, r.Held)
-	}
 	return b.String()
 }
 

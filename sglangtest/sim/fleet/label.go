@@ -35,12 +35,26 @@ func Simulation(engines []Engine) metrics.Simulation {
 		calibrated = append(calibrated, prefix+k.qualify("calibrated", p.Calibrated))
 		of := k.qualify("measured", p.KnownError)
 		if p.EgressEvent > 0 || p.EgressStream > 0 {
-			of += "; measured with the queue of the front process, which a fleet leaves out"
+			of += "; " + frontLeftOut
 		}
 		known = append(known, prefix+of)
 	}
-	return metrics.Simulation{Profile: strings.Join(names, " + "), Calibrated: strings.Join(calibrated, "; "), KnownError: strings.Join(known, "; ")}
+	var validation *metrics.Validation
+	if len(kinds) == 1 && kinds[0].qualify("measured", "") == "" {
+		if p := said[kinds[0].profile]; p.Validation != nil {
+			v := *p.Validation
+			v.Engines = len(engines)
+			if p.EgressEvent > 0 || p.EgressStream > 0 {
+				v.Caveat = frontLeftOut
+			}
+			validation = &v
+		}
+	}
+	return metrics.Simulation{Profile: strings.Join(names, " + "), Calibrated: strings.Join(calibrated, "; "), KnownError: strings.Join(known, "; "),
+		Validation: validation}
 }
+
+const frontLeftOut = "measured with the queue of the front process, which a fleet leaves out"
 
 // A kind is what engines have in common that the same words describe.
 type kind struct {

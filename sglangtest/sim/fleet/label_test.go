@@ -45,6 +45,14 @@ func TestSimulationSaysThatTheFrontProcessIsLeftOut(t *testing.T) {
 	p := sim.H100Llama8B()
 	require.Equal(t, p.KnownError+"; measured with the queue of the front process, which a fleet leaves out", Simulation(Equal(2, p)).KnownError)
 	require.Equal(t, p.Calibrated, Simulation(Equal(2, p)).Calibrated)
+	v := Simulation(Equal(2, p)).Validation
+	require.Equal(t, p.Validation.Runs, v.Runs)
+	require.Equal(t, 2, v.Engines, "that share the load")
+	require.Equal(t, "measured with the queue of the front process, which a fleet leaves out", v.Caveat)
+	require.Empty(t, p.Validation.Caveat, "the profile itself stays as it is")
+	fast := Equal(2, p)
+	fast[1].Speed = 2
+	require.Nil(t, Simulation(fast).Validation, "it holds for the profile as it is")
 }
 
 type modelFunc func(sim.Shape) time.Duration

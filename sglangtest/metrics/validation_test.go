@@ -1,0 +1,192 @@
+package metrics
+
+import (
+	"context"
+	"encoding/json"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/stretchr/testify/require"
+)
+
+// Work by hand: 9 intervals of 1 s, 10 prompts of 100 tokens of which 50 are cached, 20 tokens each.
+func TestWorkloadByHand(t *testing.T) {
+	c := Capacity{PrefillTokenMS: 0.2, DecodeTokenMS: 0.3, DecodeContextMS: 0.01}
+	w := c.Workload(10, 9, 1000, 500, 200, 1)
+	// prefill 500 · 0.2 = 100 ms; decode 200 · (0.3 + 110 · 0.01) = 280 ms; 9 of 10 requests in 9,000 ms
+	require.InDelta(t, 380*0.9/9000, w.Load, 1e-12)
+	require.InDelta(t, 100.0/380, w.Prefill, 1e-12)
+	require.Equal(t, []float64{0.5, 100, 20}, []float64{w.Cached, w.Prompt, w.Output})
+	require.InDelta(t, w.Load/4, c.Workload(10, 9, 1000, 500, 200, 4).Load, 1e-12, "shared by 4 engines")
+	require.Equal(t, float64(AllAtOnce), c.Workload(10, 0, 1000, 500, 200, 1).Load)
+	require.Equal(t, float64(AllAtOnce), c.Workload(1, 0, 100, 0, 20, 1).Load)
+	require.Equal(t, Workload{Load: AllAtOnce}, c.Workload(0, 0, 0, 0, 0, 0))
+}
+
+var typical = Workload{Requests: 500, Load: 0.5, Prefill: 0.5, Prompt: 1000, Output: 200}
+
+func measured(name string, ttft99, tpot50 float64, change func(*Workload)) ValidatedRun {
+	w := typical
+	if change != nil {
+		change(&w)
+	}
+	return ValidatedRun{Name: name, Workload: w, TTFT: [3]float64{0.05, -0.1, ttft99}, TPOT: [3]float64{tpot50, 0.01, -0.02}, E2E: [3]float64{0.01, 0.01, 0.01}}
+}
+
+func TestBoundOfRunsThatAreLike(t *testing.T) {
+	inf := math.Inf(1)
+	for name, c := range map[string]struct {
+		runs            []ValidatedRun
+		ttft, tpot, e2e [3]float64
+		like            []string
+		statement       string
+	}{
+		"several: the largest error and 30 %, of p50 and p90 together": {
+			[]ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.15, -0.08, nil)},
+			[3]float64{0.13, 0.13, 0.26}, [3]float64{0.104, 0.104, 0.104}, [3]float64{0.052, 0.052, 0.052}, []string{"a", "b"},
+			"TTFT ±13 % (p99 ±26 %), TPOT ±11 %, total latency ±6 %, by 2 measured runs like this one (a, b)",
+		},
+		"one: its largest error for all": {
+			[]ValidatedRun{measured("a", -0.2, 0.06, nil)},
+			[3]float64{0.26, 0.26, 0.26}, [3]float64{0.078, 0.078, 0.078}, [3]float64{0.052, 0.052, 0.052}, []string{"a"},
+			"TTFT ±26 %, TPOT ±8 %, total latency ±6 %, by the only measured run like this one (a)",
+		},
+		"engines of one run are one": {
+			[]ValidatedRun{measured("a", -0.2, 0.06, nil), measured("a", 0, 0.1, nil)},
+			[3]float64{0.26, 0.26, 0.26}, [3]float64{0.13, 0.13, 0.13}, [3]float64{0.052, 0.052, 0.052}, []string{"a"},
+			"TTFT ±26 %, TPOT ±13 %, total latency ±6 %, by the only measured run like this one (a)",
+		},
+		"one stands out": {
+			[]ValidatedRun{measured("a", -0.4, 0.06, nil), measured("b", -0.12, 0.06, nil), measured("c", 0.1, 0.06, nil)},
+			[3]float64{0.13, 0.13, inf}, [3]float64{0.078, 0.078, 0.078}, [3]float64{0.052, 0.052, 0.052}, []string{"a", "b", "c"},
+			"TTFT ±13 % (p99 no bound: -40 % in a), TPOT ±8 %, total latency ±6 %, by 3 measured runs like this one (a, b, c)",
+		},
+		"too large to be one": {
+			[]ValidatedRun{measured("a", -0.9, 0.06, nil)},
+			[3]float64{inf, inf, inf}, [3]float64{0.078, 0.078, 0.078}, [3]float64{0.052, 0.052, 0.052}, []string{"a"},
+			"TTFT no bound: -90 % in a, TPOT ±8 %, total latency ±6 %, by the only measured run like this one (a)",
+		},
+		"others do not count": {
+			[]ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.9, 0.9, func(w *Workload) { w.Cached = 0.8 })},
+			[3]float64{0.26, 0.26, 0.26}, [3]float64{0.078, 0.078, 0.078}, [3]float64{0.052, 0.052, 0.052}, []string{"a"},
+			"TTFT ±26 %, TPOT ±8 %, total latency ±6 %, by the only measured run like this one (a)",
+		},
+	} {
+		b := (&Validation{Runs: c.runs}).Bound(typical)
+		require.Empty(t, b.Uncovered, name)
+		require.Equal(t, c.like, b.Like, name)
+		for i, want := range [][3]float64{c.ttft, c.tpot, c.e2e} {
+			got := [][3]float64{b.TTFT, b.TPOT, b.E2E}[i]
+			for q := range 3 {
+				if math.IsInf(want[q], 1) {
+					require.Equal(t, want[q], got[q], "%s: %d, %d", name, i, q)
+				} else {
+					require.InDelta(t, want[q], got[q], 1e-9, "%s: %d, %d", name, i, q)
+				}
+			}
+		}
+		require.Equal(t, c.statement, b.Statement(), name)
+	}
+}
+
+func TestWorkloadsThatNoRunCovers(t *testing.T) {
+	v := &Validation{Runs: []ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.2, 0.06, func(w *Workload) { w.Load = 0.7 })}}
+	for want, change := range map[string]func(*Workload){
+		"it differs from b, the most similar, in load 1.20 (there 0.70)":                          func(w *Workload) { w.Load = 1.2 },
+		"it differs from b, the most similar, in load 0.80 (there 0.70)":                          func(w *Workload) { w.Load = 0.8 },
+		"it differs from a, the most similar, in load 0.10 (there 0.50)":                          func(w *Workload) { w.Load = 0.1 },
+		"it differs from b, the most similar, in load all at once (there 0.70)":                   func(w *Workload) { w.Load = AllAtOnce },
+		"it differs from a, the most similar, in prefill 95 % of the work (there 50 %)":           func(w *Workload) { w.Prefill = 0.95 },
+		"it differs from a, the most similar, in 20 % of the prompt tokens cached (there 0 %)":    func(w *Workload) { w.Cached = 0.2 },
+		"it differs from a, the most similar, in prompts of 2100 tokens in the mean (there 1000)": func(w *Workload) { w.Prompt = 2100 },
+		"it differs from a, the most similar, in outputs of 90 tokens in the mean (there 200)":    func(w *Workload) { w.Output = 90 },
+		"it differs from a, the most similar, in outputs of 0 tokens in the mean (there 200)":     func(w *Workload) { w.Output = 0 },
+		"in arrivals that wait for requests in flight (there: arrivals that wait for nothing)":    func(w *Workload) { w.Held, w.Load = true, AllAtOnce },
+		"prefill 95 % of the work (there 50 %), outputs of 10 tokens in the mean (there 200)":     func(w *Workload) { w.Prefill, w.Output = 0.95, 10 },
+		"99 requests are too few to compare quantiles, want 100":                                  func(w *Workload) { w.Requests = 99 },
+	} {
+		w := typical
+		change(&w)
+		b := v.Bound(w)
+		require.Contains(t, b.Statement(), "not covered by any measured run: ")
+		require.Contains(t, b.Statement(), want)
+		require.Empty(t, b.Like)
+	}
+	require.Equal(t, "not covered by any measured run: there is none", (&Validation{}).Bound(typical).Statement())
+
+	near := func(a, b float64) bool {
+		x := typical
+		x.Load = b
+		w := typical
+		w.Load = a
+		return len(w.differences(x)) == 0
+	}
+	require.True(t, near(0.92, 0.99), "no load is told from another that near to capacity")
+	require.False(t, near(0.99, 1.01), "a queue that grows is another kind")
+	require.True(t, near(1.1, 1.5))
+	require.False(t, near(1.1, 1.6))
+	require.True(t, near(AllAtOnce, AllAtOnce))
+}
+
+func TestValidationNamesWhatWasNotMeasured(t *testing.T) {
+	v := &Validation{Runs: []ValidatedRun{measured("a", 0, 0, nil), measured("a", 0, 0, nil), measured("b", 0, 0, func(w *Workload) { w.Cached, w.Load = 0.8, 0.9 })}}
+	require.Equal(t, "by kind of workload, from 2 measured runs (a, b) with load 0.50 to 0.90 of capacity, prefill 50 to 50 % of the work, "+
+		"mean lengths of 1000 to 1000 and 200 to 200 tokens, cached prompt tokens: 80 % in b; not measured: closed loops, mostly prefill (above 80 % of the work), "+
+		"mostly decode (above 80 %), prompts partly in the prefix cache (20 to 70 % of the tokens)", v.String())
+	require.Equal(t, "no run was measured", (&Validation{}).String())
+}
+
+// A run of 200 requests, 10 s, that is like the measured one, and what makes it unlike.
+func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
+	v := Validation{Capacity: Capacity{PrefillTokenMS: 0.025, DecodeTokenMS: 0.04, DecodeContextMS: 4e-5}, Runs: []ValidatedRun{measured("a", -0.2, 0.06, nil)}}
+	run := func(v Validation, info load.Info, edit func(*load.Result)) *Summary {
+		c, err := NewCollector(WithSimulation(Simulation{Profile: "h100", KnownError: "general", Validation: &v}))
+		require.NoError(t, err)
+		info.Clock = load.NewClock(time.Now())
+		require.NoError(t, c.Begin(context.Background(), info))
+		for i := range 200 {
+			at := time.Duration(i) * 50 * time.Millisecond
+			r := load.Result{ID: i, Arrival: at, Send: at, Sent: true, FirstToken: at + 40*time.Millisecond, LastToken: at + 2*time.Second, Completion: at + 2*time.Second,
+				Outcome: load.OutcomeOK, PromptTokens: 500, OutputTokens: 250, CachedTokens: 0, Retractions: load.NotReported, Streamed: true}
+			edit(&r)
+			c.Arrived(&load.Request{ID: i, Arrival: at})
+			c.Record(&r)
+		}
+		require.NoError(t, c.End(context.Background()))
+		s := c.Summary()
+		require.Equal(t, s.Simulation, c.Summary().Simulation)
+		require.Equal(t, &v, s.Simulation.Validation)
+		require.Contains(t, s.String(), "known error    "+s.Simulation.KnownError[:20])
+		return s
+	}
+	// 20/s of 500 tokens, 12.5 ms, and 250 tokens, 250 · (0.04 + 625 · 4e-5) = 16.25 ms: load 0.575, prefill 43 %.
+	same := func(*load.Result) {}
+	require.Equal(t, "TTFT ±26 %, TPOT ±8 %, total latency ±6 %, by the only measured run like this one (a)", run(v, load.Info{}, same).Simulation.KnownError)
+	require.Contains(t, run(v, load.Info{MaxConcurrency: 10}, same).Simulation.KnownError, "not covered by any measured run: it differs from a, the most similar, in arrivals that wait for requests in flight")
+	require.NotContains(t, run(v, load.Info{MaxConcurrency: 1000}, same).Simulation.KnownError, "not covered", "a cap that never held any back")
+	require.Contains(t, run(v, load.Info{}, func(r *load.Result) { r.CachedTokens = 400 }).Simulation.KnownError, "80 % of the prompt tokens cached (there 0 %)")
+	require.Contains(t, run(v, load.Info{}, func(r *load.Result) {
+		if r.ID < 3 {
+			r.Outcome = load.OutcomeAbort
+		}
+	}).Simulation.KnownError, "not covered by any measured run: 3 of 200 requests failed")
+	four := v
+	four.Engines, four.Caveat = 4, "of single engines"
+	require.Contains(t, run(four, load.Info{}, same).Simulation.KnownError, "in load 0.14 (there 0.50)")
+	one := v
+	one.Engines, one.Caveat = 1, "of single engines"
+	require.Contains(t, run(one, load.Info{}, same).Simulation.KnownError, "(a); of single engines")
+}
+
+func TestSimulationsAreEqualByWhatTheySay(t *testing.T) {
+	s := Simulation{Profile: "h100", KnownError: "general", Validation: &Validation{Runs: []ValidatedRun{measured("a", -0.2, 0.06, nil)}}}
+	b, err := json.Marshal(s)
+	require.NoError(t, err)
+	var back Simulation
+	require.NoError(t, json.Unmarshal(b, &back))
+	require.True(t, s.Equal(back))
+	back.Validation.Runs[0].TTFT[2] = 0
+	require.False(t, s.Equal(back))
+}
