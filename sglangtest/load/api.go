@@ -35,7 +35,7 @@ type Source interface {
 	// (a malformed row, no rows, an impossible length) is its error, so that a run can fail before it starts.
 	Plan() (Plan, error)
 	// Requests yields the workload from its beginning, in order of Arrival. Each call starts anew and yields
-	// the same requests. The sequence ends after the first error.
+	// the same requests. The sequence ends after the first error. A run takes requests from it ahead of their arrival.
 	Requests() iter.Seq2[Request, error]
 }
 
@@ -80,10 +80,24 @@ type Doer interface {
 	Do(ctx context.Context, clock Clock, req *Request, res *Result)
 }
 
+// A Preparer is a [Doer] that can do part of its work before the moment of release, such as encoding the body, so that this
+// work is no lateness. [Sender] is one.
+type Preparer interface {
+	Doer
+	// Prepare returns a Doer for this request alone. It is either dropped or used once, with an equal request; what was
+	// found to be wrong with the request is then its result. Prepare must not keep req, and takes no time but that of
+	// computing. It is called by one goroutine at a time, at most some thousand requests or 16 MiB of bodies ahead.
+	Prepare(req *Request) Doer
+}
+
 // A Recorder receives what happens in a run. metrics.Collector is one.
 type Recorder interface {
-	// Begin is called once, after the warm-up and before the first release. An error ends the run.
+	// Begin is called once, after the warm-up. What takes time belongs here, as the run's clock starts after it. An error
+	// ends the run.
 	Begin(ctx context.Context, info Info) error
+	// Start is called once, when Begin has returned nil, just before offset 0 of clock, which is that of all that follows.
+	// It must return at once.
+	Start(clock Clock)
 	// Arrived is called when a request's time has come, before it waits for a place under a concurrency cap.
 	// The calls come one after the other, in order of arrival. The recorder must not keep req.
 	Arrived(req *Request)
@@ -98,7 +112,6 @@ type Recorder interface {
 
 // Info describes a run that is about to start.
 type Info struct {
-	Clock          Clock
 	Plan           Plan
 	MaxConcurrency int // 0: no cap
 }

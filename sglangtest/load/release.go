@@ -3,9 +3,7 @@ package load
 import (
 	"context"
 	"fmt"
-	"iter"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 )
@@ -17,27 +15,41 @@ type job struct {
 	do     Doer
 	rec    Recorder
 	waiter Waiter
+	line   *line
+	cur    Request     // of the goroutine that lets requests arrive
 	breach func(error) // notes the first breach of the Doer's contract
 }
 
-// arrive waits for the request's arrival and reports it.
-func (j *job) arrive(req *Request) error {
+// arrive waits for the next request's arrival and reports it; false if there is none or the run is over, then with the error
+// of either.
+func (j *job) arrive() (bool, error) {
+	req := &j.cur
+	if !j.line.coming(req) {
+		return false, j.line.err
+	}
 	if err := j.waiter.WaitUntil(j.ctx, j.clock.Time(req.Arrival)); err != nil {
-		return err
+		if j.ctx.Err() != nil {
+			j.overdue()
+		}
+		return false, err
 	}
 	j.rec.Arrived(req)
-	return nil
+	return true, nil
 }
 
 // carryOut does the request and records what became of it in res, whose chunk memory is used again.
-func (j *job) carryOut(req *Request, due time.Duration, res *Result) {
+func (j *job) carryOut(p *pending, due time.Duration, res *Result) {
+	req, do := &p.Request, j.do
+	if p.ready != nil {
+		do = p.ready
+	}
 	chunks := res.Chunks
 	chunks.Reset()
 	*res = Result{
 		ID: req.ID, Conversation: req.Conversation, Turn: req.Turn, Arrival: req.Arrival, Due: due,
 		InputLen: req.InputLen, OutputLen: req.OutputLen, Chunks: chunks,
 	}
-	j.do.Do(j.ctx, j.clock, req, res)
+	do.Do(j.ctx, j.clock, req, res)
 	if fault := res.check(due); fault != "" {
 		j.breach(fmt.Errorf("the Doer broke its contract with request %d: %s", req.ID, fault))
 		res.fail(OutcomeProtocol, "the Doer broke its contract: "+fault)
@@ -57,12 +69,13 @@ func (j *job) giveUp(req *Request, due time.Duration) {
 	j.rec.Record(&res)
 }
 
-// overdue reports and gives up the requests that should have arrived by now, first req, when the run was cancelled.
-func (j *job) overdue(req Request, next func() (Request, error, bool)) {
+// overdue reports and gives up the requests that should have arrived by now when the run was cancelled.
+func (j *job) overdue() {
 	now := j.clock.Now()
-	for ok, err := true, error(nil); ok && err == nil && req.Arrival <= now; req, err, ok = next() {
-		j.rec.Arrived(&req)
-		j.giveUp(&req, req.Arrival)
+	for j.line.coming(&j.cur) && j.cur.Arrival <= now {
+		j.line.withdraw()
+		j.rec.Arrived(&j.cur)
+		j.giveUp(&j.cur, j.cur.Arrival)
 	}
 }
 
@@ -71,8 +84,7 @@ func (j *job) overdue(req Request, next func() (Request, error, bool)) {
 // goroutine that wakes up in time is the one that sends, and a release costs no hand-over.
 type relay struct {
 	job
-	next func() (Request, error, bool) // used by the leader only
-	wg   sync.WaitGroup
+	wg sync.WaitGroup
 
 	mu    sync.Mutex
 	idle  []chan struct{} // parked workers; a value makes its receiver the leader
@@ -80,10 +92,7 @@ type relay struct {
 	err   error           // why the workload ended early
 }
 
-func (r *relay) run(src Source) error {
-	next, stop := iter.Pull2(src.Requests())
-	defer stop()
-	r.next = next
+func (r *relay) run() error {
 	r.wg.Go(r.work)
 	r.wg.Wait()
 	return r.err
@@ -91,31 +100,30 @@ func (r *relay) run(src Source) error {
 
 // work is the life of a worker. It begins as the leader.
 func (r *relay) work() {
+	var p pending
 	var res Result
 	wake := make(chan struct{}, 1)
 	for {
-		req, ok := r.lead()
-		if !ok {
+		if !r.lead(&p) {
 			return
 		}
 		r.promote()
-		r.carryOut(&req, req.Arrival, &res)
+		r.carryOut(&p, p.Arrival, &res)
 		if !r.follow(wake) {
 			return
 		}
 	}
 }
 
-// lead takes the next request and waits for its arrival; false if there is none or the run is over.
-func (r *relay) lead() (Request, bool) {
-	req, err, ok := r.next()
-	if ok && err == nil {
-		if err = r.arrive(&req); err == nil {
-			return req, true
-		}
-		if r.ctx.Err() != nil {
-			r.overdue(req, r.next)
-		}
+// lead waits for the next request's arrival and moves it into p; false if there is none or the run is over.
+func (r *relay) lead(p *pending) bool {
+	ok, err := r.arrive()
+	if ok {
+		r.line.mu.Lock()
+		r.line.arrive()
+		r.line.pop(p)
+		r.line.mu.Unlock()
+		return true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,7 +132,7 @@ func (r *relay) lead() (Request, bool) {
 		close(wake)
 	}
 	r.idle = nil
-	return Request{}, false
+	return false
 }
 
 // promote passes the lead on, to a parked worker if there is one.
@@ -153,16 +161,13 @@ func (r *relay) follow(wake chan struct{}) bool {
 }
 
 // places releases requests under a cap: each worker is a place. One goroutine lets requests arrive at their times,
-// whether there is a place or not, into a queue from which the workers take them in order.
+// whether there is a place or not; the workers take them from the line in order. What follows is guarded by the line's lock.
 type places struct {
 	job
 	cap int
 	wg  sync.WaitGroup
 
-	mu      sync.Mutex
 	ready   sync.Cond // there is a request, or nothing will come
-	queue   []Request // arrived and not taken, from head on
-	head    int
 	workers int
 	idle    int
 	ended   bool
@@ -170,34 +175,26 @@ type places struct {
 	freed   []time.Duration // when places that were given back became free, in that order
 }
 
-func (p *places) run(src Source) error {
-	next, stop := iter.Pull2(src.Requests())
-	defer stop()
-	p.ready.L = &p.mu
-	err := p.accept(next)
-	p.mu.Lock()
+func (p *places) run() error {
+	mu := &p.line.mu
+	p.ready.L = mu
+	err := p.accept()
+	mu.Lock()
 	p.ended = true
 	p.ready.Broadcast()
-	p.mu.Unlock()
+	mu.Unlock()
 	p.wg.Wait()
 	return err
 }
 
 // accept lets requests arrive until there are no more.
-func (p *places) accept(next func() (Request, error, bool)) error {
+func (p *places) accept() error {
 	for {
-		req, err, ok := next()
-		if !ok || err != nil {
+		if ok, err := p.arrive(); !ok {
 			return err
 		}
-		if err := p.arrive(&req); err != nil {
-			if p.ctx.Err() != nil {
-				p.overdue(req, next)
-			}
-			return err
-		}
-		p.mu.Lock()
-		p.queue = append(p.queue, req)
+		p.line.mu.Lock()
+		p.line.arrive()
 		switch {
 		case p.idle > 0:
 			p.idle--
@@ -206,43 +203,42 @@ func (p *places) accept(next func() (Request, error, bool)) error {
 			p.workers++
 			p.wg.Go(p.work)
 		}
-		p.mu.Unlock()
+		p.line.mu.Unlock()
 		runtime.Gosched() // in a burst, let the workers start
 	}
 }
 
 func (p *places) work() {
+	var req pending
 	var res Result
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	line := p.line
+	line.mu.Lock()
+	defer line.mu.Unlock()
 	for {
-		for p.head == len(p.queue) {
+		for line.head == line.came {
 			if p.ended {
 				return
 			}
 			p.idle++
 			p.ready.Wait()
 		}
-		req := p.queue[p.head]
-		if p.head++; p.head > len(p.queue)/2 && p.head > 64 {
-			p.queue, p.head = slices.Delete(p.queue, 0, p.head), 0
-		}
+		line.pop(&req)
 		if p.ctx.Err() != nil { // it never got a place
-			p.mu.Unlock()
-			p.giveUp(&req, p.clock.Now())
-			p.mu.Lock()
+			line.mu.Unlock()
+			p.giveUp(&req.Request, p.clock.Now())
+			line.mu.Lock()
 			continue
 		}
 		due := max(req.Arrival, p.place())
-		p.mu.Unlock()
+		line.mu.Unlock()
 		p.carryOut(&req, due, &res)
-		p.mu.Lock()
+		line.mu.Lock()
 		p.freed = append(p.freed, res.Completion)
 	}
 }
 
 // place takes the place that the next request gets and returns when it became free: requests get places in the
-// order in which places are given back. It is 0 for a place that nobody has had. p.mu is held.
+// order in which places are given back. It is 0 for a place that nobody has had. The line's lock is held.
 func (p *places) place() time.Duration {
 	if p.taken < p.cap {
 		p.taken++

@@ -10,8 +10,8 @@ import (
 	"github.com/sglangtest/harness/sglangtest/internal/precise"
 )
 
-// startLead is the time between the creation of a run's clock and offset 0. It covers Recorder.Begin, so that
-// the first arrivals are not late.
+// startLead is the time between the creation of a run's clock and offset 0. It covers Recorder.Start and the start of
+// background tasks, so that the first arrivals are not late.
 const startLead = 50 * time.Millisecond
 
 // A Waiter waits for a moment. The default is exact to some tens of microseconds on Linux; see [WithWaiter].
@@ -131,8 +131,8 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 		return err
 	}
 
-	clock := NewClock(time.Now().Add(startLead))
-	if err := rec.Begin(ctx, Info{Clock: clock, Plan: plan, MaxConcurrency: cfg.maxConcurrency}); err != nil {
+	// All that can take its time comes first, then the run's clock starts.
+	if err := rec.Begin(ctx, Info{Plan: plan, MaxConcurrency: cfg.maxConcurrency}); err != nil {
 		return fmt.Errorf("load: run: %w", err)
 	}
 	defer func() {
@@ -141,14 +141,21 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 		err = errors.Join(err, rec.End(endCtx))
 	}()
 
+	line := newLine(src.Requests(), do)
+	defer line.close()
+	line.fill()
+	line.settle()
+
+	clock := NewClock(time.Now().Add(startLead))
+	rec.Start(clock)
 	stopBackground := startBackground(ctx, clock, cfg.background)
 	var breach error
 	var once sync.Once
-	j := job{ctx: ctx, clock: clock, do: do, rec: rec, waiter: cfg.waiter, breach: func(err error) { once.Do(func() { breach = err }) }}
+	j := job{ctx: ctx, clock: clock, do: do, rec: rec, waiter: cfg.waiter, line: line, breach: func(err error) { once.Do(func() { breach = err }) }}
 	if cfg.maxConcurrency > 0 {
-		err = (&places{job: j, cap: cfg.maxConcurrency}).run(src)
+		err = (&places{job: j, cap: cfg.maxConcurrency}).run()
 	} else {
-		err = (&relay{job: j}).run(src)
+		err = (&relay{job: j}).run()
 	}
 	if err == nil && ctx.Err() != nil { // cancelled when everything had arrived
 		err = context.Cause(ctx)

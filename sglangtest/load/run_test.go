@@ -51,6 +51,7 @@ type ledger struct {
 func newLedger(t testing.TB) *ledger { return &ledger{t: t, results: map[int]Result{}} }
 
 func (l *ledger) Begin(context.Context, Info) error { return l.begin }
+func (l *ledger) Start(Clock)                       {}
 
 func (l *ledger) Arrived(req *Request) {
 	l.mu.Lock()
@@ -527,6 +528,7 @@ type counting struct {
 }
 
 func (*counting) Begin(context.Context, Info) error { return nil }
+func (*counting) Start(Clock)                       {}
 func (*counting) Arrived(*Request)                  {}
 func (*counting) End(context.Context) error         { return nil }
 func (c *counting) Record(res *Result) {

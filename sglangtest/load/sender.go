@@ -56,6 +56,7 @@ type Sender struct {
 	maxConns            int
 	idle                time.Duration // 0: not set
 	attempts            sync.Pool
+	bodies              sync.Pool
 	places              sync.Map // base URL → *place
 	sampling            atomic.Pointer[encodedSampling]
 }
@@ -222,6 +223,7 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 		s.rt = s.owned
 	}
 	s.attempts.New = func() any { return newAttempt() }
+	s.bodies.New = func() any { return &body{s: s} }
 	return s, nil
 }
 
@@ -265,8 +267,6 @@ func (s *Sender) place(base string) (*place, error) {
 
 // An attempt is the state of one request under way; it is reused.
 type attempt struct {
-	body   []byte
-	reader bytes.Reader // of body
 	events wire.Events
 	chunk  wire.Chunk
 	// trace is never written again: a dial that went on in the background after its request had found another connection
@@ -277,7 +277,7 @@ type attempt struct {
 	gotConn time.Duration
 	reused  bool
 	sent    bool
-	wrote   atomic.Bool // the transport is done with body; it may still be writing when the round trip has failed
+	wrote   atomic.Bool // the transport is done with the body; it may still be writing when the round trip has failed
 }
 
 func newAttempt() *attempt {
@@ -289,23 +289,44 @@ func newAttempt() *attempt {
 	return a
 }
 
+// A body is a request that is ready to be sent; it is reused.
+type body struct {
+	s      *Sender
+	data   []byte
+	reader bytes.Reader // of data
+	err    error        // why it cannot be sent
+}
+
+// Prepare implements [Preparer]: it encodes the body.
+func (s *Sender) Prepare(req *Request) Doer {
+	b := s.bodies.Get().(*body)
+	var fields []byte
+	if fields, b.err = s.samplingOf(req); b.err == nil {
+		b.data, b.err = s.appendBody(b.data[:0], req, fields)
+	}
+	return b
+}
+
 // Do implements [Doer].
 func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
+	s.Prepare(req).Do(ctx, clock, req, res)
+}
+
+// Do sends the body. It must not be used afterwards.
+func (b *body) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
+	s := b.s
 	res.API, res.CachedTokens, res.Retractions = s.api, NotReported, NotReported
-	target, to, fields, err := s.prepare(ctx, req)
-	a := s.attempts.Get().(*attempt)
-	if err == nil {
-		a.body, err = s.appendBody(a.body[:0], req, fields)
-	}
-	if err != nil {
-		s.attempts.Put(a)
+	target, to, err := s.pick(ctx, req)
+	if err = cmp.Or(b.err, err); err != nil {
+		s.bodies.Put(b)
 		res.Released = clock.Now()
 		res.fail(OutcomeRejected, err.Error())
 		res.complete(res.Released)
 		return
 	}
+	a := s.attempts.Get().(*attempt)
 	res.Worker = target.Name
-	a.reader.Reset(a.body)
+	b.reader.Reset(b.data)
 	a.wrote.Store(false)
 	a.clock, a.sent = clock, false
 	trace := &a.trace
@@ -324,7 +345,7 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 		Method: http.MethodPost, URL: to.url, Host: to.url.Host, Header: to.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		// A reader that net/http knows: it then writes head and body in one piece.
-		Body: io.NopCloser(&a.reader), ContentLength: int64(len(a.body)),
+		Body: io.NopCloser(&b.reader), ContentLength: int64(len(b.data)),
 	}).WithContext(httptrace.WithClientTrace(rctx, trace))
 	res.Released = clock.Now()
 	resp, err := s.rt.RoundTrip(hreq)
@@ -343,30 +364,34 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 	}
 	if a.wrote.Load() {
 		s.attempts.Put(a)
+		s.bodies.Put(b)
 	}
 }
 
-// prepare finds out where the request goes and which sampling parameters it carries.
-func (s *Sender) prepare(ctx context.Context, req *Request) (t Target, to *place, fields []byte, err error) {
+// pick finds out where the request goes.
+func (s *Sender) pick(ctx context.Context, req *Request) (t Target, to *place, err error) {
 	t = s.target
 	if s.picker != nil {
 		if t, err = s.picker.Pick(ctx, req); err != nil {
-			return t, nil, nil, err
+			return t, nil, err
 		}
 	}
-	if to, err = s.place(t.URL); err != nil {
-		return t, nil, nil, err
-	}
+	to, err = s.place(t.URL)
+	return t, to, err
+}
+
+// samplingOf returns the request's sampling parameters as its body has them.
+func (s *Sender) samplingOf(req *Request) (fields []byte, err error) {
 	// Requests of one workload usually share their parameters, so the latest encoding serves nearly all.
 	enc := s.sampling.Load()
 	if enc == nil || enc.params != req.Sampling {
 		enc = &encodedSampling{params: req.Sampling}
 		if enc.fields, err = samplingFields(s.api, req.Sampling); err != nil {
-			return t, nil, nil, err
+			return nil, err
 		}
 		s.sampling.Store(enc)
 	}
-	return t, to, enc.fields, nil
+	return enc.fields, nil
 }
 
 // encodedSampling holds what samplingFields makes of params.

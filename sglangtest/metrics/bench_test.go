@@ -16,7 +16,8 @@ func BenchmarkCollectorRecord(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}); err != nil {
+	c.Start(load.NewClock(time.Now()))
+	if err := c.Begin(context.Background(), load.Info{}); err != nil {
 		b.Fatal(err)
 	}
 	var before, after runtime.MemStats

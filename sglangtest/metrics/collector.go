@@ -33,6 +33,7 @@ type Collector struct {
 	mu        sync.Mutex
 	state     state
 	info      load.Info
+	clock     load.Clock // as of Start
 	store     store
 	pending   map[int]time.Duration // arrivals of the requests that have not ended, by ID
 	arrived   int
@@ -51,6 +52,7 @@ type Collector struct {
 	sinkMu   sync.RWMutex // held for reading by calls to the sink that could come after End
 	sinkOpen bool
 
+	ctx  context.Context // of the samplers
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 }
@@ -59,6 +61,7 @@ type state int
 
 const (
 	stateNew state = iota
+	stateBegun
 	stateRunning
 	stateEnded
 )
@@ -84,8 +87,7 @@ func NewCollector(opts ...Option) (*Collector, error) {
 	return c, nil
 }
 
-// Begin opens the sink and starts the samplers, which run until End even if ctx is cancelled before.
-// A collector records one run; a second Begin is an error.
+// Begin opens the sink. A collector records one run; a second Begin is an error.
 func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 	if err := errors.Join(c.label(ctx), c.recordEngines()); err != nil {
 		return err
@@ -106,12 +108,25 @@ func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 		c.sinkOpen = true
 		c.sinkMu.Unlock()
 	}
-	c.state, c.info = stateRunning, info
-	ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, l := range c.samplers {
-		c.wg.Go(func() { l.run(ctx, info.Clock, c.AddSample) })
-	}
+	c.state, c.info = stateBegun, info
+	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	return nil
+}
+
+// Start starts the samplers, which run until End even if the run is cancelled before. It panics unless Begin has succeeded.
+func (c *Collector) Start(clock load.Clock) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != stateBegun {
+		panic("metrics: Start without a Begin before it")
+	}
+	c.state, c.clock = stateRunning, clock
+	if c.sink != nil {
+		c.sink.Start(clock)
+	}
+	for _, l := range c.samplers {
+		c.wg.Go(func() { l.run(c.ctx, clock, c.AddSample) })
+	}
 }
 
 // Arrived notes that req has arrived.
@@ -185,12 +200,15 @@ func (c *Collector) AddSample(s Sample) {
 // sampler is still busy, that is an error too.
 func (c *Collector) End(ctx context.Context) error {
 	c.mu.Lock()
-	if c.state != stateRunning {
+	switch c.state {
+	case stateRunning:
+		c.ended = c.clock.Now()
+	case stateBegun: // it was given up before it started
+	default:
 		c.mu.Unlock()
 		return errors.New("metrics: end: the run has not begun or has already ended")
 	}
 	c.state = stateEnded
-	c.ended = c.info.Clock.Now()
 	errs := []error{c.fault}
 	c.mu.Unlock()
 
@@ -254,7 +272,7 @@ func (c *Collector) Progress() Progress {
 	p := Progress{Planned: c.info.Plan.Requests, Arrived: c.arrived, Completed: c.completed, Failed: c.failed,
 		InFlight: len(c.pending), OutputTokens: c.tokens, Elapsed: c.ended}
 	if c.state == stateRunning {
-		p.Elapsed = max(c.info.Clock.Now(), 0)
+		p.Elapsed = max(c.clock.Now(), 0)
 	}
 	return p
 }

@@ -42,6 +42,7 @@ func (f *fakeSink) note(s string) {
 	f.calls = append(f.calls, s)
 }
 func (f *fakeSink) Begin(load.Info) error { f.note("begin"); return nil }
+func (f *fakeSink) Start(load.Clock)      { f.note("start") }
 func (f *fakeSink) Arrived(*load.Request) { f.note("arrived") }
 func (f *fakeSink) Result(*load.Result)   { f.note("result") }
 func (f *fakeSink) Sample(Sample)         { f.note("sample") }
@@ -71,7 +72,8 @@ func TestSamplersRunOnTheRunsClock(t *testing.T) {
 		clock := load.NewClock(time.Now())
 		time.Sleep(30 * msec)
 		ctx, cancel := context.WithCancel(context.Background())
-		require.NoError(t, c.Begin(ctx, load.Info{Clock: clock}))
+		require.NoError(t, c.Begin(ctx, load.Info{}))
+		c.Start(clock)
 		cancel() // the samplers outlive the run's context, so that the drain is sampled too
 		time.Sleep(1020 * msec)
 		require.NoError(t, c.End(context.Background()))
@@ -113,7 +115,8 @@ func TestASamplerThatIgnoresItsContext(t *testing.T) {
 		deaf := &fakeSampler{name: "deaf", f: func(context.Context, int) (map[string]float64, error) { <-release; return nil, nil }}
 		c, err := NewCollector(WithSampler(deaf, msec))
 		require.NoError(t, err)
-		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+		require.NoError(t, c.Begin(context.Background(), load.Info{}))
+		c.Start(load.NewClock(time.Now()))
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -127,7 +130,8 @@ func TestCollectorPassesOnAndKeeps(t *testing.T) {
 	c, err := NewCollector(WithSink(sink))
 	require.NoError(t, err)
 	c.Event(Event{Kind: "launched"})
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now()), Plan: load.Plan{Requests: 3}}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{Plan: load.Plan{Requests: 3}}))
+	c.Start(load.NewClock(time.Now()))
 	r := answer(1, msec, 0, msec, msec, 3)
 	r.Text, r.Worker = "abc", "server-0"
 	c.Arrived(&load.Request{ID: 1, Arrival: msec})
@@ -143,7 +147,7 @@ func TestCollectorPassesOnAndKeeps(t *testing.T) {
 	require.Panics(t, func() { c.Results() })
 	require.ErrorContains(t, c.End(context.Background()), "disk full")
 	c.Event(Event{At: time.Hour, Kind: "late"})
-	require.Equal(t, []string{"begin", "event", "arrived", "arrived", "result", "event", "event", "end"}, sink.calls)
+	require.Equal(t, []string{"begin", "event", "start", "arrived", "arrived", "result", "event", "event", "end"}, sink.calls)
 	require.Equal(t, []string{"launched", "noted", KindParamUpdate, "late"}, kinds(c.Events()))
 
 	rs := slices.Collect(c.Results())
@@ -166,7 +170,8 @@ func TestRecorderContract(t *testing.T) {
 	begin := func() *Collector {
 		c, err := NewCollector(WithTexts())
 		require.NoError(t, err)
-		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+		require.NoError(t, c.Begin(context.Background(), load.Info{}))
+		c.Start(load.NewClock(time.Now()))
 		return c
 	}
 	c := begin()
@@ -197,7 +202,8 @@ func TestConcurrentUse(t *testing.T) {
 		return map[string]float64{NumRunning: 1}, nil
 	}}, msec))
 	require.NoError(t, err)
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{}))
+	c.Start(load.NewClock(time.Now()))
 	const n = 3000
 	var wg sync.WaitGroup
 	next := make(chan int, n)
@@ -266,7 +272,8 @@ func TestALabelThatChangesDuringTheRun(t *testing.T) {
 		sink := &replacingSink{}
 		c, err := NewCollector(WithSampler(s, time.Hour), WithSink(sink))
 		require.NoError(t, err)
-		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+		require.NoError(t, c.Begin(context.Background(), load.Info{}))
+		c.Start(load.NewClock(time.Now()))
 		require.NoError(t, c.End(context.Background()))
 		require.Empty(t, s.labels)
 		require.Equal(t, "end", sink.calls[len(sink.calls)-1])
@@ -305,7 +312,8 @@ func TestALabelThatChangesDuringTheRun(t *testing.T) {
 	}
 	c, err := NewCollector(WithSampler(sampler("a", &faulty), time.Hour), WithSampler(sampler("b", &calibrated), time.Hour), WithSampler(sampler("c", &other), time.Hour))
 	require.NoError(t, err)
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{}))
+	c.Start(load.NewClock(time.Now()))
 	require.NoError(t, c.End(context.Background()))
 	require.Equal(t, &Simulation{Profile: "h100 with a fault; and h100 with another", Calibrated: "not with slow-steps:10; and not with die", KnownError: "not measured"},
 		c.Summary().Simulation, "of several sources")

@@ -18,10 +18,11 @@ func Example() {
 		return
 	}
 	ctx := context.Background()
-	if err := c.Begin(ctx, load.Info{Clock: load.NewClock(time.Now()), Plan: load.Plan{Requests: 100, RequestedRate: 10}}); err != nil {
+	if err := c.Begin(ctx, load.Info{Plan: load.Plan{Requests: 100, RequestedRate: 10}}); err != nil {
 		fmt.Println(err)
 		return
 	}
+	c.Start(load.NewClock(time.Now()))
 	for i := range 100 {
 		arrival := time.Duration(i) * 100 * time.Millisecond
 		c.Arrived(&load.Request{ID: i, Arrival: arrival})

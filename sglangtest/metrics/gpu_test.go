@@ -12,7 +12,8 @@ import (
 func TestGPUsAreSummedUp(t *testing.T) {
 	c, err := NewCollector()
 	require.NoError(t, err)
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{}))
+	c.Start(load.NewClock(time.Now()))
 	at := func(ms int, busy, used, energy float64) Sample {
 		return Sample{At: time.Duration(ms) * msec, Source: "gpu", Values: map[string]float64{
 			GPUSeries(GPUUtilization, 3): busy, GPUSeries(GPUMemoryUsed, 3): used, GPUSeries(GPUEnergy, 3): energy, GPUSeries(GPUTemperature, 11): 40}}

@@ -17,7 +17,8 @@ func collect(t testing.TB, plan load.Plan, results []load.Result, lost []load.Re
 	t.Helper()
 	c, err := NewCollector(opts...)
 	require.NoError(t, err)
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now()), Plan: plan}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{Plan: plan}))
+	c.Start(load.NewClock(time.Now()))
 	for i := range results {
 		r := &results[i]
 		c.Arrived(&load.Request{ID: r.ID, Arrival: r.Arrival, InputLen: r.InputLen, OutputLen: r.OutputLen})

@@ -20,7 +20,8 @@ func summaryOf(t *testing.T, plan load.Plan, rs []load.Result, events ...Event) 
 	t.Helper()
 	c, err := NewCollector()
 	require.NoError(t, err)
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now()), Plan: plan}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{Plan: plan}))
+	c.Start(load.NewClock(time.Now()))
 	for _, e := range events {
 		c.Event(e)
 	}

@@ -76,6 +76,8 @@ type Event struct {
 // pointers lead to.
 type Sink interface {
 	Begin(info load.Info) error
+	// Start is called once after Begin, when the run's clock starts. It must return at once.
+	Start(clock load.Clock)
 	Arrived(req *load.Request)
 	Result(res *load.Result)
 	Sample(s Sample)

@@ -17,7 +17,8 @@ func TestStaleLoadsDoNotCount(t *testing.T) {
 		c, err := NewCollector(WithSampler(&fakeSampler{name: "server-0"}, interval), WithSampler(&fakeSampler{name: "old"}, interval))
 		require.NoError(t, err)
 		clock := load.NewClock(time.Now().Add(-time.Minute)) // no sampler has a turn in this test
-		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: clock}))
+		require.NoError(t, c.Begin(context.Background(), load.Info{}))
+		c.Start(clock)
 		r := answer(0, 0, 0, 12*s, 0, 1)
 		c.Arrived(&load.Request{})
 		c.Record(&r)

@@ -14,7 +14,7 @@ import (
 // dominated by sorting one number for each output token, for which it needs eight bytes each.
 func (c *Collector) Summary() *Summary {
 	b := &builder{c: c, rs: c.finished("Summary"), sum: &Summary{SchemaVersion: SchemaVersion, Simulation: c.simulation, Engines: c.engines,
-		Started: c.info.Clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}}
+		Started: c.clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}}
 	b.simulated()
 	b.requests()
 	b.durations()

@@ -165,7 +165,8 @@ func TestParamChanges(t *testing.T) {
 	run := func(events ...Event) *Summary {
 		c, err := NewCollector()
 		require.NoError(t, err)
-		require.NoError(t, c.Begin(context.Background(), load.Info{Clock: load.NewClock(time.Now())}))
+		require.NoError(t, c.Begin(context.Background(), load.Info{}))
+		c.Start(load.NewClock(time.Now()))
 		for i, r := range []load.Result{answer(0, time.Second, 0, msec, msec, 2), answer(1, 20*time.Second, 0, msec, msec, 2)} {
 			c.Arrived(&load.Request{ID: i, Arrival: r.Arrival})
 			c.Record(&r)

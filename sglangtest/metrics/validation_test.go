@@ -144,8 +144,8 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 	run := func(v Validation, info load.Info, edit func(*load.Result)) *Summary {
 		c, err := NewCollector(WithSimulation(Simulation{Profile: "h100", KnownError: "general", Validation: &v}))
 		require.NoError(t, err)
-		info.Clock = load.NewClock(time.Now())
 		require.NoError(t, c.Begin(context.Background(), info))
+		c.Start(load.NewClock(time.Now()))
 		for i := range 200 {
 			at := time.Duration(i) * 50 * time.Millisecond
 			r := load.Result{ID: i, Arrival: at, Send: at, Sent: true, FirstToken: at + 40*time.Millisecond, LastToken: at + 2*time.Second, Completion: at + 2*time.Second,

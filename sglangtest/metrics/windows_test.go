@@ -20,7 +20,8 @@ func TestWindows(t *testing.T) {
 	c, err := NewCollector(WithSampler(&fakeSampler{name: "a"}, time.Hour), WithSampler(&fakeSampler{name: "b"}, time.Hour))
 	require.NoError(t, err)
 	clock := load.NewClock(time.Now().Add(-time.Minute)) // no sampler has a turn in this test
-	require.NoError(t, c.Begin(context.Background(), load.Info{Clock: clock}))
+	require.NoError(t, c.Begin(context.Background(), load.Info{}))
+	c.Start(clock)
 	for _, r := range []load.Result{
 		answer(0, 0, 500*msec, 100*msec, 100*msec, 10), // tokens at 0.6 … 1.5 s
 		answer(1, 100*msec, 0, 300*msec, 0, 1),

@@ -286,7 +286,7 @@ func BenchmarkBegin(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		if err := w.Begin(load.Info{Clock: load.NewClock(time.Now())}); err != nil {
+		if err := w.Begin(load.Info{}); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()

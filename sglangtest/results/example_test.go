@@ -53,9 +53,10 @@ func exampleRun() string {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := w.Begin(load.Info{Clock: load.NewClock(time.Now())}); err != nil {
+	if err := w.Begin(load.Info{}); err != nil {
 		log.Fatal(err)
 	}
+	w.Start(load.NewClock(time.Now()))
 	w.Arrived(&load.Request{ID: 0})
 	w.Arrived(&load.Request{ID: 1, Arrival: time.Second})
 	w.Result(&load.Result{ID: 0, Completion: 250 * time.Millisecond, Outcome: load.OutcomeOK})

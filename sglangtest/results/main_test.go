@@ -30,7 +30,8 @@ func begin(tb testing.TB, dir string, opts ...Option) *Writer {
 	tb.Helper()
 	w, err := Create(dir, Meta{Label: "test", Config: map[string]any{"request_rate": 8}, Seed: 42}, opts...)
 	require.NoError(tb, err)
-	require.NoError(tb, w.Begin(load.Info{Clock: load.NewClock(time.Now()), Plan: load.Plan{Dataset: "random", Requests: 3}, MaxConcurrency: 5}))
+	require.NoError(tb, w.Begin(load.Info{Plan: load.Plan{Dataset: "random", Requests: 3}, MaxConcurrency: 5}))
+	w.Start(load.NewClock(time.Now()))
 	return w
 }
 

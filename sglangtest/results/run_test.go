@@ -31,11 +31,12 @@ const (
 func writeUntilKilled(dir string) {
 	w, err := Create(dir, Meta{Label: "killed"})
 	if err == nil {
-		err = w.Begin(load.Info{Clock: load.NewClock(time.Now())})
+		err = w.Begin(load.Info{})
 	}
 	if err != nil {
 		panic(err)
 	}
+	w.Start(load.NewClock(time.Now()))
 	ticker := time.NewTicker(childPace)
 	for id := 0; ; id++ {
 		<-ticker.C
@@ -325,7 +326,8 @@ func TestList(t *testing.T) {
 func TestCSV(t *testing.T) {
 	w, err := Create(t.TempDir(), Meta{Simulated: []metrics.Simulation{{Profile: "p, q"}}})
 	require.NoError(t, err)
-	require.NoError(t, w.Begin(load.Info{Clock: load.NewClock(time.Now())}))
+	require.NoError(t, w.Begin(load.Info{}))
+	w.Start(load.NewClock(time.Now()))
 	full, bare := sampleResult(), load.Result{ID: 1, Outcome: load.OutcomeRefused, Message: "a,b\r\n\"c\""}
 	w.Result(&full)
 	w.Result(&bare)

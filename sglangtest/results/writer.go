@@ -49,7 +49,7 @@ func WithCSV() Option {
 // A Writer stores one run. It is a [metrics.Sink], and ends with exactly one call of [Writer.Finish] or
 // [Writer.Fail], which a run that never began needs too:
 //
-//	Create → (AddSimulation, AddEngine) → Begin → records → (ReplaceSimulation) → End → (late events) → Finish or Fail
+//	Create → (AddSimulation, AddEngine) → Begin → Start → records → (ReplaceSimulation) → End → (late events) → Finish or Fail
 //
 // Recording never waits for the disk: lines are collected in memory, and one goroutine, which lives from
 // Begin to End, hands them to the operating system every [FlushInterval]. If the disk stalls, memory grows.
@@ -80,6 +80,7 @@ type Writer struct {
 	record  runRecord
 	engines []metrics.EngineRecord
 	phase   phase
+	behind  bool // run.json does not say when the run started
 }
 
 type phase int
@@ -214,7 +215,7 @@ func (w *Writer) ReplaceSimulation(old, by metrics.Simulation) error {
 	return w.record.write(w.dir)
 }
 
-// Begin records the run's start and plan and accepts records from then on.
+// Begin records the run's plan and accepts records from then on.
 func (w *Writer) Begin(info load.Info) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -222,8 +223,7 @@ func (w *Writer) Begin(info load.Info) error {
 		return errors.New("results: a run folder holds one run: Begin was called before, or the run has been ended")
 	}
 	record := w.record
-	started := info.Clock.Start()
-	record.Started, record.Plan, record.MaxConcurrency = &started, &info.Plan, info.MaxConcurrency
+	record.Plan, record.MaxConcurrency = &info.Plan, info.MaxConcurrency
 	if err := w.writeEngines(); err != nil {
 		return err
 	}
@@ -236,6 +236,32 @@ func (w *Writer) Begin(info load.Info) error {
 	}
 	go w.flushPeriodically()
 	return nil
+}
+
+// Start records when the run started: run.json says it at the latest after [FlushInterval].
+func (w *Writer) Start(clock load.Clock) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.phase != begun {
+		return // it has been ended
+	}
+	started := clock.Start()
+	w.record.Started, w.behind = &started, true
+}
+
+// catchUp writes run.json if it does not say what is known. It waits for no one: who holds the lock may wait for the
+// flusher, which calls it.
+func (w *Writer) catchUp() {
+	if !w.mu.TryLock() {
+		return
+	}
+	defer w.mu.Unlock()
+	if w.behind && w.phase == begun {
+		w.behind = false
+		if err := w.record.write(w.dir); err != nil {
+			w.keep(err)
+		}
+	}
 }
 
 // scratch holds buffers in which lines are encoded outside of any lock.
@@ -311,6 +337,7 @@ func (w *Writer) flushPeriodically() {
 			return
 		}
 		w.flush()
+		w.catchUp()
 	}
 }
 

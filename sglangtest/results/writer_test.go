@@ -33,7 +33,8 @@ func TestFinishedRun(t *testing.T) {
 	require.NoError(t, w.AddEngine(engine))
 	clock := load.NewClock(time.Now())
 	plan := load.Plan{Dataset: "random", Arrivals: "poisson 8/s", Seed: 9, Requests: 2}
-	require.NoError(t, w.Begin(load.Info{Clock: clock, Plan: plan, MaxConcurrency: 5}))
+	require.NoError(t, w.Begin(load.Info{Plan: plan, MaxConcurrency: 5}))
+	w.Start(clock)
 
 	want := []load.Result{sampleResult(), {ID: 8, Outcome: load.OutcomeRefused, Message: "no, \"never\""}}
 	for _, r := range want {
@@ -114,7 +115,8 @@ func TestFailedRun(t *testing.T) {
 		require.Error(t, w.Finish(nil), "a run that never began cannot finish")
 		require.Error(t, w.Fail(nil, nil))
 		if began {
-			require.NoError(t, w.Begin(load.Info{Clock: load.NewClock(time.Now())}))
+			require.NoError(t, w.Begin(load.Info{}))
+			w.Start(load.NewClock(time.Now()))
 			w.Result(&load.Result{ID: 1})
 		}
 		require.NoError(t, w.Fail(errForTest, nil))
@@ -355,6 +357,12 @@ func TestLateEventsRaceWithFinish(t *testing.T) {
 
 func TestRunRecordIsReadable(t *testing.T) {
 	w := begin(t, t.TempDir())
+	for behind := true; behind; { // as the flusher does
+		w.catchUp()
+		w.mu.Lock()
+		behind = w.behind
+		w.mu.Unlock()
+	}
 	var record map[string]any
 	data, err := os.ReadFile(filepath.Join(w.Dir(), runFile))
 	require.NoError(t, err)

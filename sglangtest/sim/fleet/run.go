@@ -57,10 +57,11 @@ func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engi
 			return Stats{}, fmt.Errorf("fleet: run: %w", err)
 		}
 	}
-	if err := rec.Begin(ctx, load.Info{Clock: load.NewClock(time.Now()), Plan: plan, MaxConcurrency: s.cfg.cap}); err != nil {
+	if err := rec.Begin(ctx, load.Info{Plan: plan, MaxConcurrency: s.cfg.cap}); err != nil {
 		return Stats{}, fmt.Errorf("fleet: run: %w", err)
 	}
 	defer func() { err = errors.Join(err, rec.End(context.WithoutCancel(ctx))) }()
+	rec.Start(load.NewClock(time.Now()))
 	err = s.play(src)
 	for _, a := range s.timers.actions {
 		s.event(KindActionNotDone, s.workers[a.worker], map[string]any{"planned_ns": int64(a.at)})
