@@ -56,8 +56,12 @@ type NodeConfig struct {
 
 	// The client.
 	API            load.API `json:"api,omitempty"`             // default: "generate"
-	WarmupRequests int      `json:"warmup_requests,omitempty"` // requests before the run, not measured; the cache is flushed after them
-	RequestTimeout Seconds  `json:"request_timeout,omitempty"` // deadline of each request; default: none
+	WarmupRequests int      `json:"warmup_requests,omitempty"` // requests before the run, not measured
+	// KeepCache says what becomes of the server's prefix cache before the load, after any warm-up. False: it is emptied, whatever
+	// others who use the server lose. True: it is left as it is. Absent: that of a server which the run launched is emptied, that
+	// of one which it attached to is left, and the summary says that its state is unknown.
+	KeepCache      *bool   `json:"keep_cache,omitempty"`
+	RequestTimeout Seconds `json:"request_timeout,omitempty"` // deadline of each request; default: none
 
 	// Batching on the client's side. The only strategy is "continuous": each request leaves when it arrives.
 	BatchStrategy      string  `json:"batch_strategy,omitempty"`

@@ -26,7 +26,7 @@ const stopTimeout = 30 * time.Second
 // failureTimeout bounds the wait for a server to end whose log tells that it will: SGLang gives itself 5 s.
 const failureTimeout = 20 * time.Second
 
-// flushTimeout bounds the wait for a server to become idle after the warm-up.
+// flushTimeout bounds the wait for a server to become idle before its cache is emptied.
 const flushTimeout = time.Minute
 
 type runOptions struct {
@@ -102,7 +102,8 @@ type NodeRun struct {
 // RunNode carries out the experiment that cfg describes: it brings a server up, replays the workload against it,
 // changes parameters as scheduled, measures, stores, and stops the server. Sampled are the server's load; with
 // enable_metrics among its arguments /metrics; where the run launched a process, each batch that its log tells of; and
-// with [WithGPUs] the GPUs.
+// with [WithGPUs] the GPUs. Before the load the prefix cache of a server that the run launched is emptied; see
+// NodeConfig.KeepCache.
 //
 // Everything that can be wrong with the config, the dataset or the output folder is an error before a server is
 // launched, and a workload or schedule that does not fit the server one before a request is sent; then the output
@@ -192,7 +193,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	defer sender.Close()
 	interval := cfg.sampleInterval().Duration()
 	collect = append(collect, metrics.WithSampler(node.Sampler(), interval))
-	if srv.EnableMetrics {
+	if srv.EnableMetrics || node.HasMetrics() {
 		collect = append(collect, metrics.WithSampler(node.MetricsSampler(), interval))
 	}
 	if o.gpus != nil {
@@ -214,13 +215,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	defer end(nil)
 	how := []load.RunOption{load.WithWarmup(cfg.WarmupRequests), load.WithBackground(cfg.updateParams(node, col)), load.WithBackground(watchServer(node, col, end)),
 		load.WithBackground(told.follow(col))}
-	if cfg.WarmupRequests > 0 {
-		how = append(how, load.WithAfterWarmup(func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, flushTimeout)
-			defer cancel()
-			return node.FlushCache(ctx)
-		}))
-	}
+	how = append(how, cfg.prepareCache(node, col)...)
 	if cfg.MaxConcurrency > 0 {
 		how = append(how, load.WithMaxConcurrency(cfg.MaxConcurrency))
 	}

@@ -20,7 +20,8 @@ import (
 // scheduled updates, summary and run folder are the same as in real time.
 //
 // Some settings have nothing to act on: api, because no API is called (requests are treated as by /generate), port,
-// gpu_id and the tokenizer, and warmup_requests, because an engine that begins has nothing to warm up. Of server_args those
+// gpu_id and the tokenizer, and warmup_requests and keep_cache, because an engine that begins has nothing to warm up and an
+// empty cache. Of server_args those
 // of the scheduler act as in a simulated server (see [sim.Arguments]), and those of HTTP, such as api_key and enable_metrics,
 // on nothing. Of the sampling parameters only ignore_eos and max_new_tokens change what is simulated. What a simulation cannot
 // honour is an error: stream_interval, beam_width and dp_size above 1, and options of a sender or of the server manager, of which

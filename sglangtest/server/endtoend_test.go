@@ -46,7 +46,8 @@ func TestSimulatedServer(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, loads[0].Simulated)
 	require.Less(t, loads[0].Age, time.Second)
-	loads[0].Simulated, loads[0].Age = nil, 0
+	require.Zero(t, *loads[0].PrefilledTokens)
+	loads[0].Simulated, loads[0].Age, loads[0].PrefilledTokens = nil, 0, nil
 	require.Equal(t, []server.Load{{MaxTotalTokens: 20000}}, loads)
 
 	// A request that runs until it is aborted is seen in the load and makes a flush wait.

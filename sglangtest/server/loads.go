@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -28,6 +29,10 @@ type Load struct {
 	// Simulated is what a simulated server adds; nil for a real one.
 	Simulated     *SimulatedLoad `json:"simulated"`
 	GenThroughput float64        `json:"gen_throughput"` // output tokens/s; meaningful only with --enable-metrics
+	// PrefilledTokens counts the tokens that were computed in prefills since the server started: those of prompts that did not
+	// come from a cache, and those of requests that were taken back. From 0.5.21 on it counts every prefill; nil where it is not
+	// told, before 0.5.18. The snapshot holds it up to the prefill before the last.
+	PrefilledTokens *int64 `json:"total_prefill_uncached_tokens"`
 }
 
 // A SimulatedLoad is what a simulated server says of itself as a host.
@@ -62,6 +67,65 @@ func (s *Server) Loads(ctx context.Context) ([]Load, error) {
 		}
 	}
 	return loads, nil
+}
+
+// Prefilled returns how many tokens the server has computed in prefills since it started, of all ranks and for all clients,
+// once it is idle: while requests are under way its count lags behind. It is false if this server does not count them
+// exactly: SGLang before 0.5.21 without --enable-metrics. It waits for an idle server until ctx is done.
+func (s *Server) Prefilled(ctx context.Context) (tokens int64, counted bool, err error) {
+	if old, known := olderThan(s.Info().Version, "0.5.21"); old || !known {
+		return s.prefilledByMetrics(ctx)
+	}
+	began := time.Now()
+	tick := time.NewTicker(prefilledInterval)
+	defer tick.Stop()
+	for {
+		loads, err := s.look(ctx)
+		if err != nil {
+			return 0, false, err
+		}
+		idle, all := true, int64(0)
+		for _, l := range loads {
+			if l.PrefilledTokens == nil {
+				return 0, false, nil
+			}
+			all += *l.PrefilledTokens
+			idle = idle && l.NumRunning == 0 && l.NumWaiting == 0 && l.Age < time.Since(began)
+		}
+		if idle {
+			return all, true, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, false, s.wrap("prefilled tokens", fmt.Errorf("the server did not become idle: %w", context.Cause(ctx)))
+		}
+	}
+}
+
+// prefilledInterval is the time between two looks at a server whose count of prefilled tokens is waited for.
+const prefilledInterval = 50 * time.Millisecond
+
+// prefilledByMetrics takes the difference of what finished requests had in their prompts and what of it came from caches
+// (observability/metrics_collector.py of 0.5.15).
+func (s *Server) prefilledByMetrics(ctx context.Context) (int64, bool, error) {
+	if !s.HasMetrics() {
+		return 0, false, nil
+	}
+	series, err := s.Metrics(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	var n float64
+	for _, x := range series {
+		switch x.Name {
+		case "sglang:prompt_tokens_total":
+			n += x.Value
+		case "sglang:cached_tokens_total":
+			n -= x.Value
+		}
+	}
+	return int64(n), true, nil
 }
 
 // look is Loads within the time of a sample.

@@ -217,6 +217,12 @@ func (s *Server) present() *life {
 // Name returns the server's name, unique within its manager.
 func (s *Server) Name() string { return s.name }
 
+// Attached reports whether the server ran before and was only attached to ([Attach]): others may use it too.
+func (s *Server) Attached() bool {
+	_, attached := s.present().inst.(*attached)
+	return attached
+}
+
 // URL returns the base URL, without a trailing slash. A restart keeps it.
 func (s *Server) URL() string { return s.present().inst.URL() }
 

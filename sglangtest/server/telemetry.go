@@ -54,6 +54,13 @@ func (s *Server) metricsPage(ctx context.Context) ([]byte, error) {
 	return page, s.wrap("metrics", err)
 }
 
+// HasMetrics reports whether the server has /metrics, as it said of itself when it became ready.
+func (s *Server) HasMetrics() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.raw["enable_metrics"] == true
+}
+
 // MetricsSampler returns a sampler of some thirty series of /metrics under their own names, such as
 // "sglang:gen_throughput": queues, tokens, the KV pool, cache and speculation, counters, and sum and count of the server's
 // own latencies, from which the mean between two samples follows. Its name is the server's with "/metrics" after it. Counts,

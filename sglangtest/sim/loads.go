@@ -74,6 +74,10 @@ func (c *stepCounters) add(patch int, b *Batch, at time.Duration) {
 	}
 	c.previous, c.launched, c.contiguous = b.Kind, b.launched, true
 	us := math.Floor(float64(took) / float64(time.Microsecond))
+	if prefill && patch >= 21 {
+		// Two results that the simulated loop processes at one moment are a pass of the loop apart in SGLang, never 0 µs.
+		us = max(us, 1)
+	}
 	if !counts || us <= 0 || took >= stepMost && !(prefill && patch >= 23) {
 		return
 	}
