@@ -67,7 +67,8 @@ do with SGLang.
 
 A fault is NAME[:VALUE][@AFTER]. AFTER is a time from readiness, such as 30s, or a number of generation requests; it can be given for
 those that are not of the start. GET /sim/fault lists all, with those that go on; POST {"fault": "NAME:VALUE@AFTER"} asks for one,
-{"clear": "NAME"} ends one that goes on (but for hang).
+{"clear": "NAME"} ends one that goes on (but for hang). It wants the key that SGLang's admin routes want, a Content-Type of
+application/json, and is not for web pages: those of another origin, or of a name that leads to this machine, are refused.
 
 	missing-model       exit 1    the model's configuration is not found
 	gated-model         exit 1    the model or tokenizer needs a login

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"mime"
 	"net/http"
 	"slices"
 	"strconv"
@@ -35,11 +36,25 @@ func (s *Server) readObject(w http.ResponseWriter, r *http.Request) (fields map[
 	if !ok {
 		return nil, nil, false
 	}
-	if f := s.decode(body, &fields); f != nil {
+	if f := s.decodeBody(r, body, &fields); f != nil {
 		s.refuse(w, r, f)
 		return nil, nil, false
 	}
 	return fields, body, true
+}
+
+// decodeBody reads a JSON object, if the request says that it is JSON: no web page can say so to another server without
+// asking it first. FastAPI takes a body of another type as bytes; one without a type was JSON to it before 0.132 (0.128
+// came with 0.5.15).
+func (s *Server) decodeBody(r *http.Request, body []byte, fields *map[string]json.RawMessage) faults {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	untyped := r.Header.Get("Content-Type") == "" && s.opts.release.patch < 18
+	isJSON := err == nil && (kind == "application/json" || strings.HasPrefix(kind, "application/") && strings.HasSuffix(kind, "+json"))
+	if len(body) > 0 && !untyped && !isJSON {
+		return faults{fault("{'type': 'model_attributes_type', 'loc': " + inBody() +
+			", 'msg': 'Input should be a valid dictionary or object to extract fields from', 'input': b" + pyString(string(body)) + "}")}
+	}
+	return s.decode(body, fields)
 }
 
 // decode reads a JSON object.
@@ -247,7 +262,7 @@ func (s *Server) startProfile(w http.ResponseWriter, r *http.Request) {
 	}
 	var fields map[string]json.RawMessage
 	if len(body) > 0 && !isNull(body) {
-		if f := s.decode(body, &fields); f != nil {
+		if f := s.decodeBody(r, body, &fields); f != nil {
 			s.refuse(w, r, f)
 			return
 		}

@@ -59,7 +59,7 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var fields map[string]json.RawMessage
-	if f := s.decode(body, &fields); f != nil {
+	if f := s.decodeBody(r, body, &fields); f != nil {
 		s.refuse(w, r, f)
 		return
 	}

@@ -35,7 +35,8 @@ func WithStarting() Option {
 	return func(o *options) error { o.starting = true; return nil }
 }
 
-// WithMiddleware wraps the server's handler, for an access log or for faults. Of several the last is the outermost.
+// WithMiddleware wraps the server's handler, for an access log or for faults. Of several the last is the outermost. Nothing
+// has checked a request's key yet: see [Server.Authorized].
 // The ResponseWriter that it hands on must be an [http.Flusher].
 func WithMiddleware(wrap func(http.Handler) http.Handler) Option {
 	return func(o *options) error { o.middleware = append(o.middleware, wrap); return nil }

@@ -109,7 +109,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h[serverHeader] = uvicorn
 	h[load.SimulatedByHeader] = *s.label.Load()
 	rt, ok := s.route(r.URL.Path)
-	if !s.authorized(r, rt) {
+	if !s.Authorized(r) {
 		writeBody(w, http.StatusUnauthorized, "application/json", []byte(`{"error":"Unauthorized"}`))
 		return
 	}
@@ -134,6 +134,14 @@ const (
 )
 
 var uvicorn, varyOrigin = []string{"uvicorn"}, []string{"Origin"}
+
+// Authorized reports whether a request has the key that its route wants, as SGLang decides it. It is for a middleware, which
+// is asked before the server is. Paths that begin with /sim/, of which SGLang has none, are of the level of its admin routes.
+func (s *Server) Authorized(r *http.Request) bool {
+	rt, _ := s.route(r.URL.Path)
+	rt.admin = rt.admin || strings.HasPrefix(r.URL.Path, "/sim/")
+	return s.authorized(r, rt)
+}
 
 // authorized follows decide_request_auth (utils/auth.py).
 func (s *Server) authorized(r *http.Request, rt route) bool {

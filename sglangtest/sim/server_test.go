@@ -351,3 +351,41 @@ func TestSlowClientDelaysNobody(t *testing.T) {
 		require.Contains(t, body, `"completion_tokens":2000`)
 	}
 }
+
+// A control call that does not say that it is JSON changes nothing: SGLang's FastAPI takes its body as bytes, and no web page
+// can say so to another server without asking first.
+func TestBodiesAreJSONOnly(t *testing.T) {
+	for _, version := range []string{"0.5.15.post1", "0.5.23"} {
+		s, c := start(t, quick(), server.Config{}, WithVersion(version))
+		for path, body := range map[string]string{
+			"/set_internal_state": `{"server_args":{"pp_max_micro_batch_size":7}}`, "/pause_generation": `{"mode":"in_place"}`, "/slow_down": `{"forward_sleep_time":5}`,
+			"/update_weight_version": `{"new_version":"evil"}`, "/start_profile": `{}`, "/generate": `{"text":"x","sampling_params":{"max_new_tokens":1}}`,
+			"/tokenize": `{"prompt":"x"}`, "/abort_request": `{"abort_all":true}`, "/configure_logging": `{}`,
+		} {
+			for kind, ok := range map[string]bool{
+				"text/plain": false, "application/x-www-form-urlencoded": false, "multipart/form-data; boundary=x": false, "": version == "0.5.15.post1",
+				"application/json": true, "Application/JSON; charset=utf-8": true, "application/vnd.api+json": true,
+			} {
+				if ok && path != "/generate" {
+					continue // the state shall stay
+				}
+				req, err := http.NewRequest("POST", c.url+path, strings.NewReader(body))
+				require.NoError(t, err)
+				req.Header.Set("Content-Type", kind)
+				resp, err := c.http.Do(req)
+				require.NoError(t, err)
+				b, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				resp.Body.Close()
+				if ok {
+					require.Equal(t, 200, resp.StatusCode, "%s %q: %s", path, kind, b)
+					continue
+				}
+				require.Equal(t, 400, resp.StatusCode, "%s %q", path, kind)
+				require.Contains(t, string(b), "Input should be a valid dictionary or object to extract fields from")
+			}
+		}
+		require.NotEqual(t, 7, s.EngineConfig().MaxRunningRequests)
+		require.False(t, s.host.isPaused())
+	}
+}

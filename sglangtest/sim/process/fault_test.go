@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -280,6 +281,84 @@ func TestLabel(t *testing.T) {
 	c.signal(syscall.SIGTERM)
 	require.Equal(t, 0, c.wait())
 	require.Contains(t, c.stderr(), "sglang-sim: fault slow-step:1.5 was set: from here on nothing is known of the error")
+}
+
+// request makes a request with headers, given as names and values, and returns the status. Host is one of them.
+func (c *child) request(method, path, body string, header ...string) int {
+	c.t.Helper()
+	req, err := http.NewRequest(method, c.url(path), strings.NewReader(body))
+	require.NoError(c.t, err)
+	for i := 0; i < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+		}
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	require.NoError(c.t, err)
+	defer res.Body.Close()
+	require.Empty(c.t, res.Header.Get("Access-Control-Allow-Origin"))
+	return res.StatusCode
+}
+
+// Faults are for who may use SGLang's admin routes, and for no web page.
+func TestFaultsAreGuarded(t *testing.T) {
+	t.Parallel()
+	const fault, json = `{"fault":"slow-step:1ms"}`, "application/json"
+	for _, c := range []struct {
+		args  []string
+		right string // the key
+		wrong []string
+	}{
+		{nil, "", nil},
+		{[]string{"--api-key", "user-key"}, "user-key", []string{"", "other"}},
+		{[]string{"--admin-api-key", "admin-key"}, "admin-key", []string{"", "other"}},
+		{[]string{"--api-key", "user-key", "--admin-api-key", "admin-key"}, "admin-key", []string{"", "user-key"}},
+	} {
+		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
+			t.Parallel()
+			s := start(t, append([]string{"--sim-fault", "crash@2"}, c.args...)...).ready()
+			require.NotContains(t, s.stderr(), " 401 ")
+			port := fmt.Sprint(":", s.port)
+			as := func(header ...string) []string { return append(header, "Authorization", "Bearer "+c.right) }
+			for _, key := range c.wrong {
+				require.Equal(t, http.StatusUnauthorized, s.request("POST", "/sim/fault", `{"fault":"killed"}`, "Content-Type", json, "Authorization", "Bearer "+key))
+				require.Equal(t, http.StatusUnauthorized, s.request("GET", "/sim/fault", "", "Authorization", "Bearer "+key))
+			}
+			for _, kind := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application/jsonx", "text/plain; application/json"} {
+				require.Equal(t, http.StatusUnsupportedMediaType, s.request("POST", "/sim/fault", fault, as("Content-Type", kind)...), kind)
+			}
+			for _, origin := range []string{"http://evil.example", "http://evil.example" + port, "null", "https://127.0.0.1" + port + ".evil.example", "http://localhost" + port} {
+				require.Equal(t, http.StatusForbidden, s.request("POST", "/sim/fault", fault, as("Content-Type", json, "Origin", origin)...), origin)
+			}
+			require.Equal(t, http.StatusForbidden, s.request("POST", "/sim/fault", fault, as("Content-Type", json, "Sec-Fetch-Site", "same-site")...))
+			require.Equal(t, http.StatusMethodNotAllowed, s.request("OPTIONS", "/sim/fault", "", "Origin", "http://evil.example", "Access-Control-Request-Method", "POST"))
+			if c.right == "" { // a name that was made to lead here
+				for _, host := range []string{"evil.example" + port, "evil.example", "localhost.evil.example" + port} {
+					require.Equal(t, http.StatusForbidden, s.request("POST", "/sim/fault", fault, "Content-Type", json, "Host", host))
+					require.Equal(t, http.StatusForbidden, s.request("POST", "/sim/fault", fault, "Content-Type", json, "Host", host, "Origin", "http://"+host))
+					require.Equal(t, http.StatusForbidden, s.request("GET", "/sim/fault", "", "Host", host))
+				}
+			}
+			for _, host := range []string{"localhost" + port, "LOCALHOST", "[::1]" + port, "127.0.0.1"} {
+				require.Equal(t, http.StatusOK, s.request("POST", "/sim/fault", fault, as("Content-Type", json+"; charset=utf-8", "Host", host)...), host)
+			}
+			require.Equal(t, http.StatusOK, s.request("GET", "/sim/fault", "", as()...))
+
+			// What SGLang refuses is no generation after which a fault strikes.
+			for range 3 {
+				require.Equal(t, http.StatusMethodNotAllowed, s.request("OPTIONS", "/generate", ""))
+				require.Equal(t, http.StatusMethodNotAllowed, s.request("PUT", "/v1/completions", "", "Authorization", "Bearer user-key"))
+				if slices.Contains(c.args, "--api-key") {
+					require.Equal(t, http.StatusUnauthorized, s.request("POST", "/generate", generation, "Content-Type", json))
+				}
+			}
+			require.Equal(t, http.StatusOK, s.request("POST", "/generate", generation, "Content-Type", json, "Authorization", "Bearer user-key"))
+			s.signal(syscall.SIGTERM)
+			require.Equal(t, 0, s.wait())
+			s.gone()
+		})
+	}
 }
 
 func TestParseFault(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"mime"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -105,6 +107,10 @@ var generations = map[string]bool{"/generate": true, "/v1/completions": true, "/
 func (h *httpFaults) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/sim/fault" {
+			if status, err := h.guard(r); err != nil {
+				http.Error(w, err.Error(), status)
+				return
+			}
 			h.admin(w, r)
 			return
 		}
@@ -115,7 +121,7 @@ func (h *httpFaults) wrap(next http.Handler) http.Handler {
 			return
 		}
 		l := &responseLog{ResponseWriter: w, p: h.p, r: r}
-		if generations[r.URL.Path] && r.Method != http.MethodGet {
+		if generations[r.URL.Path] && (r.Method == http.MethodPost || r.Method == http.MethodPut && r.URL.Path == "/generate") && h.p.sim.Authorized(r) {
 			n := h.requests.Add(1)
 			h.p.handling.Store(true)
 			h.p.due(n)
@@ -190,6 +196,37 @@ func (l *responseLog) Flush() { l.ResponseWriter.(http.Flusher).Flush() }
 // Unwrap is for [http.ResponseController].
 func (l *responseLog) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
+// guard says why a request to /sim/fault is refused. Who may ask is who may use SGLang's admin routes, but for web pages: a
+// browser sends a page's requests to servers of its own host, where a key often is thought needless.
+func (h *httpFaults) guard(r *http.Request) (status int, err error) {
+	if !h.p.sim.Authorized(r) {
+		return http.StatusUnauthorized, errors.New("want the server's admin key, or its API key if it has no other, as Authorization: Bearer")
+	}
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return http.StatusForbidden, fmt.Errorf("no web page of another origin: %w", err)
+	}
+	// A page whose name was made to lead here is of this origin to its browser, but the name gives it away.
+	keyed := h.p.config.APIKey != "" || h.p.config.AdminAPIKey != ""
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	browser := r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
+	if !keyed && (browser || local == nil || local.IP.IsLoopback()) && !h.ownName(r.Host) {
+		return http.StatusForbidden, fmt.Errorf("no server is called %q here: use its address or localhost, or give it an API key", r.Host)
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); r.Method == http.MethodPost && (err != nil || kind != "application/json") {
+		return http.StatusUnsupportedMediaType, errors.New("want Content-Type: application/json")
+	}
+	return 0, nil
+}
+
+// ownName reports whether a Host header names this server in a way that no other can have chosen.
+func (h *httpFaults) ownName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	return net.ParseIP(host) != nil || host == "localhost" || strings.HasSuffix(host, ".localhost") || host != "" && host == strings.ToLower(h.p.config.Host)
+}
+
 // admin is /sim/fault: GET lists the faults, POST {"fault": "NAME[:VALUE][@AFTER]"} asks for one, and
 // {"clear": "NAME"} ends one that goes on.
 func (h *httpFaults) admin(w http.ResponseWriter, r *http.Request) {
@@ -218,7 +255,9 @@ func (h *httpFaults) admin(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(all) // a failure means that the client has gone
 	case http.MethodPost:
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Minute))
 		raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<16))
+		http.NewResponseController(w).SetReadDeadline(time.Time{})
 		if err == nil {
 			err = json.Unmarshal(raw, &body)
 		}

@@ -425,10 +425,12 @@ func (p *mainProc) call(ctx context.Context, client *http.Client, method, url, b
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	for _, field := range []string{"admin_api_key", "api_key"} {
-		if key := p.str(field); key != "" {
-			req.Header.Set("Authorization", "Bearer "+key)
-		}
+	key := p.str("api_key")
+	if admin := p.str("admin_api_key"); admin != "" && strings.HasSuffix(url, "/freeze_gc") {
+		key = admin
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
 	}
 	res, err := client.Do(req)
 	if err != nil {
