@@ -75,15 +75,15 @@ type ErrorBound struct {
 // How like a run must be to a measured one for its error to be expected, and how much is added to that. bench/accuracy tells
 // how often such bounds hold for runs that were left out.
 const (
-	// likeFactor is the ratio that the spare capacities may have: times in a queue, and with them their errors, grow as
-	// 1/(1 − load). leastSpare is the spare capacity below which the load is too uncertain itself to tell loads apart.
+	// likeFactor is the ratio that the spare capacities may have: times in a queue, and with them the errors of times, grow
+	// as 1/(1 − load). leastSpare is the spare capacity below which the load is too uncertain itself to tell loads apart.
 	likeFactor, leastSpare = 1.4, 0.1
 	// likeShare is how far the shares of prefill and of cached tokens may be apart, likeLength the ratio of mean lengths.
 	likeShare, likeLength = 0.15, 2
 	// fewest is how many requests a run must have for its p99 to be more than one of them.
 	fewest = 100
 	// margin is by how much a bound exceeds the largest error that was seen: the next run may be worse than a few others.
-	margin = 1.3
+	margin = 1.25
 	// standsOut is how many times the error of one run must exceed those of all the others for it to come from what happens
 	// now and then, so that a few runs do not bound it.
 	standsOut = 3
@@ -97,9 +97,10 @@ var LeastError = [3]float64{0.08, 0.04, 0.04}
 // whose spare capacity, 1 − load (at least 0.1; of loads of 1 and more, the load), is 1.4 times its own or 1/1.4 at the most,
 // whose shares of prefill and of cached tokens are within 0.15 and whose mean lengths within a factor of 2.
 //
-// The bound is 1.3 times the largest error of these runs ([LeastError] at the least), one for p50 and p90, one for p99. If there
-// is only one such run, nothing tells how errors vary from run to run, and its largest error stands for all three. There is no
-// telling where one run's error is more than 3 times that of each other, or the bound would be 100 % or more.
+// The bound is 1.25 times the largest error of these runs, one for p50 and p90, one for p99. The error of a run that had more
+// capacity to spare is taken as larger by that ratio, and none as less than [LeastError]. If there is only one such run, nothing
+// tells how errors vary from run to run, and its largest error stands for all three. There is no telling where one run's error
+// is more than 3 times that of each other, or the bound would be 100 % or more.
 func (v *Validation) Bound(w Workload) ErrorBound {
 	if w.Requests < fewest {
 		return ErrorBound{Uncovered: fmt.Sprintf("%d requests are too few to compare quantiles, want %d", w.Requests, fewest)}
@@ -134,8 +135,9 @@ func (v *Validation) Bound(w Workload) ErrorBound {
 		var most float64
 		for i := range like {
 			e, k := like[i].Errors()[m], slices.Index(b.Like, like[i].Name)
-			body[k] = max(body[k], math.Abs(e[0]), math.Abs(e[1]), LeastError[m])
-			tail[k] = max(tail[k], body[k], math.Abs(e[2]))
+			grown := max(1, strain(w.Load)/strain(like[i].Workload.Load))
+			body[k] = max(body[k], grown*math.Abs(e[0]), grown*math.Abs(e[1]), LeastError[m])
+			tail[k] = max(tail[k], body[k], grown*math.Abs(e[2]))
 			if math.Abs(e[2]) >= math.Abs(most) {
 				most, b.worst[m] = e[2], fmt.Sprintf("%+.0f %% in %s", 100*e[2], like[i].Name)
 			}
@@ -169,7 +171,7 @@ func (w Workload) differences(measured Workload) (d []string) {
 	if w.Held != measured.Held {
 		how := map[bool]string{true: "arrivals that wait for requests in flight", false: "arrivals that wait for nothing"}
 		add("%s (there: %s)", how[w.Held], how[measured.Held])
-	} else if !w.Held && apart(spare(w.Load), spare(measured.Load), likeFactor) {
+	} else if !w.Held && (w.Load >= 1 != (measured.Load >= 1) || apart(strain(w.Load), strain(measured.Load), likeFactor)) {
 		add("load %s (there %s)", loadText(w.Load), loadText(measured.Load))
 	}
 	if math.Abs(w.Prefill-measured.Prefill) > likeShare {
@@ -187,18 +189,16 @@ func (w Workload) differences(measured Workload) (d []string) {
 	return d
 }
 
-// spare puts loads on a scale on which a ratio says how far they are apart: the spare capacity, and below 0 the load.
-func spare(load float64) float64 {
+// strain is how much a load multiplies times and their errors: 1/(1 − load), and once requests queue up without end, the load.
+func strain(load float64) float64 {
 	if load < 1 {
-		return max(1-load, leastSpare)
+		return 1 / max(1-load, leastSpare)
 	}
-	return -load
+	return load
 }
 
-// apart reports whether two numbers of one sign differ by more than the factor, or have not one sign.
-func apart(a, b, factor float64) bool {
-	return a*b <= 0 || max(a/b, b/a) > factor
-}
+// apart reports whether two numbers, 0 or more, differ by more than the factor.
+func apart(a, b, factor float64) bool { return max(a, b) > factor*min(a, b) }
 
 func loadText(load float64) string {
 	if load >= AllAtOnce {
@@ -243,7 +243,7 @@ func (b ErrorBound) Statement() string {
 			if math.IsInf(v, 1) {
 				return fmt.Sprintf("no bound: %s", b.worst[m])
 			}
-			return fmt.Sprintf("±%.0f %%", math.Ceil(100*v))
+			return fmt.Sprintf("±%.0f %%", math.Ceil(100*v-1e-9))
 		}
 		s := name + " " + text(of[0])
 		if of[2] != of[0] {
