@@ -231,7 +231,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	if why := node.Err(); why != nil && !errors.Is(err, why) { // it ended during the warm-up, or with the run
 		err = errors.Join(err, fmt.Errorf("sglangtest: %s: %w", node.Name(), &server.ExitedError{Err: why}))
 	}
-	if err != nil && col.Progress().Elapsed == 0 {
+	if err != nil && !col.Began() {
 		return nil, err // it never began
 	}
 	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: cfg.OutputDir}, err

@@ -89,7 +89,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 		run = append(run, fleet.WithProgress(progressEvery, func() { o.progress(col.Progress()) }))
 	}
 	_, err = fleet.Run(ctx, gen, new(policy.RoundRobin), []fleet.Engine{engine}, col, run...)
-	if err != nil && col.Progress().Elapsed == 0 {
+	if err != nil && !col.Began() {
 		return nil, err
 	}
 	if o.progress != nil {

@@ -75,6 +75,10 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 		res.fail(OutcomeProtocol, "the answer is not a JSON object: "+excerpt(body))
 		return
 	}
+	if c.BadCount != "" {
+		res.fail(OutcomeProtocol, badCount(c))
+		return
+	}
 	res.counts(c)
 	if s.keepText {
 		var text textReader
@@ -153,6 +157,11 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 				// and only the usage that follows counts it (SGLang 0.5.23, entrypoints/openai/serving_chat.py).
 				output, shown = true, max(finish, res.LastToken) // text may have come after the finish reason
 			}
+			if c.BadCount != "" {
+				res.fail(OutcomeProtocol, badCount(c))
+				res.complete(at)
+				return
+			}
 			if c.CompletionTokens >= 0 {
 				counted = true
 				tokens = max(c.CompletionTokens-res.OutputTokens, 0)
@@ -198,6 +207,10 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 	default:
 		s.failed(ctx, rctx, res, OutcomeTruncated, readErr)
 	}
+}
+
+func badCount(c *wire.Chunk) string {
+	return fmt.Sprintf("the answer has no token count to go by: %s; want a number from 0 to %d", c.BadCount, MaxTokens)
 }
 
 func excerpt(b []byte) string {

@@ -3,6 +3,7 @@ package load
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -27,12 +28,19 @@ type Chunks struct {
 	enc  []byte
 	n    int
 	last time.Duration
+	bad  bool // something was appended that is no chunk
 }
 
-// Append adds a chunk. Its At must not be before that of the chunk appended last, and its counts must not be negative.
+// maxTextBytes bounds the text of one chunk, so that its length and the two bits beside it fit the encoding.
+const maxTextBytes = 1 << 60
+
+// Append adds a chunk. Its At must not be before that of the chunk appended last, and its counts must not be negative, nor that
+// of its tokens above [MaxTokens]. A chunk that is not so is left out, and [Result.Check] reports it: what a server sends
+// must not end the program that measures it.
 func (c *Chunks) Append(ch Chunk) {
-	if ch.At < c.last || ch.Tokens < 0 || ch.TextBytes < 0 {
-		panic("load: chunk appended out of order or with a negative count")
+	if ch.At < c.last || !ch.plausible() {
+		c.bad = true
+		return
 	}
 	// Gap in ns, then the text length with two low bits for the token count; 3 means that the count follows.
 	c.enc = binary.AppendUvarint(c.enc, uint64(ch.At-c.last))
@@ -43,6 +51,10 @@ func (c *Chunks) Append(ch Chunk) {
 	}
 	c.last = ch.At
 	c.n++
+}
+
+func (ch Chunk) plausible() bool {
+	return ch.Tokens >= 0 && ch.Tokens <= MaxTokens && ch.TextBytes >= 0 && ch.TextBytes <= maxTextBytes
 }
 
 // Len returns the number of chunks.
@@ -100,7 +112,7 @@ func ChunksFrom(enc []byte) (Chunks, error) {
 	c := Chunks{enc: enc}
 	for b := enc; len(b) > 0; {
 		ch, rest, ok := decodeChunk(b, c.last)
-		if !ok || ch.At < c.last {
+		if !ok || ch.At < c.last || !ch.plausible() {
 			return Chunks{}, errors.New("load: damaged chunk list")
 		}
 		c.last, b = ch.At, rest
@@ -111,3 +123,17 @@ func ChunksFrom(enc []byte) (Chunks, error) {
 
 // Reset empties the list and keeps its memory for reuse. Copies of the list become invalid.
 func (c *Chunks) Reset() { *c = Chunks{enc: c.enc[:0]} }
+
+// check reports what of the list cannot be in an answer that was sent and complete at these moments.
+func (c Chunks) check(send, completion time.Duration) error {
+	if c.bad {
+		return errors.New("a chunk lies before the one before it, or has a negative or impossible count")
+	}
+	for first := range c.All() {
+		if first.At < send || c.last > completion {
+			return fmt.Errorf("chunks from %v to %v; want them between Send and Completion, %v and %v", first.At, c.last, send, completion)
+		}
+		break
+	}
+	return nil
+}

@@ -50,9 +50,12 @@ func (j *job) carryOut(p *pending, due time.Duration, res *Result) {
 		InputLen: req.InputLen, OutputLen: req.OutputLen, Chunks: chunks,
 	}
 	do.Do(j.ctx, j.clock, req, res)
-	if fault := res.check(due); fault != "" {
-		j.breach(fmt.Errorf("the Doer broke its contract with request %d: %s", req.ID, fault))
-		res.fail(OutcomeProtocol, "the Doer broke its contract: "+fault)
+	now := j.clock.Now()
+	if fault := res.breach(req.ID, req.Arrival, due, now); fault != nil {
+		j.breach(fmt.Errorf("the Doer broke its contract with request %d: %w", req.ID, fault))
+		asked := Result{ID: req.ID, Conversation: req.Conversation, Turn: req.Turn, Arrival: req.Arrival, Due: due, InputLen: req.InputLen,
+			OutputLen: req.OutputLen}
+		*res = asked.Void("the Doer broke its contract: "+fault.Error(), now)
 	}
 	j.rec.Record(res)
 }

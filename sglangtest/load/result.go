@@ -2,6 +2,7 @@ package load
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"time"
 
@@ -206,17 +207,73 @@ func (r *Result) judge(counted bool) {
 	}
 }
 
-// check returns what a Doer got wrong, or "".
-func (r *Result) check(due time.Duration) string {
+// MaxTokens bounds every count of tokens in a Result: no model has such a context. A larger count is damage or a mistake, and
+// could be summed up to anything.
+const MaxTokens = wire.MaxCount
+
+// MaxTime bounds the moments in a Result: some thirty years. Sums of them are then still times.
+const MaxTime = 1_000_000_000 * time.Second
+
+// Check reports what contradicts itself in r or cannot be: moments out of order, counts that are none. It is asked wherever a
+// result comes from outside: of a [Doer], by a collector, from a run folder. nil means that figures can be computed from r.
+func (r *Result) Check() error {
 	switch {
 	case r.Outcome == "":
-		return "Outcome is not set"
-	case r.Due != due:
-		return "Due was changed"
-	case r.Released < r.Due || r.Send < r.Released || r.Completion < r.Send:
-		return fmt.Sprintf("want Due ≤ Released ≤ Send ≤ Completion, not %v, %v, %v, %v", r.Due, r.Released, r.Send, r.Completion)
+		return errors.New("Outcome is not set")
+	case r.Arrival < 0 || r.Completion > MaxTime:
+		return fmt.Errorf("Arrival %v and Completion %v; want moments from 0 to %v", r.Arrival, r.Completion, MaxTime)
+	case r.Due < r.Arrival || r.Released < r.Due || r.Send < r.Released || r.Completion < r.Send:
+		return fmt.Errorf("want Arrival ≤ Due ≤ Released ≤ Send ≤ Completion, not %v, %v, %v, %v, %v", r.Arrival, r.Due, r.Released, r.Send, r.Completion)
 	case !r.Sent && r.Send != r.Completion:
-		return "Sent is false, but Send is not Completion"
+		return errors.New("Sent is false, but Send is not Completion")
+	case !r.Sent && (r.Connect != 0 || r.Reused || r.FirstToken != 0 || r.Chunks.Len() > 0):
+		return errors.New("Sent is false, but there is a connection or an answer")
+	case (r.FirstToken == 0) != (r.LastToken == 0):
+		return fmt.Errorf("FirstToken is %v and LastToken %v; want both or none", r.FirstToken, r.LastToken)
+	case r.FirstToken != 0 && (r.FirstToken < r.Send || r.LastToken < r.FirstToken || r.Completion < r.LastToken):
+		return fmt.Errorf("want Send ≤ FirstToken ≤ LastToken ≤ Completion, not %v, %v, %v, %v", r.Send, r.FirstToken, r.LastToken, r.Completion)
+	case r.FirstEvent != 0 && (r.FirstEvent < r.Send || r.Completion < r.FirstEvent):
+		return fmt.Errorf("want Send ≤ FirstEvent ≤ Completion, not %v, %v, %v", r.Send, r.FirstEvent, r.Completion)
+	case r.Connect < 0 || r.Connect > MaxTime || r.Overhead < 0 || r.Overhead > MaxTime:
+		return fmt.Errorf("Connect %v and Overhead %v; want 0 to %v", r.Connect, r.Overhead, MaxTime)
 	}
-	return ""
+	for _, c := range []struct {
+		name     string
+		n, least int
+	}{
+		{"InputLen", r.InputLen, 0}, {"OutputLen", r.OutputLen, 0}, {"PromptTokens", r.PromptTokens, 0}, {"OutputTokens", r.OutputTokens, 0},
+		{"CachedTokens", r.CachedTokens, NotReported}, {"Retractions", r.Retractions, NotReported},
+	} {
+		if c.n < c.least || c.n > MaxTokens {
+			return fmt.Errorf("%s is %d; want %d to %d", c.name, c.n, c.least, MaxTokens)
+		}
+	}
+	return r.Chunks.check(r.Send, r.Completion)
+}
+
+// Void returns what is left of r if its fault, a word of [Result.Check], makes the rest unusable: which request it is, as one
+// that failed with OutcomeProtocol and never left. Its moments are those of r as far as they are in order; it ends at the
+// given moment if that is later.
+func (r *Result) Void(fault string, at time.Duration) Result {
+	v := Result{ID: r.ID, Conversation: r.Conversation, Turn: r.Turn, API: r.API, CachedTokens: NotReported, Retractions: NotReported,
+		InputLen: min(max(r.InputLen, 0), MaxTokens), OutputLen: min(max(r.OutputLen, 0), MaxTokens)}
+	v.Arrival = min(max(r.Arrival, 0), MaxTime)
+	v.Due = min(max(r.Due, v.Arrival), MaxTime)
+	v.Released = min(max(v.Due, at), MaxTime)
+	v.fail(OutcomeProtocol, fault)
+	v.complete(v.Released)
+	return v
+}
+
+// breach returns how a Doer broke its contract with a request that is due at the given moment, at the given moment now.
+func (r *Result) breach(id int, arrival, due, now time.Duration) error {
+	switch {
+	case r.ID != id || r.Arrival != arrival:
+		return errors.New("ID or Arrival was changed")
+	case r.Due != due:
+		return errors.New("Due was changed")
+	case r.Completion > now:
+		return fmt.Errorf("Completion %v lies in the future: it is %v", r.Completion, now)
+	}
+	return r.Check()
 }

@@ -23,7 +23,7 @@ type Waiter interface {
 // TimerWaiter is a [Waiter] on the runtime's timers, which can be 1 ms late but follow a synctest bubble's clock.
 type TimerWaiter = precise.Timer
 
-// endTimeout bounds Recorder.End, so that a sampler or a disk that hangs does not hold the run for ever.
+// endTimeout is what Recorder.End gets, so that a sampler or a disk that hangs does not hold the run for ever.
 const endTimeout = 30 * time.Second
 
 type runConfig struct {

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -116,7 +117,9 @@ func (o *benchOutput) read(r *load.Result) {
 	var last float64
 	tokens, lastTokens, text := 0, 0, false
 	for ch := range r.Chunks.All() {
-		tokens += ch.Tokens
+		if tokens += ch.Tokens; tokens > load.MaxTokens {
+			break // no such answer
+		}
 		text = text || ch.TextBytes > 0
 		if !text {
 			continue
@@ -149,11 +152,11 @@ func (o *benchOutput) readOpenAI(r *load.Result) {
 			o.ttft = at - o.start
 		} else {
 			o.itl = append(o.itl, at-last)
-			if offset+ch.TextBytes <= len(r.Text) {
+			if ch.TextBytes <= len(r.Text)-offset {
 				o.textChunks = append(o.textChunks, r.Text[offset:offset+ch.TextBytes])
 			}
 		}
-		offset += ch.TextBytes
+		offset += min(ch.TextBytes, len(r.Text)-offset+1) // beyond the end is enough
 		last = at
 	}
 	if offset != len(r.Text) {
@@ -200,9 +203,9 @@ func (b *builder) benchServing() BenchServing {
 		return m
 	}
 
-	// Buckets of one second, from the first start.
+	// Buckets of one second, from the first start. They are sparse: a run can have few requests in a long time.
 	buckets := int(math.Ceil(lastEnd-firstStart)) + 1
-	tokens, requests := make([]int, buckets), make([]int, buckets)
+	tokens, changes := make(map[int]int), make(map[int]int) // of changes in the number of requests
 	var ttfts, tpots, latencies []float64
 	retokenized, total := 0, 0.0
 	itls := b.buf[:0]
@@ -238,21 +241,31 @@ func (b *builder) benchServing() BenchServing {
 		}
 
 		at := o.start + o.ttft
-		tokens[int(at-firstStart)]++
+		second, n := int(at-firstStart), 1
 		for _, gap := range o.itl {
 			at += gap
-			if s := int(at - firstStart); s < buckets {
-				tokens[s]++
+			if s := int(at - firstStart); s != second && s < buckets {
+				tokens[second] += n
+				second, n = s, 0
+			} else if s >= buckets {
+				continue
 			}
+			n++
 		}
-		for s := int(o.start - firstStart); s <= int(o.start+o.latency-firstStart) && s < buckets; s++ {
-			requests[s]++
-		}
+		tokens[second] += n
+		changes[int(o.start-firstStart)]++
+		changes[min(int(o.start+o.latency-firstStart), buckets-1)+1]--
 	}
 	b.buf = itls
 	m.TTFT, m.TPOT, m.ITL, m.E2E = newBenchLatency(ttfts), newBenchLatency(tpots), newBenchLatency(itls), newBenchLatency(latencies)
-	m.MaxOutputTokensPerS = float64(slices.Max(tokens))
-	m.MaxConcurrentRequests = slices.Max(requests)
+	for _, n := range tokens {
+		m.MaxOutputTokensPerS = max(m.MaxOutputTokensPerS, float64(n))
+	}
+	requests := 0
+	for _, s := range slices.Sorted(maps.Keys(changes)) {
+		requests += changes[s]
+		m.MaxConcurrentRequests = max(m.MaxConcurrentRequests, requests)
+	}
 	m.RequestThroughput = perSecond(float64(m.Completed), m.Duration)
 	m.InputThroughput = perSecond(float64(m.TotalInput), m.Duration)
 	m.OutputThroughput = perSecond(float64(m.TotalOutput), m.Duration)

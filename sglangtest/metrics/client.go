@@ -142,7 +142,7 @@ func neverDue(r *load.Result) bool {
 func (b *builder) stepLateness() iter.Seq2[string, float64] {
 	return func(yield func(string, float64) bool) {
 		for _, l := range b.c.samplers {
-			for _, s := range slices.Backward(b.c.samples) {
+			for _, s := range slices.Backward(b.samples) {
 				if late, ok := s.Values[StepLateness]; ok && s.Source == l.name {
 					if !yield(l.name, late) {
 						return

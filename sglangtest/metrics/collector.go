@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -34,6 +35,7 @@ type Collector struct {
 	state     state
 	info      load.Info
 	clock     load.Clock // as of Start
+	started   bool
 	store     store
 	pending   map[int]time.Duration // arrivals of the requests that have not ended, by ID
 	arrived   int
@@ -63,6 +65,7 @@ const (
 	stateNew state = iota
 	stateBegun
 	stateRunning
+	stateEnding // in End
 	stateEnded
 )
 
@@ -97,6 +100,9 @@ func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 	if c.state != stateNew {
 		return errors.New("metrics: begin: a collector records one run only; make another one")
 	}
+	if r := info.Plan.RequestedRate; !(r >= 0) || math.IsInf(r, 0) {
+		return fmt.Errorf("metrics: begin: the plan's requested rate is %g; want a number of requests/s, or 0 for none", r)
+	}
 	if c.sink != nil {
 		if err := c.sink.Begin(info); err != nil {
 			return fmt.Errorf("metrics: begin: open sink: %w", err)
@@ -120,7 +126,7 @@ func (c *Collector) Start(clock load.Clock) {
 	if c.state != stateBegun {
 		panic("metrics: Start without a Begin before it")
 	}
-	c.state, c.clock = stateRunning, clock
+	c.state, c.clock, c.started = stateRunning, clock, true
 	if c.sink != nil {
 		c.sink.Start(clock)
 	}
@@ -129,30 +135,63 @@ func (c *Collector) Start(clock load.Clock) {
 	}
 }
 
-// Arrived notes that req has arrived.
+// Arrived notes that req has arrived. Outside of a run, before Start or after End, it does nothing.
 func (c *Collector) Arrived(req *load.Request) {
 	c.mu.Lock()
-	if _, twice := c.pending[req.ID]; twice && c.fault == nil {
-		c.fault = fmt.Errorf("metrics: request %d arrived twice", req.ID)
+	if c.state != stateRunning {
+		c.mu.Unlock()
+		return
 	}
-	c.pending[req.ID] = req.Arrival
-	if c.arrived == 0 {
-		c.firstArr = req.Arrival
+	if _, twice := c.pending[req.ID]; twice {
+		c.breach(fmt.Errorf("metrics: request %d arrived twice", req.ID))
 	}
-	c.arrived++
+	arrival := min(max(req.Arrival, 0), load.MaxTime)
+	if arrival != req.Arrival {
+		c.breach(fmt.Errorf("metrics: request %d arrived at %v; want 0 to %v", req.ID, req.Arrival, load.MaxTime))
+	}
+	c.pending[req.ID] = arrival
+	c.count(arrival)
 	c.inputLen, c.outputLen = c.inputLen+int64(req.InputLen), c.outputLen+int64(req.OutputLen)
-	c.lastArr = max(c.lastArr, req.Arrival)
 	c.mu.Unlock()
 	if c.sink != nil {
 		c.sink.Arrived(req)
 	}
 }
 
-// Record keeps a copy of res.
+// count counts an arrival. c.mu is held.
+func (c *Collector) count(arrival time.Duration) {
+	if c.arrived == 0 {
+		c.firstArr = arrival
+	}
+	c.arrived++
+	c.firstArr = min(c.firstArr, arrival)
+	c.lastArr = max(c.lastArr, arrival)
+}
+
+// breach keeps the first breach of the recorder's contract. c.mu is held.
+func (c *Collector) breach(err error) {
+	if c.fault == nil {
+		c.fault = err
+	}
+}
+
+// Record keeps a copy of res. Of one that contradicts itself (see [load.Result.Check]) it keeps that the request failed, and
+// why, and End says so; so it does of one that had not arrived or had ended already, which counts as a further request.
+// Outside of a run, before Start or after End, it does nothing.
 func (c *Collector) Record(res *load.Result) {
 	c.mu.Lock()
-	if _, ok := c.pending[res.ID]; !ok && c.fault == nil {
-		c.fault = fmt.Errorf("metrics: a result came for request %d, which had not arrived or had already ended", res.ID)
+	if c.state != stateRunning {
+		c.mu.Unlock()
+		return
+	}
+	if fault := res.Check(); fault != nil {
+		c.breach(fmt.Errorf("metrics: the result of request %d contradicts itself: %w", res.ID, fault))
+		void := res.Void("the result contradicts itself: "+fault.Error(), max(c.clock.Now(), 0))
+		res = &void
+	}
+	if _, ok := c.pending[res.ID]; !ok {
+		c.breach(fmt.Errorf("metrics: a result came for request %d, which had not arrived or had already ended", res.ID))
+		c.count(res.Arrival)
 	}
 	delete(c.pending, res.ID)
 	c.store.add(res, c.keepTexts)
@@ -195,9 +234,12 @@ func (c *Collector) AddSample(s Sample) {
 	}
 }
 
+// sinkGrace is the least time that a sink has for its end: a sampler that hung may have used up that of End.
+const sinkGrace = 5 * time.Second
+
 // End stops the samplers, waits for them, asks those of simulated sources once more by what they are simulated, and closes
 // the sink. It returns what went wrong in storing, and the first breach of the [load.Recorder] contract. If ctx ends while a
-// sampler is still busy, that is an error too.
+// sampler or the sink is still busy, that is an error too; the sink has five seconds at least.
 func (c *Collector) End(ctx context.Context) error {
 	c.mu.Lock()
 	switch c.state {
@@ -208,32 +250,49 @@ func (c *Collector) End(ctx context.Context) error {
 		c.mu.Unlock()
 		return errors.New("metrics: end: the run has not begun or has already ended")
 	}
-	c.state = stateEnded
+	c.state = stateEnding
 	errs := []error{c.fault}
 	c.mu.Unlock()
 
 	c.stop()
-	done := make(chan struct{})
-	go func() { c.wg.Wait(); close(done) }() // ends with the last sampler
-	select {
-	case <-done:
-	case <-ctx.Done():
-		select {
-		case <-done:
-		default:
-			errs = append(errs, fmt.Errorf("metrics: end: a sampler did not return after its context was cancelled: %w", ctx.Err()))
-		}
-	}
-	errs = append(errs, c.relabel(ctx))
+	errs = append(errs,
+		within(ctx, 0, "a sampler did not return after its context was cancelled", func() error { c.wg.Wait(); return nil }),
+		within(ctx, sinkGrace, "what simulates the engines could not be asked again", func() error { return c.relabel(ctx) }))
 	if c.sink != nil {
-		c.sinkMu.Lock()
-		c.sinkOpen = false
-		c.sinkMu.Unlock()
-		if err := c.sink.End(); err != nil {
-			errs = append(errs, fmt.Errorf("metrics: end: close sink: %w", err))
-		}
+		errs = append(errs, within(ctx, sinkGrace, "the sink did not end: what it had not stored by then may be lost", c.closeSink))
 	}
+	c.mu.Lock()
+	c.state = stateEnded
+	c.mu.Unlock()
 	return errors.Join(errs...)
+}
+
+func (c *Collector) closeSink() error {
+	c.sinkMu.Lock()
+	c.sinkOpen = false
+	c.sinkMu.Unlock()
+	if err := c.sink.End(); err != nil {
+		return fmt.Errorf("metrics: end: close sink: %w", err)
+	}
+	return nil
+}
+
+// within returns what f returns, or an error if ctx ends before f does, and grace has passed since then. The goroutine then
+// lives until f returns: what hangs cannot be stopped, only left behind.
+func within(ctx context.Context, grace time.Duration, late string, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(grace):
+		return fmt.Errorf("metrics: end: %s: %w", late, ctx.Err())
+	}
 }
 
 // Samples returns the samples so far, in the order in which they were read.
@@ -277,8 +336,15 @@ func (c *Collector) Progress() Progress {
 	return p
 }
 
-// Results iterates over the recorded results in order of ID. They are copies that share their chunk lists with
-// the collector. It panics before End.
+// Began reports whether the run began: whether Start was called.
+func (c *Collector) Began() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.started
+}
+
+// Results iterates over the recorded results in order of ID; there are none if the run never began. They are copies that
+// share their chunk lists with the collector. It panics while the run is under way.
 func (c *Collector) Results() iter.Seq[load.Result] {
 	rs := c.finished("Results")
 	return func(yield func(load.Result) bool) {
@@ -294,7 +360,7 @@ func (c *Collector) Results() iter.Seq[load.Result] {
 func (c *Collector) finished(what string) []*load.Result {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != stateEnded {
+	if c.state == stateBegun || c.state == stateRunning || c.state == stateEnding {
 		panic("metrics: " + what + " called before End: a run that is under way has no summary; see Progress")
 	}
 	rs := c.store.all()

@@ -161,12 +161,19 @@ func (b *builder) bound() {
 
 func (c *Collector) replaceSimulation(s Simulation, notes []string) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	if c.state == stateEnded { // End did not wait for the answers
+		c.mu.Unlock()
+		return nil
+	}
 	old := *c.simulation // declared by label
-	if err := WithSimulation(s)(c); err != nil {
+	err := WithSimulation(s)(c)
+	if err == nil {
+		c.relabelled = notes
+	}
+	c.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("metrics: end: %w", err)
 	}
-	c.relabelled = notes
 	if sink, ok := c.sink.(interface {
 		ReplaceSimulation(old, by Simulation) error
 	}); ok {

@@ -24,6 +24,9 @@ const (
 func (b *builder) notes() {
 	s := b.sum
 	add := func(format string, args ...any) { s.Notes = append(s.Notes, fmt.Sprintf(format, args...)) }
+	if !s.Began {
+		add("the run never began, so that nothing was measured: the error of load.Run says why")
+	}
 	s.Notes = append(s.Notes, b.c.relabelled...)
 	for _, e := range b.c.events {
 		if message, ok := e.Data["message"].(string); ok && (e.Kind == KindServerWarning || e.Kind == KindServerFault) {

@@ -3,6 +3,7 @@ package metrics
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 )
@@ -54,7 +55,7 @@ func (b *builder) samplers() {
 		known[l.name] = true
 	}
 	samples := make(map[string][]Sample)
-	for _, x := range b.c.samples {
+	for _, x := range b.samples {
 		samples[x.Source] = append(samples[x.Source], x)
 		if !known[x.Source] { // it came by AddSample
 			sources = append(sources, SamplerSummary{Source: x.Source})
@@ -97,7 +98,7 @@ const staleAfter = 2 * time.Second
 func loadAge(x Sample) (Millis, bool) {
 	_, load := x.Values[NumRunning]
 	age, told := x.Values[SnapshotAge]
-	return Millis(age), load && told
+	return Millis(age), load && told && !math.IsNaN(age) && !math.IsInf(age, 0)
 }
 
 // stale reports whether x, from a source that is sampled at the given interval in seconds, holds a load that is too old to
@@ -128,7 +129,7 @@ func sumGPUs(samples []Sample) []GPUSummary {
 			memory.add(x.Values, GPUSeries(GPUMemoryUsed, i))
 			power.add(x.Values, GPUSeries(GPUPower, i))
 			temperature.add(x.Values, GPUSeries(GPUTemperature, i))
-			if v, ok := x.Values[GPUSeries(GPUEnergy, i)]; ok {
+			if v, ok := x.Values[GPUSeries(GPUEnergy, i)]; ok && !math.IsNaN(v) && !math.IsInf(v, 0) {
 				energy = append(energy, v)
 			}
 		}
@@ -150,7 +151,7 @@ type gaugeSum struct {
 
 func (g *gaugeSum) add(values map[string]float64, name string) {
 	v, ok := values[name]
-	if !ok {
+	if !ok || math.IsNaN(v) || math.IsInf(v, 0) { // not told
 		return
 	}
 	if g.n == 0 || v > g.max {

@@ -10,11 +10,13 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// Summary computes the summary of the run. It panics before End. Each call computes it anew, in a time that is
+// Summary computes the summary of the run. That of a run that never began, because [load.Run] failed before it called Begin,
+// is empty and says so. It panics while the run is under way. Each call computes it anew, in a time that is
 // dominated by sorting one number for each output token, for which it needs eight bytes each.
 func (c *Collector) Summary() *Summary {
-	b := &builder{c: c, rs: c.finished("Summary"), sum: &Summary{SchemaVersion: SchemaVersion, Simulation: c.simulation, Engines: c.engines,
-		Started: c.clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}}
+	b := &builder{c: c, rs: c.finished("Summary"), samples: c.Samples()}
+	b.sum = &Summary{SchemaVersion: SchemaVersion, Began: c.Began(), Simulation: c.simulation, Engines: c.engines,
+		Started: c.clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}
 	b.simulated()
 	b.requests()
 	b.durations()
@@ -47,11 +49,12 @@ func (b *builder) simulated() {
 }
 
 type builder struct {
-	c   *Collector
-	rs  []*load.Result // by ID
-	sum *Summary
-	end time.Duration // the last completion, or the last arrival if that is later
-	buf []float64     // scratch for the distribution being computed
+	c       *Collector
+	rs      []*load.Result // by ID
+	samples []Sample       // more may come while the summary is computed
+	sum     *Summary
+	end     time.Duration // the last completion, or the last arrival if that is later
+	buf     []float64     // scratch for the distribution being computed
 }
 
 func (b *builder) requests() {
@@ -167,11 +170,11 @@ func perSecond(n, d float64) float64 {
 
 func (b *builder) inFlight() {
 	var starts, ends []time.Duration
-	var total time.Duration
+	total := 0.0
 	for _, r := range b.rs {
 		if r.Sent {
 			starts, ends = append(starts, r.Send), append(ends, r.Completion)
-			total += r.ServerLatency()
+			total += r.ServerLatency().Seconds()
 		}
 	}
 	slices.Sort(starts)
@@ -185,7 +188,7 @@ func (b *builder) inFlight() {
 		open++
 		b.sum.InFlight.Peak = max(b.sum.InFlight.Peak, open)
 	}
-	b.sum.InFlight.Mean = perSecond(total.Seconds(), b.sum.Durations.Measured)
+	b.sum.InFlight.Mean = perSecond(total, b.sum.Durations.Measured)
 }
 
 // What a request contributes to a distribution.
@@ -278,7 +281,13 @@ func tpotMS(r *load.Result) (float64, bool) {
 }
 
 func (b *builder) itl() {
-	b.buf = slices.Grow(b.buf[:0], int(b.sum.Throughput.OutputTokens)) // at once: doubling would hold it three times over
+	n := 0 // at most as many values; at once, because doubling would hold them three times over
+	for _, r := range b.rs {
+		if r.OK() && r.Chunks.Len() > 0 {
+			n += r.OutputTokens
+		}
+	}
+	b.buf = slices.Grow(b.buf[:0], n)
 	for _, r := range b.rs {
 		if !r.OK() {
 			continue
@@ -295,6 +304,10 @@ func (b *builder) itl() {
 		for ch := range r.Chunks.All() {
 			if ch.Tokens == 0 {
 				continue
+			}
+			if tokens+ch.Tokens > r.OutputTokens {
+				tokens = 0
+				break
 			}
 			if tokens > 0 {
 				b.buf = appendN(b.buf, ms(ch.At-last)/float64(ch.Tokens), ch.Tokens)

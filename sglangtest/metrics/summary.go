@@ -14,6 +14,7 @@ const SchemaVersion = 1
 // It is plain data: what json.Marshal writes, json.Unmarshal reads back.
 type Summary struct {
 	SchemaVersion  int         `json:"schema_version"`
+	Began          bool        `json:"began"`      // false: the run failed before it began, so that nothing was measured and all below is empty
 	Simulation     *Simulation `json:"simulation"` // as it was at the run's end; null: no simulation was declared
 	Engines        []Engine    `json:"engines"`    // what was measured, simulated or not; null: not declared
 	Started        time.Time   `json:"started"`    // wall clock of offset 0

@@ -47,7 +47,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	if s.MaxConcurrency > 0 {
 		capText = fmt.Sprintf("at most %d at once", s.MaxConcurrency)
 	}
-	t.row("started", "%s, %s", s.Started.Format(time.RFC3339), capText)
+	started := "never"
+	if s.Began {
+		started = s.Started.Format(time.RFC3339)
+	}
+	t.row("started", "%s, %s", started, capText)
 
 	if len(s.ParamChanges) > 0 {
 		t.row("changed", "%s: figures mix these phases; see the windows", changesText(s.ParamChanges))
@@ -249,11 +253,10 @@ func rateText(r *float64) string {
 
 // sig formats v with five significant digits and without an exponent.
 func sig(v float64) string {
-	short, err := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 5, 64), 64)
-	if err != nil {
-		panic(err) // FormatFloat writes what ParseFloat reads
+	if short, err := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 5, 64), 64); err == nil { // else rounding made it infinite
+		v = short
 	}
-	return strconv.FormatFloat(short, 'f', -1, 64)
+	return strconv.FormatFloat(v, 'f', -1, 64)
 }
 
 func orUnknown(s string) string {

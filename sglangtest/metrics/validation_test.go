@@ -158,7 +158,7 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 		c.Start(load.NewClock(time.Now()))
 		for i := range 200 {
 			at := time.Duration(i) * 50 * time.Millisecond
-			r := load.Result{ID: i, Arrival: at, Send: at, Sent: true, FirstToken: at + 40*time.Millisecond, LastToken: at + 2*time.Second, Completion: at + 2*time.Second,
+			r := load.Result{ID: i, Arrival: at, Due: at, Released: at, Send: at, Sent: true, FirstToken: at + 40*time.Millisecond, LastToken: at + 2*time.Second, Completion: at + 2*time.Second,
 				Outcome: load.OutcomeOK, PromptTokens: 500, OutputTokens: 250, CachedTokens: 0, Retractions: load.NotReported, Streamed: true}
 			edit(&r)
 			c.Arrived(&load.Request{ID: i, Arrival: at})

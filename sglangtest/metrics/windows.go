@@ -56,7 +56,8 @@ type Window struct {
 }
 
 // Windows cuts the run into windows of the given width, from its start to its last request's end, so that the effect of
-// a change can be seen. The last window may be shorter. It panics before End or if width is not positive.
+// a change can be seen. The last window may be shorter. There are none if nothing arrived. It panics while the run is under way, or if
+// width is not positive.
 func (c *Collector) Windows(width time.Duration) []Window {
 	if width <= 0 {
 		panic(fmt.Sprintf("metrics: windows of width %v: must be positive", width))
@@ -70,7 +71,7 @@ func (c *Collector) Windows(width time.Duration) []Window {
 		return nil
 	}
 	end = max(end, 1)
-	ws := make([]Window, (end+width-1)/width)
+	ws := make([]Window, (end-1)/width+1)
 	for i := range ws {
 		ws[i].From, ws[i].To = time.Duration(i)*width, time.Duration(i+1)*width
 	}
@@ -127,7 +128,9 @@ func (c *Collector) Windows(width time.Duration) []Window {
 func windowTokens(r *load.Result, at func(time.Duration) int, overlap func(from, to time.Duration, add func(int, time.Duration)), tokens []float64) {
 	counted := 0
 	for ch := range r.Chunks.All() {
-		counted += ch.Tokens
+		if counted += ch.Tokens; counted > r.OutputTokens {
+			break
+		}
 	}
 	if counted == r.OutputTokens {
 		for ch := range r.Chunks.All() {

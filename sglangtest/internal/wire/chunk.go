@@ -15,6 +15,8 @@ type Chunk struct {
 
 	PromptTokens, CompletionTokens, CachedTokens int // cumulative over the request
 	Retractions                                  int
+	// BadCount names a count that is none, with its value: not a whole number from 0 to MaxCount. Empty if there is no such one.
+	BadCount string
 
 	Output bool // the data speaks of the output: it is not a chunk with usage only
 
@@ -25,6 +27,9 @@ type Chunk struct {
 	Failed  bool   // the data is an error object
 	Message []byte // its message, the inside of the string
 }
+
+// MaxCount is the largest count that can be one; see load.MaxTokens.
+const MaxCount = 1 << 24
 
 func (c *Chunk) reset() {
 	*c = Chunk{PromptTokens: -1, CompletionTokens: -1, CachedTokens: -1, Retractions: -1}
@@ -61,13 +66,13 @@ func (c *Chunk) meta(m members) {
 	for m.next() {
 		switch string(m.key) {
 		case "completion_tokens":
-			c.CompletionTokens = count(m.value())
+			c.CompletionTokens = c.count("completion_tokens", m.value())
 		case "prompt_tokens":
-			c.PromptTokens = count(m.value())
+			c.PromptTokens = c.count("prompt_tokens", m.value())
 		case "cached_tokens":
-			c.CachedTokens = count(m.value())
+			c.CachedTokens = c.count("cached_tokens", m.value())
 		case "num_retractions":
-			c.Retractions = count(m.value())
+			c.Retractions = c.count("num_retractions", m.value())
 		case "weight_version":
 			c.Worker, _ = str(m.value())
 		case "finish_reason":
@@ -188,13 +193,13 @@ func (c *Chunk) usage(m members) {
 	for m.next() {
 		switch string(m.key) {
 		case "completion_tokens":
-			c.CompletionTokens = count(m.value())
+			c.CompletionTokens = c.count("completion_tokens", m.value())
 		case "prompt_tokens":
-			c.PromptTokens = count(m.value())
+			c.PromptTokens = c.count("prompt_tokens", m.value())
 		case "prompt_tokens_details":
 			for d := m.object(); d.next(); {
 				if string(d.key) == "cached_tokens" {
-					c.CachedTokens = count(d.value())
+					c.CachedTokens = c.count("cached_tokens", d.value())
 				}
 			}
 		}
@@ -255,13 +260,17 @@ func ErrorMessage(body []byte) string {
 	return string(bytes.TrimSpace(body))
 }
 
-// count reads a count, which some gateways write as a fraction: 3.0.
-func count(v []byte) int {
-	if n, ok := number(v); ok {
+// count returns the count that v spells, which some gateways write as a fraction: 3.0. It is -1 if v is null. Any other value
+// is noted in BadCount.
+func (c *Chunk) count(name string, v []byte) int {
+	if n, ok := number(v); ok && n <= MaxCount {
 		return n
 	}
-	if f, err := strconv.ParseFloat(string(v), 64); err == nil && f >= 0 && f <= 1<<40 && f == math.Trunc(f) {
+	if f, err := strconv.ParseFloat(string(v), 64); err == nil && f >= 0 && f <= MaxCount && f == math.Trunc(f) {
 		return int(f)
+	}
+	if !isNull(v) {
+		c.BadCount = name + " is " + string(v[:min(len(v), 40)])
 	}
 	return -1
 }
