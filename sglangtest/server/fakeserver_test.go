@@ -131,18 +131,28 @@ func fakeHarness() int {
 		panic(err)
 	}
 	l := s.present().inst.(*local)
-	l.findShared() // its process has mapped the file before it was ready
-	json.NewEncoder(os.Stdout).Encode(fakeTraces{Group: l.cmd.Process.Pid, Marker: l.marker, Folder: l.folder.root, Logs: l.LogFiles(),
-		Shared: l.watchdog.files(), Watchdog: l.watchdog.cmd.Process.Pid})
+	l.shared.note(l.identity.members) // its process has mapped the file before it was ready
+	json.NewEncoder(os.Stdout).Encode(tracesOf(l))
 	io.Copy(io.Discard, os.Stdin) // it is to be killed
 	return 1
 }
 
 // fakeTraces are what a server leaves if nobody cleans up.
 type fakeTraces struct {
-	Group, Watchdog int
-	Marker, Folder  string
-	Logs, Shared    []string
+	Group, Watchdog         int
+	Start, Variable, Cgroup string
+	Folder                  string
+	Locks, Shared           []string
+}
+
+func tracesOf(l *local) fakeTraces {
+	id, _ := l.known()
+	return fakeTraces{Group: id.leader, Start: id.start, Variable: id.variable, Cgroup: id.cgroup, Locks: id.locks, Folder: l.folder.root,
+		Shared: l.shared.names(), Watchdog: l.watchdog.cmd.Process.Pid}
+}
+
+func (f fakeTraces) identity() identity {
+	return identity{leader: f.Group, start: f.Start, variable: f.Variable, locks: f.Locks, cgroup: f.Cgroup}
 }
 
 func fakeLauncher(mode string, opts ...ProcessOption) Launcher {

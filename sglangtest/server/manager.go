@@ -59,10 +59,17 @@ func WithReadyTimeout(d time.Duration) Option {
 	}
 }
 
-// WithLogFolder sets the folder for NAME.stdout.log and NAME.stderr.log of servers that are processes, which must exist; what
-// is there is appended to. Default: a temporary folder, which stays only if the server fails.
+// WithLogFolder sets the folder for NAME.stdout.log and NAME.stderr.log of servers that are processes, which must exist and
+// have no control characters in its path; what is there is appended to. Default: a temporary folder, which stays only if the server fails.
 func WithLogFolder(folder string) Option {
 	return func(m *ServerManager) error {
+		folder, err := filepath.Abs(folder)
+		if err == nil {
+			err = checkPath("log folder", folder)
+		}
+		if err != nil {
+			return err
+		}
 		info, err := os.Stat(folder)
 		if err != nil {
 			return fmt.Errorf("log folder: %w", err)
@@ -70,8 +77,8 @@ func WithLogFolder(folder string) Option {
 		if !info.IsDir() {
 			return fmt.Errorf("log folder: %s is no folder", folder)
 		}
-		m.logs, err = filepath.Abs(folder)
-		return err
+		m.logs = folder
+		return nil
 	}
 }
 

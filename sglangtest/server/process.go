@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 )
@@ -145,7 +146,7 @@ func (p *process) program() (string, error) {
 }
 
 // environ returns the environment of a server.
-func (p *process) environ(cfg Config, marker, temp string) []string {
+func (p *process) environ(cfg Config, variable, temp string) []string {
 	set := map[string]string{"TMPDIR": temp, "PYTHONUNBUFFERED": "1"}
 	if len(cfg.GPUs) > 0 {
 		ids := make([]string, len(cfg.GPUs))
@@ -156,7 +157,7 @@ func (p *process) environ(cfg Config, marker, temp string) []string {
 		set["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID" // the numbering of nvidia-smi and NVML
 	}
 	maps.Copy(set, p.environment)
-	set[markerVariable] = marker
+	_, set[markerVariable], _ = strings.Cut(variable, "=")
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		_, replaced := set[name]
@@ -169,13 +170,19 @@ func (p *process) environ(cfg Config, marker, temp string) []string {
 }
 
 // A folder holds the files of one server: its TMPDIR, and its logs if they have no other place.
-type folder struct{ root, temp, logs string }
+type folder struct {
+	root, temp, logs string
+	made             bool
+}
 
-// nameFolder gives one a name that nobody has. The path is short, since SGLang makes Unix sockets in TMPDIR, whose paths
-// have at most 107 bytes.
+// maxTempDir is the length of the longest TMPDIR in which a server's own one is made: SGLang makes Unix sockets there, whose
+// paths have at most 107 bytes, and of which "/sglangtest-" with 26 random letters, "/tmp" and "/tmp" with 8 more letters take 54.
+const maxTempDir = 53
+
+// nameFolder gives one a name that nobody has, in the system's TMPDIR or, if its path is too long, in /tmp.
 func nameFolder(logs string) folder {
-	base := os.TempDir()
-	if len(base) > 60 {
+	base, err := filepath.Abs(os.TempDir())
+	if err != nil || len(base) > maxTempDir {
 		base = "/tmp"
 	}
 	root := filepath.Join(base, "sglangtest-"+rand.Text())
@@ -187,13 +194,31 @@ func nameFolder(logs string) folder {
 }
 
 // make makes it.
-func (f folder) make(cfg Config) error {
-	for _, dir := range []string{f.root, f.temp} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return err
-		}
+func (f *folder) make(cfg Config) error {
+	if err := os.Mkdir(f.root, 0o700); err != nil {
+		return err
+	}
+	f.made = true
+	if err := os.Mkdir(f.temp, 0o700); err != nil {
+		return err
 	}
 	return linkCaches(os.TempDir(), f.temp, cfg)
+}
+
+// remove removes it if it was made, and not what somebody else has in its place.
+func (f *folder) remove() error {
+	if !f.made {
+		return nil
+	}
+	return os.RemoveAll(f.root)
+}
+
+// checkPath refuses control characters in a path or a name that the user chose.
+func checkPath(what, path string) error {
+	if i := strings.IndexFunc(path, unicode.IsControl); i >= 0 {
+		return fmt.Errorf("%s: %q has a control character at byte %d: choose one without", what, path, i)
+	}
+	return nil
 }
 
 // linkCaches keeps the caches that libraries have in the common TMPDIR: those of torch.compile, tiktoken and CuTe.

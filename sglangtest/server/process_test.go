@@ -27,13 +27,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // traces returns what a server would leave.
 func traces(t *testing.T, s *Server) fakeTraces {
 	l := s.present().inst.(*local)
-	eventually(t, "the load snapshot has been noticed", func() bool { return len(l.watchdog.files()) > 0 })
-	return fakeTraces{Group: l.cmd.Process.Pid, Watchdog: l.watchdog.cmd.Process.Pid, Marker: l.marker, Folder: l.folder.root, Logs: l.LogFiles(),
-		Shared: l.watchdog.files()}
+	eventually(t, "the load snapshot has been noticed", func() bool { return len(l.shared.names()) > 0 })
+	return tracesOf(l)
 }
 
 func (f fakeTraces) requireGone(t *testing.T) {
-	require.Empty(t, members(f.Group, f.Marker, f.Logs...))
+	require.Empty(t, f.identity().members())
 	require.Error(t, syscall.Kill(f.Watchdog, 0), "the watchdog has ended")
 	require.NoFileExists(t, f.Folder)
 	require.NoDirExists(t, f.Folder)
@@ -51,11 +50,12 @@ func TestLocalProcess(t *testing.T) {
 	s := launch(t, m, localConfig())
 	left := traces(t, s)
 	require.Len(t, left.Shared, 1, "the load snapshot is known")
-	require.GreaterOrEqual(t, len(members(left.Group, left.Marker, left.Logs...)), 2, "the child that left the group is known")
+	require.GreaterOrEqual(t, len(left.identity().members()), 2, "the child that left the group is known")
 	require.Equal(t, "0.5.23", s.Info().Version)
 	require.InDelta(t, (firstPort+lastPort)/2, s.Config().Port, (lastPort-firstPort)/2)
 
 	var names []PhaseName
+	eventually(t, "the log has been read", func() bool { return len(s.Startup()) >= 7 })
 	phases := s.Startup()
 	for _, p := range phases {
 		names = append(names, p.Name)
@@ -137,13 +137,14 @@ func TestLocalProcessCannotBeEnded(t *testing.T) {
 	require.Equal(t, "server-0", m.portOf[s.Config().Port])
 	require.NoError(t, syscall.Kill(l.watchdog.cmd.Process.Pid, 0), "the watchdog goes on")
 	require.NoError(t, syscall.Kill(-left.Group, syscall.SIGKILL))
-	for _, pid := range members(left.Group, left.Marker, left.Logs...) {
+	for _, pid := range left.identity().members() {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != syscall.ESRCH { // it may have ended already
 			require.NoError(t, err)
 		}
 	}
 	l.watchdog.dismiss()
-	eventually(t, "they end", func() bool { return len(members(left.Group, left.Marker, left.Logs...)) == 0 })
+	defer func() { require.NoError(t, l.removeCgroup()) }()
+	eventually(t, "they end", func() bool { return len(left.identity().members()) == 0 })
 	for _, path := range left.Shared {
 		require.NoFileExists(t, path)
 	}
@@ -328,7 +329,7 @@ func TestHarnessKilled(t *testing.T) {
 			require.NoError(t, cmd.Start())
 			var left fakeTraces
 			require.NoError(t, json.NewDecoder(out).Decode(&left), &stderr)
-			eventually(t, "both of its processes are there", func() bool { return len(members(left.Group, left.Marker, left.Logs...)) >= 2 })
+			eventually(t, "both of its processes are there", func() bool { return len(left.identity().members()) >= 2 })
 			require.Len(t, left.Shared, 1)
 			if mode != "idle" {
 				require.NoError(t, syscall.Kill(-left.Group, syscall.SIGSTOP))
@@ -336,7 +337,7 @@ func TestHarnessKilled(t *testing.T) {
 			require.NoError(t, cmd.Process.Kill())
 			require.Error(t, cmd.Wait())
 			eventually(t, "the watchdog has done its work", func() bool { return errors.Is(syscall.Kill(left.Watchdog, 0), syscall.ESRCH) || zombie(left.Watchdog) })
-			require.Empty(t, members(left.Group, left.Marker, left.Logs...))
+			require.Empty(t, left.identity().members())
 			require.NoDirExists(t, left.Folder)
 			require.NoFileExists(t, left.Shared[0])
 		})
@@ -348,7 +349,7 @@ func TestHarnessKilled(t *testing.T) {
 func TestWatchdogFindsMarked(t *testing.T) {
 	f := nameFolder("")
 	require.NoError(t, f.make(Config{}))
-	w, err := startWatchdog("marker-of-a-test", f, filepath.Join(f.root, "out"), filepath.Join(f.root, "err"))
+	w, err := startWatchdog(markerVariable+"=marker-of-a-test", f, cgroup{})
 	require.NoError(t, err)
 	cmd := exec.Command("sleep", "600")
 	cmd.Env = []string{markerVariable + "=marker-of-a-test"}
@@ -366,5 +367,6 @@ func TestWatchdogFindsMarked(t *testing.T) {
 
 // zombie reports whether a process has ended and nobody has waited for it, as in a container without an init.
 func zombie(pid int) bool {
-	return len(members(pid, "no such marker")) == 0
+	s, ok := statOf(pid)
+	return !ok || s.dead()
 }

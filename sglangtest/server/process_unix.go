@@ -36,9 +36,12 @@ type local struct {
 	stopTime time.Duration
 	goneTime time.Duration
 	cmd      *exec.Cmd
-	marker   string
+	variable string // in the environment of its processes
 	folder   folder
-	ownLogs  bool // the logs are in the server's folder
+	cgroup   cgroup // zero: none
+	shared   *sharedFiles
+	warnings []string // about the launch
+	ownLogs  bool     // the logs are in the server's folder
 	outputs  [2]*os.File
 	begins   [2]int64 // where in the outputs this life of the server begins
 	log      *Log
@@ -47,10 +50,12 @@ type local struct {
 
 	killed    chan struct{} // closed by the first Kill
 	killOnce  sync.Once
+	reaped    sync.Once
 	mainEnded chan struct{} // the main process has ended, or cannot be ended; exit is set
 	exited    chan struct{} // all of the server has gone, or cannot be ended, and its log has been read
 
 	mu        sync.Mutex
+	identity  identity // of its processes, once the main process has started
 	keepLogs  bool
 	asked     time.Time // when Stop or Kill was first called
 	suspended bool
@@ -74,29 +79,22 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	if err := p.check(spec.Config); err != nil {
 		return nil, err
 	}
-	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout, marker: rand.Text(),
-		log: newLog(), secrets: withoutSecrets(spec.Config), killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}),
-		ownLogs: spec.LogFolder == "", folder: nameFolder(spec.LogFolder)}
-	ends := make(chan struct{})
-	var readers sync.WaitGroup
-	watch, err := watchShared(ends, l.findShared)
-	if err == nil {
-		started := make(chan struct{})
-		readers.Go(func() {
-			<-started
-			watch()
-		})
-		err = l.start(p, spec)
-		if err != nil {
-			close(ends)
-		}
-		close(started)
+	if err := checkPaths(spec); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		readers.Wait()
+	marker := rand.Text()
+	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout,
+		variable: markerVariable + "=" + marker, cgroup: nameCgroup("sglangtest-" + marker), log: newLog(), secrets: withoutSecrets(spec.Config),
+		killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}), ownLogs: spec.LogFolder == "",
+		folder: nameFolder(spec.LogFolder)}
+	l.shared = &sharedFiles{id: l.known, tell: func(what string, values ...any) { l.watchdog.tell(what, values...) }}
+	if err := l.start(p, spec); err != nil {
+		theSharedWatch.remove(l.shared)
 		l.closeOutputs()
 		return nil, err
 	}
+	ends := make(chan struct{})
+	var readers sync.WaitGroup
 	for i, f := range l.outputs {
 		readers.Go(func() { l.tail(f, l.begins[i], i == 1, ends) })
 	}
@@ -104,6 +102,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 		defer close(l.exited)
 		l.wait()
 		close(ends)
+		theSharedWatch.remove(l.shared)
 		readers.Wait()
 		l.log.end()
 		l.remove()
@@ -134,12 +133,16 @@ func (l *local) start(p *process, spec Spec) (err error) {
 			return err
 		}
 	}
-	if l.watchdog, err = startWatchdog(l.marker, l.folder, paths[0], paths[1]); err != nil {
+	if l.watchdog, err = startWatchdog(l.variable, l.folder, l.cgroup, l.opened()...); err != nil {
 		return fmt.Errorf("watchdog: %w", err)
 	}
+	var group *os.File
 	defer func() {
+		if group != nil {
+			group.Close()
+		}
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(l.folder.root))
+			err = errors.Join(err, l.removeCgroup(), l.folder.remove())
 			l.watchdog.dismiss()
 		}
 	}()
@@ -151,15 +154,78 @@ func (l *local) start(p *process, spec Spec) (err error) {
 			return err
 		}
 	}
-	l.cmd = exec.Command(program, args...)
-	l.cmd.Env = p.environ(spec.Config, l.marker, l.folder.temp)
-	l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := l.cmd.Start(); err != nil {
+	var locks []string
+	for _, f := range l.outputs {
+		if lock := lockOf("self", int(f.Fd())); lock != "" {
+			locks = append(locks, lock)
+			l.watchdog.tell("lock", lock)
+		}
+	}
+	if group, err = l.cgroup.make(); err != nil { // it is a help where it can be had
+		l.cgroup = cgroup{}
+	}
+	if warning := theSharedWatch.add(l.shared); warning != "" {
+		l.warnings = append(l.warnings, warning)
+	}
+	start := func(group *os.File) error {
+		l.cmd = exec.Command(program, args...)
+		l.cmd.Env = p.environ(spec.Config, l.variable, l.folder.temp)
+		l.cmd.Stdout, l.cmd.Stderr = l.outputs[0], l.outputs[1] // files, not pipes: what the server writes never waits for this program
+		l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if group != nil {
+			into(l.cmd.SysProcAttr, group)
+		}
+		return l.cmd.Start()
+	}
+	err = start(group)
+	if err != nil && group != nil { // perhaps because of it: a sandbox, or a group that takes no processes
+		err = errors.Join(l.removeCgroup(), start(nil))
+	}
+	if err != nil {
 		return fmt.Errorf("start %s: %w", program, err)
 	}
-	l.watchdog.tell("group", l.cmd.Process.Pid)
+	pid := l.cmd.Process.Pid
+	id := identity{leader: pid, start: startOf(pid), variable: l.variable, locks: locks, cgroup: l.cgroup.path}
+	l.mu.Lock()
+	l.identity = id
+	l.mu.Unlock()
+	l.watchdog.tell("leader", id.leader, id.start)
 	return nil
+}
+
+// checkPaths refuses paths with control characters, which would spoil messages and files with a line for each path.
+func checkPaths(spec Spec) error {
+	var faults []error
+	for _, p := range []struct{ what, path string }{{"name", spec.Name}, {"log folder", spec.LogFolder}, {"TMPDIR", os.TempDir()}} {
+		if err := checkPath(p.what, p.path); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if spec.Name == "" || filepath.Base(spec.Name) != spec.Name || spec.Name == ".." || spec.Name == "." {
+		faults = append(faults, fmt.Errorf("name: %q is no name of a file: leave out %q", spec.Name, filepath.Separator))
+	}
+	return errors.Join(faults...)
+}
+
+// known returns what the server's processes are known by; false before its main process has started.
+func (l *local) known() (identity, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.identity, l.identity.leader > 0
+}
+
+// opened returns the logs that are open.
+func (l *local) opened() []*os.File {
+	return slices.DeleteFunc(slices.Clone(l.outputs[:]), func(f *os.File) bool { return f == nil })
+}
+
+func (l *local) removeCgroup() error {
+	if l.cgroup.dir == "" {
+		return nil
+	}
+	err := l.cgroup.remove()
+	l.cgroup = cgroup{}
+	return err
 }
 
 func (l *local) openLogs(paths [2]string) error {
@@ -179,17 +245,22 @@ func (l *local) openLogs(paths [2]string) error {
 	return nil
 }
 
-// waitMain returns when the main process has ended, and reports false if it does not although it was killed.
+// waitMain returns when the main process has ended, and reports false if it does not although it was killed. Where the
+// system can wait without it, the main process is not reaped yet: its number, which is that of the group, stays its own.
 func (l *local) waitMain() bool {
-	ended := make(chan error, 1)
-	go func() { ended <- l.cmd.Wait() }() // ends with the process, which the kernel may hold for ever
-	var err error
+	ended := make(chan struct{})
+	go func() { // ends with the process, which the kernel may hold for ever
+		defer close(ended)
+		if !awaitUnreaped(l.cmd.Process.Pid) {
+			l.reap()
+		}
+	}()
 	gone := true
 	select {
-	case err = <-ended:
+	case <-ended:
 	case <-l.killed:
 		select {
-		case err = <-ended:
+		case <-ended:
 		case <-time.After(l.goneTime):
 			gone = false
 		}
@@ -203,18 +274,32 @@ func (l *local) waitMain() bool {
 	if !gone {
 		l.exit.Code, l.remains = -1, true
 		l.err = l.cannotEnd(l.cmd.Process.Pid)
-		return false
+		go func() {
+			<-ended
+			l.reap()
+		}()
 	}
-	state := l.cmd.ProcessState
-	l.exit.Code = state.ExitCode()
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		l.exit.Signal = status.Signal()
-	}
-	var status *exec.ExitError
-	if err != nil && !errors.As(err, &status) {
-		l.err = err
-	}
-	return true
+	return gone
+}
+
+// reap waits for the main process, which has ended, and gives its number back.
+func (l *local) reap() {
+	l.reaped.Do(func() {
+		err := l.cmd.Wait()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.remains && l.exit.Code == -1 {
+			return // it ended too late to tell
+		}
+		l.exit.Code = l.cmd.ProcessState.ExitCode()
+		if status, ok := l.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			l.exit.Signal = status.Signal()
+		}
+		var status *exec.ExitError
+		if err != nil && !errors.As(err, &status) {
+			l.err = errors.Join(l.err, err)
+		}
+	})
 }
 
 func (l *local) cannotEnd(pids ...int) error {
@@ -226,25 +311,26 @@ func (l *local) wait() {
 	if !l.waitMain() {
 		return
 	}
+	id, _ := l.known()
 	tick := time.NewTicker(goneInterval)
 	defer tick.Stop()
 	for deadline := time.Now().Add(l.goneTime); ; <-tick.C {
-		pids := l.members()
-		l.watchdog.shared(sharedFiles(pids))
-		if l.killGroup(); len(pids) == 0 {
+		pids := id.members()
+		if len(pids) == 0 {
 			break
 		}
-		for _, pid := range pids {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
+		l.shared.note(func() []int { return pids })
+		l.signal(syscall.SIGKILL) // what fails is tried again
 		if time.Now().After(deadline) {
 			l.mu.Lock()
 			l.remains = true
 			l.mu.Unlock()
 			l.fail(l.cannotEnd(pids...))
+			l.reap()
 			return
 		}
 	}
+	l.reap()
 	// A port that is still taken is another server's, or a container's that takes a moment to go.
 	for deadline := time.Now().Add(portTimeout); l.exit.Asked; <-tick.C { // the end has been noted: exit no longer changes
 		listener, err := net.Listen("tcp", l.address)
@@ -257,12 +343,14 @@ func (l *local) wait() {
 	}
 }
 
-func (l *local) members() []int {
-	return members(l.cmd.Process.Pid, l.marker, l.outputs[0].Name(), l.outputs[1].Name())
+// signal sends a signal to all processes of the server.
+func (l *local) signal(s syscall.Signal) error {
+	if s == syscall.SIGKILL && l.cgroup.dir != "" {
+		_ = l.cgroup.kill() // those that it does not reach are told one by one
+	}
+	id, _ := l.known()
+	return id.signalAll(s)
 }
-
-// killGroup kills the process group, which may have gone.
-func (l *local) killGroup() { syscall.Kill(-l.cmd.Process.Pid, syscall.SIGKILL) }
 
 func (l *local) fail(err error) {
 	l.mu.Lock()
@@ -272,10 +360,8 @@ func (l *local) fail(err error) {
 
 // remove removes what the server leaves, apart from the log of one that failed.
 func (l *local) remove() {
-	for _, path := range l.watchdog.files() {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			l.fail(err)
-		}
+	if err := l.shared.remove(); err != nil {
+		l.fail(err)
 	}
 	l.closeOutputs()
 	root := l.folder.root
@@ -289,6 +375,9 @@ func (l *local) remove() {
 		l.fail(err)
 	}
 	if !remains { // else it tries once more when this program ends
+		if err := l.removeCgroup(); err != nil {
+			l.fail(err)
+		}
 		l.watchdog.dismiss()
 	}
 }
@@ -351,21 +440,17 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 	}
 }
 
-// findShared notes the files in /dev/shm that the server has, and returns them.
-func (l *local) findShared() []string {
-	files := sharedFiles(l.members())
-	l.watchdog.shared(files)
-	return files
-}
-
 func (l *local) URL() string             { return l.url }
 func (l *local) Log() *Log               { return l.log }
 func (l *local) Exited() <-chan struct{} { return l.exited }
 
-// LogFiles returns the paths of the logs.
+// Warnings returns what may go wrong because of what this host lacks.
+func (l *local) Warnings() []string { return slices.Clone(l.warnings) }
+
 // CommandLine returns the command line of the main process, keys included.
 func (l *local) CommandLine() []string { return slices.Clone(l.cmd.Args) }
 
+// LogFiles returns the paths of the logs.
 func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
 
 // KeepLogs keeps the logs also when the server ends as asked: something else went wrong.
@@ -419,9 +504,10 @@ func (l *local) hasEnded() bool {
 	}
 }
 
-// Stop sends SIGTERM to the main process, and kills the group if it has not ended by itself in time.
+// Stop sends SIGTERM to the main process, and kills all if it has not ended by itself in time.
 func (l *local) Stop(ctx context.Context) error {
 	if l.ask(false) {
+		l.lookShared()
 		l.Resume()
 		l.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has just ended
 		timer := time.NewTimer(l.stopTime)
@@ -440,10 +526,18 @@ func (l *local) Stop(ctx context.Context) error {
 	return l.err
 }
 
-// Kill kills the process group.
+// lookShared looks what the server's processes have in /dev/shm, which can be seen only while they live.
+func (l *local) lookShared() {
+	if id, ok := l.known(); ok {
+		l.shared.note(id.members)
+	}
+}
+
+// Kill kills all processes of the server.
 func (l *local) Kill() {
 	if l.ask(true) {
-		l.killGroup()
+		l.lookShared()
+		_ = l.signal(syscall.SIGKILL) // wait goes on until all have gone
 		l.killOnce.Do(func() { close(l.killed) })
 	}
 }
@@ -451,10 +545,10 @@ func (l *local) Kill() {
 func (l *local) Suspend() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.hasEnded() { // its group's number may be another's
+	if l.hasEnded() {
 		return errors.New("it has ended")
 	}
-	err := syscall.Kill(-l.cmd.Process.Pid, syscall.SIGSTOP)
+	err := l.identity.signalAll(syscall.SIGSTOP)
 	l.suspended = l.suspended || err == nil
 	return err
 }
@@ -466,7 +560,7 @@ func (l *local) Resume() error {
 		return nil
 	}
 	l.suspended = false
-	if err := syscall.Kill(-l.cmd.Process.Pid, syscall.SIGCONT); err != syscall.ESRCH { // it may have been killed meanwhile
+	if err := l.identity.signalAll(syscall.SIGCONT); err != syscall.ESRCH { // it may have been killed meanwhile
 		return err
 	}
 	return nil

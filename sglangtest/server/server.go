@@ -77,6 +77,11 @@ func (s *Server) begin(inst Instance, r *reservation) {
 	s.life = l
 	s.mu.Unlock()
 	s.enter(StateStarting, "", StateStopped, StateFailed)
+	if warned, ok := inst.(interface{ Warnings() []string }); ok {
+		for _, text := range warned.Warnings() {
+			s.tell(KindWarning, text)
+		}
+	}
 	var following context.Context
 	following, l.unfollow = context.WithCancel(context.Background())
 	if logged, ok := inst.(Logged); ok {

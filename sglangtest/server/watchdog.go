@@ -20,18 +20,19 @@ var watchdogScript string
 // A watchdog is a shell process that ends a server if this program is no more. It is in a session of its own, so no
 // signal to this program's group or terminal reaches it, and learns of the end by the end of its input.
 type watchdog struct {
-	cmd  *exec.Cmd
-	mu   sync.Mutex
-	to   io.WriteCloser
-	file map[string]bool // files in /dev/shm that it knows
+	cmd *exec.Cmd
+	mu  sync.Mutex
+	to  io.WriteCloser
 }
 
-// startWatchdog starts one before the server, whose processes carry the marker.
-func startWatchdog(marker string, f folder, stdout, stderr string) (*watchdog, error) {
-	w := &watchdog{file: map[string]bool{}}
-	w.cmd = exec.Command("/bin/sh", "-c", watchdogScript, "sglangtest-watchdog", markerVariable+"="+marker, f.root, stdout, stderr)
+// startWatchdog starts one before the server, whose processes carry the variable. It keeps the given logs open, so that
+// their inodes stay theirs.
+func startWatchdog(variable string, f folder, group cgroup, logs ...*os.File) (*watchdog, error) {
+	w := &watchdog{}
+	w.cmd = exec.Command("/bin/sh", "-c", watchdogScript, "sglangtest-watchdog", variable, f.root, group.dir)
 	w.cmd.Dir = "/"
-	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/local/bin:/usr/bin:/bin"}
+	w.cmd.ExtraFiles = logs
+	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/local/bin:/usr/bin:/bin", "LC_ALL=C"}
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var err error
 	if w.to, err = w.cmd.StdinPipe(); err != nil {
@@ -40,35 +41,11 @@ func startWatchdog(marker string, f folder, stdout, stderr string) (*watchdog, e
 	return w, w.cmd.Start()
 }
 
-// tell sends it a line. If it has been killed, there is no watchdog any more, and nobody to tell.
-func (w *watchdog) tell(what string, value any) {
+// tell sends it a line of numbers. If it has been killed, there is no watchdog any more, and nobody to tell.
+func (w *watchdog) tell(what string, values ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	fmt.Fprintln(w.to, what, value)
-}
-
-// shared makes it remove a file in /dev/shm as well.
-func (w *watchdog) shared(paths []string) {
-	for _, path := range paths {
-		w.mu.Lock()
-		known := w.file[path]
-		w.file[path] = true
-		w.mu.Unlock()
-		if !known {
-			w.tell("shared", path)
-		}
-	}
-}
-
-// files returns the files in /dev/shm that are known.
-func (w *watchdog) files() []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var paths []string
-	for path := range w.file {
-		paths = append(paths, path)
-	}
-	return paths
+	fmt.Fprintln(w.to, append([]any{what}, values...)...)
 }
 
 // dismiss ends it: the server is gone. It is killed and not told, since it may itself have been stopped.
