@@ -91,6 +91,8 @@ type Result struct {
 	Connect time.Duration
 	// Reused says that the connection had served a request before.
 	Reused bool
+	// Idle is how long that connection had lain idle; 0 for a new one.
+	Idle time.Duration
 	// HeldOpen says that the server kept the connection open after the stream's [DONE], so that the client closed it.
 	// Completion is the end of [DONE] then, but the request kept its place under a concurrency cap for 100 ms more.
 	HeldOpen bool

@@ -276,6 +276,7 @@ type attempt struct {
 	clock   Clock
 	gotConn time.Duration
 	reused  bool
+	idle    time.Duration
 	sent    bool
 	wrote   atomic.Bool // the transport is done with the body; it may still be writing when the round trip has failed
 }
@@ -283,7 +284,9 @@ type attempt struct {
 func newAttempt() *attempt {
 	a := new(attempt)
 	a.trace = httptrace.ClientTrace{
-		GotConn:      func(info httptrace.GotConnInfo) { a.gotConn, a.reused, a.sent = a.clock.Now(), info.Reused, true },
+		GotConn: func(info httptrace.GotConnInfo) {
+			a.gotConn, a.reused, a.idle, a.sent = a.clock.Now(), info.Reused, info.IdleTime, true
+		},
 		WroteRequest: func(httptrace.WroteRequestInfo) { a.wrote.Store(true) },
 	}
 	return a
@@ -351,7 +354,7 @@ func (b *body) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
 	resp, err := s.rt.RoundTrip(hreq)
 	at := clock.Now()
 	if a.sent {
-		res.Sent, res.Send, res.Connect, res.Reused = true, a.gotConn, a.gotConn-res.Released, a.reused
+		res.Sent, res.Send, res.Connect, res.Reused, res.Idle = true, a.gotConn, a.gotConn-res.Released, a.reused, a.idle
 	} else if err == nil { // a transport that does not report to httptrace
 		res.Sent, res.Send = true, res.Released
 	}
@@ -419,7 +422,7 @@ func roundTripOutcome(res *Result, err error) Outcome {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return OutcomeRefused
 	case res.Sent && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(err.Error(), "server closed idle connection")):
+		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(err.Error(), "server closed idle connection")):
 		return OutcomeReset
 	}
 	return OutcomeTransport

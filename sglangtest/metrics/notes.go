@@ -46,6 +46,7 @@ func (b *builder) notes() {
 		add("%d of %d requests failed: they count as +infinity in percentiles and are not in mean, min and max", q.Failed, q.Arrived)
 	}
 	b.deadEnd(add)
+	b.resetNote(add)
 	b.loadNotes(add)
 	b.achievedNote(add)
 	b.lengthNotes(add)
@@ -66,22 +67,7 @@ func (b *builder) notes() {
 				x.Source, x.Stale, x.Taken, *x.MaxAge/1e3)
 		}
 	}
-	st := s.Streams
-	if st.NoTokens > 0 {
-		add("%d successful requests brought no output token: they count as failed in TTFT", st.NoTokens)
-	}
-	if st.NotStreamed > 0 {
-		add("%d answers were not streamed: their TTFT is their total latency, and they have no TPOT and no ITL", st.NotStreamed)
-	}
-	if st.OneRead > 0 {
-		add("%d streamed answers came in one read: they have no TPOT", st.OneRead)
-	}
-	if st.Uncounted > 0 {
-		add("%d answers have no ITL: how many tokens each of their events added is not known, or was not kept", st.Uncounted)
-	}
-	if n := st.CoalescedTokens; n*20 > s.ITL.Count {
-		add("%.0f %% of the ITL values are 0: their events came in the same read as the one before", 100*float64(n)/float64(s.ITL.Count))
-	}
+	b.streamNotes(add)
 	if n := s.BenchServing.UnsplitChunks; n > 0 {
 		add("bench_serving: %d gaps could not be split over retokenised text and are left out of its ITL", n)
 	}

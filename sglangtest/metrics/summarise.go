@@ -27,6 +27,7 @@ func (c *Collector) Summary() *Summary {
 	b.bound()
 	b.latencies()
 	b.itl()
+	b.streams()
 	b.goodput()
 	b.samplers()
 	b.client()

@@ -67,6 +67,9 @@ type Requests struct {
 	Arrived int `json:"arrived"`
 	OK      int `json:"ok"`
 	Failed  int `json:"failed"` // every other outcome, and those that never got one
+	// ResetReused is how many of the requests with outcome "reset" met a connection that had served requests before. The other
+	// side may have closed it as idle at that moment: see load.WithIdleTimeout.
+	ResetReused int `json:"reset_on_reused_connection"`
 	// Outcomes adds up to Arrived: outcomes that occurred, in the order of load.Outcomes, unknown ones and NoRecord last.
 	Outcomes []OutcomeCount `json:"outcomes"`
 	// Unfinished counts the requests that arrived and never came to an end: cancelled, or without any record.
@@ -128,6 +131,15 @@ type Streams struct {
 	// Uncounted answers have no ITL: the token counts of their events do not add up to the answer's (the server did not
 	// say how many tokens each event added), or no events were kept.
 	Uncounted int `json:"uncounted"`
+	// AtOnce answers of several tokens were streamed, but came together, in one read or within a hundredth of the time to
+	// the first token, mostly several events to a read: TTFT is the time to the whole answer.
+	AtOnce int `json:"at_once"`
+	// EarlyEvents answers had events of their output, with neither text nor a token count, more than a tenth of the server
+	// TTFT before the first token that could be counted. Early is the median of that time in ms; null if there were none.
+	EarlyEvents int     `json:"early_events"`
+	Early       *Millis `json:"early_events_p50_ms"`
+	// HeldOpen answers kept their connections open after the stream's [DONE]: see load.Result.
+	HeldOpen int `json:"held_open"`
 	// CoalescedTokens is how many of the ITL values are 0 because their event came in the same read as the one before.
 	CoalescedTokens int `json:"coalesced_tokens"`
 }

@@ -23,12 +23,15 @@ type wireResult struct {
 	Due                *time.Duration `json:"due_ns"`
 	Released           *time.Duration `json:"released_ns"`
 	Send               *time.Duration `json:"send_ns"`
+	FirstEvent         time.Duration  `json:"first_event_ns"`
 	FirstToken         time.Duration  `json:"first_token_ns"`
 	LastToken          time.Duration  `json:"last_token_ns"`
 	Completion         *time.Duration `json:"completion_ns"`
 	Sent               *bool          `json:"sent"`
 	Connect            time.Duration  `json:"connect_ns"`
 	Reused             bool           `json:"reused"`
+	Idle               time.Duration  `json:"idle_ns"`
+	HeldOpen           bool           `json:"held_open"`
 	Streamed           bool           `json:"streamed"`
 	Overhead           time.Duration  `json:"overhead_ns"`
 	API                string         `json:"api"`
@@ -78,12 +81,15 @@ func decodeResult(line []byte) (load.Result, error) {
 		Due:          *w.Due,
 		Released:     *w.Released,
 		Send:         *w.Send,
+		FirstEvent:   w.FirstEvent,
 		FirstToken:   w.FirstToken,
 		LastToken:    w.LastToken,
 		Completion:   *w.Completion,
 		Sent:         *w.Sent,
 		Connect:      w.Connect,
 		Reused:       w.Reused,
+		Idle:         w.Idle,
+		HeldOpen:     w.HeldOpen,
 		Streamed:     w.Streamed,
 		Overhead:     w.Overhead,
 		API:          load.API(text(w.API, w.APIBase64)),

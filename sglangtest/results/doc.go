@@ -70,12 +70,15 @@
 //	due_ns*          when nothing but the client stood between the request and its release
 //	released_ns*     when the client let go of it
 //	send_ns*         when it began to be written; equals completion_ns if sent is false
+//	first_event_ns   when the first event of the output had been read; absent if none came
 //	first_token_ns   when the first output token had been read; absent if none came
 //	last_token_ns    when the last output token had been read; absent if none came
 //	completion_ns*   when the answer's last byte had been read or the failure was known
 //	sent*            whether the request left
 //	connect_ns       part of send_ns − released_ns spent on getting a connection
 //	reused           whether the connection had served a request before
+//	idle_ns          how long that connection had lain idle
+//	held_open        whether the server kept the connection open after the stream's [DONE]
 //	overhead_ns      time the client spent between reads of the answer
 //	api              "generate", "completions" or "chat_completions"
 //	streamed         whether the answer came as an event stream

@@ -23,6 +23,7 @@ func appendResult(b []byte, r *load.Result) []byte {
 	b = appendInt(b, `,"due_ns":`, int64(r.Due))
 	b = appendInt(b, `,"released_ns":`, int64(r.Released))
 	b = appendInt(b, `,"send_ns":`, int64(r.Send))
+	b = appendOptionalInt(b, `,"first_event_ns":`, int64(r.FirstEvent))
 	b = appendOptionalInt(b, `,"first_token_ns":`, int64(r.FirstToken))
 	b = appendOptionalInt(b, `,"last_token_ns":`, int64(r.LastToken))
 	b = appendInt(b, `,"completion_ns":`, int64(r.Completion))
@@ -30,6 +31,10 @@ func appendResult(b []byte, r *load.Result) []byte {
 	b = appendOptionalInt(b, `,"connect_ns":`, int64(r.Connect))
 	if r.Reused {
 		b = append(b, `,"reused":true`...)
+	}
+	b = appendOptionalInt(b, `,"idle_ns":`, int64(r.Idle))
+	if r.HeldOpen {
+		b = append(b, `,"held_open":true`...)
 	}
 	b = appendOptionalInt(b, `,"overhead_ns":`, int64(r.Overhead))
 	b = appendOptionalString(b, "api", string(r.API))

@@ -25,8 +25,8 @@ func chunksOf(list ...load.Chunk) load.Chunks {
 func sampleResult() load.Result {
 	return load.Result{
 		ID: 7, Conversation: "c-1", Turn: 2,
-		Arrival: 1000, Due: 1001, Released: 1002, Send: 1003, FirstToken: 2000, LastToken: 2500, Completion: 3000,
-		Sent: true, Connect: 5, Reused: true, Streamed: true, Overhead: 6,
+		Arrival: 1000, Due: 1001, Released: 1002, Send: 1003, FirstEvent: 1900, FirstToken: 2000, LastToken: 2500, Completion: 3000,
+		Sent: true, Connect: 5, Reused: true, Idle: 8, HeldOpen: true, Streamed: true, Overhead: 6,
 		API: load.Generate, Outcome: load.OutcomeOK, Status: 200, Message: "say \"no\"\\\n\x01é",
 		InputLen: 10, OutputLen: 4, PromptTokens: 11, OutputTokens: 4, CachedTokens: 3, Retractions: 1,
 		FinishReason: "length", Worker: "server-0", SimulatedBy: "p",
@@ -46,7 +46,7 @@ func TestEncodingIsFixed(t *testing.T) {
 		want string
 	}{
 		{"every field", full, `{"id":7,"conversation":"c-1","turn":2,"arrival_ns":1000,"due_ns":1001,"released_ns":1002,"send_ns":1003,` +
-			`"first_token_ns":2000,"last_token_ns":2500,"completion_ns":3000,"sent":true,"connect_ns":5,"reused":true,"overhead_ns":6,` +
+			`"first_event_ns":1900,"first_token_ns":2000,"last_token_ns":2500,"completion_ns":3000,"sent":true,"connect_ns":5,"reused":true,"idle_ns":8,"held_open":true,"overhead_ns":6,` +
 			`"api":"generate","streamed":true,"outcome":"ok","status":200,"message":"say \"no\"\\\n\u0001é","input_len":10,"output_len":4,` +
 			`"prompt_tokens":11,"output_tokens":4,"cached_tokens":3,"retractions":1,"finish_reason":"length","worker":"server-0","simulated_by":"p",` +
 			`"chunk_gap_ns":[997,500],"chunk_tokens":[1,3],"chunk_text_bytes":[3,0],"text":"a b"}`},
