@@ -73,18 +73,18 @@ type Report struct {
 	CPUS         float64 `json:"cpu_s"`     // user and system time of the run, all cores
 	RequestsPerS float64 `json:"requests_per_s"`
 	// The same by CPU time. On a machine that others use too it is the steadier figure.
-	RequestsPerCPUS float64 `json:"requests_per_cpu_s"`
-	TokensPerS      float64 `json:"tokens_per_s"`
-	Steps           uint64  `json:"steps"`
-	BatchMean       float64 `json:"tokens_per_step"`
-	SimulatedS      float64 `json:"simulated_s"`
-	HeapMidMiB      float64 `json:"heap_mid_mib"` // live heap when a quarter of the requests had ended
-	HeapEndMiB      float64 `json:"heap_end_mib"` // live heap when all had, before the summary
-	FolderMiB       float64 `json:"folder_mib"`
-	TPOTMedianMS    float64 `json:"tpot_p50_ms"`
-	TTFTMedianMS    float64 `json:"ttft_p50_ms"`
-	InFlightMean    float64 `json:"in_flight_mean"`
-	CachedPercent   float64 `json:"cached_percent"`
+	RequestsPerCPUS float64        `json:"requests_per_cpu_s"`
+	TokensPerS      float64        `json:"tokens_per_s"`
+	Steps           uint64         `json:"steps"`
+	BatchMean       float64        `json:"tokens_per_step"`
+	SimulatedS      float64        `json:"simulated_s"`
+	HeapMidMiB      float64        `json:"heap_mid_mib"` // live heap when a quarter of the requests had ended
+	HeapEndMiB      float64        `json:"heap_end_mib"` // live heap when all had, before the summary
+	FolderMiB       float64        `json:"folder_mib"`
+	TPOTMedianMS    metrics.Millis `json:"tpot_p50_ms"`
+	TTFTMedianMS    metrics.Millis `json:"ttft_p50_ms"`
+	InFlightMean    float64        `json:"in_flight_mean"`
+	CachedPercent   float64        `json:"cached_percent"`
 }
 
 func run(ctx context.Context, f flags) (*Report, error) {
@@ -164,7 +164,7 @@ func run(ctx context.Context, f flags) (*Report, error) {
 		began = time.Now()
 		s := col.Summary()
 		rep.SummaryS = time.Since(began).Seconds()
-		rep.TPOTMedianMS, rep.TTFTMedianMS, rep.InFlightMean = float64(s.TPOT.Median), float64(s.TTFT.Median), s.InFlight.Mean
+		rep.TPOTMedianMS, rep.TTFTMedianMS, rep.InFlightMean = s.TPOT.Median, s.TTFT.Median, s.InFlight.Mean
 		sum = s
 	}
 	if store != nil {

@@ -64,7 +64,7 @@ type Limit struct {
 // A Miss is a limit that was not met.
 type Miss struct {
 	What     string  // such as "TTFT p99"
-	Measured float64 // NaN if the quantile falls among the failures
+	Measured float64 // +Inf if the quantile falls among the failures
 	Limit    float64
 	Unit     string // such as "ms"
 	text     string

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -33,7 +34,7 @@ func TestQuantileIsNumpys(t *testing.T) {
 }
 
 func TestQuantileWithFailures(t *testing.T) {
-	nan := math.NaN()
+	nan, inf := math.NaN(), math.Inf(1)
 	four := []float64{1, 2, 3, 4}
 	for _, c := range []struct {
 		name   string
@@ -44,16 +45,18 @@ func TestQuantileWithFailures(t *testing.T) {
 	}{
 		{"below the failures", four, 1, 0.70, 3.8}, // np.percentile([1,2,3,4,np.inf], 70)
 		{"exactly the last value", four, 1, 0.75, 4},
-		{"between the last value and a failure", four, 1, 0.76, nan},
-		{"the largest", four, 1, 1, nan},
+		{"between the last value and a failure", four, 1, 0.76, inf}, // np.percentile([1,2,3,4,np.inf], 76),
+		{"the largest", four, 1, 1, inf},
 		{"the largest without failures", four, 0, 1, 4},
-		{"only failures", nil, 3, 0.5, nan},
+		{"only failures", nil, 3, 0.5, inf},
 		{"nothing", nil, 0, 0.5, nan},
 		{"one value", []float64{7}, 0, 0.999, 7},
 	} {
 		got := quantile(c.values, c.failed, c.q)
 		if math.IsNaN(c.want) {
 			require.True(t, math.IsNaN(got), "%s: %v", c.name, got)
+		} else if math.IsInf(c.want, 1) {
+			require.Equal(t, c.want, got, c.name)
 		} else {
 			require.InDelta(t, c.want, got, 1e-12, c.name)
 		}
@@ -70,18 +73,43 @@ func TestDistributionQuantile(t *testing.T) {
 	require.EqualValues(t, 2.5, got)
 	got, err = d.Quantile(0.999)
 	require.NoError(t, err)
-	require.False(t, got.Valid())
+	require.True(t, math.IsInf(float64(got), 1), "above any limit: %v", got)
+	got, err = d.Quantile(1)
+	require.NoError(t, err)
+	require.Greater(t, float64(got), 1e300)
+	got, err = newDistribution(nil, 0, nil).Quantile(0.5)
+	require.NoError(t, err)
+	require.True(t, math.IsNaN(float64(got)), "nothing was measured")
 	_, err = d.Quantile(0.97)
 	require.EqualError(t, err, "quantile 0.97 was not computed: the summary has 0.5, 0.9, 0.999 and 1; use WithPercentiles")
 }
 
 func TestMillisJSON(t *testing.T) {
-	b, err := json.Marshal([]Millis{1.5, Millis(math.NaN()), Millis(math.Inf(1))})
+	in := []Millis{1.5, Millis(math.NaN()), Millis(math.Inf(1)), 0, -2.25, 1e300}
+	b, err := json.Marshal(in)
 	require.NoError(t, err)
-	require.Equal(t, "[1.5,null,null]", string(b))
+	require.Equal(t, `[1.5,null,"inf",0,-2.25,1e+300]`, string(b))
 	var back []Millis
 	require.NoError(t, json.Unmarshal(b, &back))
-	require.EqualValues(t, 1.5, back[0])
-	require.False(t, back[1].Valid())
-	require.Error(t, json.Unmarshal([]byte(`["x"]`), &back))
+	require.True(t, math.IsNaN(float64(back[1])))
+	in[1], back[1] = 0, 0
+	require.Equal(t, in, back)
+	for _, bad := range []string{`["x"]`, `["+Inf"]`, `["1"]`, `[true]`, `[{}]`} {
+		require.Error(t, json.Unmarshal([]byte(bad), &back), bad)
+	}
+}
+
+// What a stored summary says of percentiles among failures, a reader and a check get back.
+func TestFailuresSurviveJSON(t *testing.T) {
+	s := mixedRun(t, WithPercentiles(60, 95)).Summary()
+	b, err := json.Marshal(s)
+	require.NoError(t, err)
+	require.Contains(t, string(b), `{"p":95,"value_ms":"inf"}`)
+	var back Summary
+	require.NoError(t, json.Unmarshal(b, &back))
+	require.Equal(t, Millis(math.Inf(1)), back.TTFT.Percentiles[1].Value)
+	require.EqualError(t, back.Check(AtMost(TTFT, 0.95, time.Hour)), s.Check(AtMost(TTFT, 0.95, time.Hour)).Error())
+	var missed *CheckError
+	require.ErrorAs(t, back.Check(AtMost(TTFT, 0.95, time.Hour)), &missed)
+	require.True(t, math.IsInf(missed.Missed[0].Measured, 1))
 }

@@ -73,7 +73,7 @@ func (b *builder) notes() {
 	}
 	if n := len(s.TotalLatency.Percentiles); n > 0 {
 		p, all := s.TotalLatency.Percentiles[n-1], s.TotalLatency.Count+s.TotalLatency.Failed
-		if p.Value.Valid() && !math.IsInf(float64(p.Value), 0) && float64(all)*(1-p.P/100) < 1-1e-9 {
+		if p.Value.Valid() && float64(all)*(1-p.P/100) < 1-1e-9 {
 			add("p%g of %d requests rests on the largest value alone", p.P, all)
 		}
 	}
@@ -172,7 +172,7 @@ func (b *builder) sendNote(add func(format string, args ...any)) {
 	var where []string
 	compare := func(p float64, arrival, send Millis) {
 		if arrival > (1+sendTolerance)*send {
-			where = append(where, fmt.Sprintf("p%g (%s and %s ms)", p, cell(arrival, 0), cell(send, 0)))
+			where = append(where, fmt.Sprintf("p%g (%s and %s ms)", p, cell(arrival), cell(send)))
 		}
 	}
 	compare(50, b.sum.TTFT.Median, b.sum.ServerTTFT.Median)

@@ -7,7 +7,7 @@ import (
 )
 
 // SchemaVersion is the version of [Summary]'s JSON form. It changes when a field changes its meaning.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // A Summary says what a run showed. Its latencies are the strict ones of this package, from the intended
 // arrival and with failures counted; BenchServing holds the definitions of SGLang's own benchmark beside them.

@@ -100,7 +100,7 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	}
 	t.line("")
 	t.row("client", "%s; late by %s ms in the median, at most %s ms; parsing p50 %s ms; %d connections opened", verdict,
-		cell(c.Lateness.Median, 0), cell(lateness, 0), cell(c.Overhead.Median, 0), c.Opened)
+		cell(c.Lateness.Median), cell(lateness), cell(c.Overhead.Median), c.Opened)
 	for _, r := range c.Reasons {
 		t.row("", "%s", r)
 	}
@@ -220,28 +220,27 @@ func (t *tableWriter) latencies(s *Summary) {
 		for _, r := range rows {
 			line := fmt.Sprintf("%-14s %7d %6d", r.name, r.d.Count, r.d.Failed)
 			if from == 0 {
-				line += fmt.Sprintf(" %10s %9s", cell(r.d.Mean, 0), cell(r.d.Median, r.d.Failed))
+				line += fmt.Sprintf(" %10s %9s", cell(r.d.Mean), cell(r.d.Median))
 			}
 			for _, p := range r.d.Percentiles[min(from, len(r.d.Percentiles)):min(to, len(r.d.Percentiles))] {
-				line += fmt.Sprintf(" %9s", cell(p.Value, r.d.Failed))
+				line += fmt.Sprintf(" %9s", cell(p.Value))
 			}
 			t.line(line)
 		}
 	}
 }
 
-// cell formats a value; one that is not there is "failed" if failures can be the reason.
-func cell(m Millis, failed int) string {
+// cell formats a value: "failed" for one that falls among failures, "-" for one that is not there.
+func cell(m Millis) string {
 	switch {
-	case m.Valid() && m < 10:
-		return fmt.Sprintf("%.3f", float64(m))
-	case m.Valid():
-		return fmt.Sprintf("%.1f", float64(m))
-	case failed > 0:
+	case m.failed():
 		return "failed"
-	default:
+	case !m.Valid():
 		return "-"
+	case m < 10:
+		return fmt.Sprintf("%.3f", float64(m))
 	}
+	return fmt.Sprintf("%.1f", float64(m))
 }
 
 func rateText(r *float64) string {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -214,12 +213,9 @@ func WriteWindows(w io.Writer, ws []Window) error {
 		for _, k := range slices.Sorted(maps.Keys(x.Params)) {
 			params = append(params, fmt.Sprintf("%s=%v", strings.TrimPrefix(k, "/"), x.Params[k]))
 		}
-		ttft := fmt.Sprintf("%.1f", float64(x.TTFTMedian))
-		if math.IsNaN(float64(x.TTFTMedian)) {
-			ttft = "-"
-			if x.Arrivals > 0 {
-				ttft = "failed"
-			}
+		ttft := cell(x.TTFTMedian)
+		if x.TTFTMedian.Valid() {
+			ttft = fmt.Sprintf("%.1f", float64(x.TTFTMedian))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%.2f\t%s\t%s\t  %s\n", seconds(x.From), seconds(x.To), x.Arrivals, x.Completions,
 			x.Failures, x.OutputTokensPerS, ttft, x.InFlightMean, gauge(x.Running), gauge(x.Waiting), strings.Join(params, " "))
