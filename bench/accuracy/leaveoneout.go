@@ -81,10 +81,10 @@ func (v verdict) width() (w [3]float64) {
 func (v verdict) String() string {
 	var b strings.Builder
 	b.WriteString("each run left out in turn; errors of p50, p90, p99 in %, and what the others state\n")
-	fmt.Fprintf(&b, "%-14s %5s %7s %6s %13s | %-17s | %-17s | %-17s | stated\n", "run", "load", "prefill", "cached", "tokens", "TTFT", "TPOT", "E2E")
+	fmt.Fprintf(&b, "%-14s %5s %5s %7s %6s %13s | %-17s | %-17s | %-17s | stated\n", "run", "load", "peak", "prefill", "cached", "tokens", "TTFT", "TPOT", "E2E")
 	for _, h := range v {
 		w := h.run.Workload
-		fmt.Fprintf(&b, "%-14s %5.2f %5.0f %% %4.0f %% %7.0f + %3.0f |", h.run.Name, w.Load, 100*w.Prefill, 100*w.Cached, w.Prompt, w.Output)
+		fmt.Fprintf(&b, "%-14s %5.2f %5.2f %5.0f %% %4.0f %% %7.0f + %3.0f |", h.run.Name, w.Load, w.Peak, 100*w.Prefill, 100*w.Cached, w.Prompt, w.Output)
 		for _, e := range h.run.Errors() {
 			fmt.Fprintf(&b, " %+5.1f %+5.1f %+5.1f |", 100*e[0], 100*e[1], 100*e[2])
 		}

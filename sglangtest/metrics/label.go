@@ -142,16 +142,25 @@ func (b *builder) bound() {
 			}
 		}
 	}
-	var cached int64
-	if s.Throughput.CachedTokens != nil {
-		cached = *s.Throughput.CachedTokens
+	demands := make([]Demand, 0, s.Requests.OK)
+	for _, r := range b.rs {
+		if r.OK() {
+			d := Demand{At: r.Arrival, Prompt: r.PromptTokens, Cached: max(0, r.CachedTokens), Output: r.OutputTokens}
+			if d.Prompt <= 0 {
+				d.Prompt = r.InputLen
+			}
+			demands = append(demands, d)
+		}
 	}
-	w := v.Capacity.Workload(s.Requests.OK, s.Durations.Arrivals, s.Throughput.InputTokens, cached, s.Throughput.OutputTokens, engines)
+	w := v.Capacity.Workload(demands, engines)
 	w.Held = s.MaxConcurrency > 0 && s.InFlight.Peak >= s.MaxConcurrency
 	stated.Workload = &w
 	bound := v.Bound(w)
-	if s.Requests.Failed*100 > s.Requests.Arrived { // what they cost the engine is not in the workload
+	switch {
+	case s.Requests.Failed*100 > s.Requests.Arrived: // what they cost the engine is not in the workload
 		bound = ErrorBound{Uncovered: fmt.Sprintf("%d of %d requests failed", s.Requests.Failed, s.Requests.Arrived)}
+	case len(s.ParamChanges) > 0:
+		bound = ErrorBound{Uncovered: "run-time parameters were changed while it ran"}
 	}
 	stated.KnownError = bound.Statement()
 	if v.Caveat != "" && bound.Uncovered == "" {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A Validation is what is known of a simulation's error: the runs of real servers that were replayed in it, to none of
@@ -36,7 +37,9 @@ type Workload struct {
 	Requests int `json:"requests"` // that succeeded
 	// Load is the engine's work for the requests, by [Capacity], over the time in which they arrived: 1 is all that it can
 	// do. Above, requests queue up for as long as others arrive. [AllAtOnce] at most.
-	Load    float64 `json:"load"`
+	Load float64 `json:"load"`
+	// Peak is the load of that fifth of the time in which it was highest: arrivals that are not steady.
+	Peak    float64 `json:"peak"`
 	Prefill float64 `json:"prefill"` // share of the work that is prefill, 0 to 1
 	Cached  float64 `json:"cached"`  // share of the prompt tokens that were in the prefix cache, 0 to 1
 	Prompt  float64 `json:"prompt"`  // tokens, the mean of the requests
@@ -80,6 +83,8 @@ const (
 	likeFactor, leastSpare = 1.4, 0.1
 	// likeShare is how far the shares of prefill and of cached tokens may be apart, likeLength the ratio of mean lengths.
 	likeShare, likeLength = 0.15, 2
+	// peakParts is into how many parts the time is divided for the highest load.
+	peakParts = 5
 	// fewest is how many requests a run must have for its p99 to be more than one of them.
 	fewest = 100
 	// margin is by how much a bound exceeds the largest error that was seen: the next run may be worse than a few others.
@@ -94,8 +99,8 @@ const (
 var LeastError = [3]float64{0.08, 0.04, 0.04}
 
 // Bound returns how far the figures of a run with such a workload may be off, by the measured runs that it is like: those
-// whose spare capacity, 1 − load (at least 0.1; of loads of 1 and more, the load), is 1.4 times its own or 1/1.4 at the most,
-// whose shares of prefill and of cached tokens are within 0.15 and whose mean lengths within a factor of 2.
+// whose spare capacity, 1 − load (at least 0.1; of loads of 1 and more, the load), and whose ratio of peak to mean load are 1.4 times
+// its own or 1/1.4 at the most, whose shares of prefill and of cached tokens are within 0.15 and whose mean lengths within a factor of 2.
 //
 // The bound is 1.25 times the largest error of these runs, one for p50 and p90, one for p99. The error of a run that had more
 // capacity to spare is taken as larger by that ratio, and none as less than [LeastError]. If there is only one such run, nothing
@@ -173,6 +178,8 @@ func (w Workload) differences(measured Workload) (d []string) {
 		add("%s (there: %s)", how[w.Held], how[measured.Held])
 	} else if !w.Held && (w.Load >= 1 != (measured.Load >= 1) || apart(strain(w.Load), strain(measured.Load), likeFactor)) {
 		add("load %s (there %s)", loadText(w.Load), loadText(measured.Load))
+	} else if !w.Held && apart(w.Peak/w.Load, measured.Peak/measured.Load, likeFactor) {
+		add("a load that rises to %.1f times its mean (there %.1f)", w.Peak/w.Load, measured.Peak/measured.Load)
 	}
 	if math.Abs(w.Prefill-measured.Prefill) > likeShare {
 		add("prefill %.0f %% of the work (there %.0f %%)", 100*w.Prefill, 100*measured.Prefill)
@@ -207,27 +214,50 @@ func loadText(load float64) string {
 	return fmt.Sprintf("%.2f", load)
 }
 
-// Workload returns what requests are like that arrived in a time of span seconds between the first and the last. prompt,
-// cached and output are the tokens of all of them; engines is the number of equal engines that shared them.
-func (c Capacity) Workload(requests int, span float64, prompt, cached, output int64, engines int) Workload {
-	w := Workload{Requests: requests, Load: AllAtOnce}
-	if requests == 0 {
+// A Demand is what one request asks of an engine.
+type Demand struct {
+	At                     time.Duration // of its arrival
+	Prompt, Cached, Output int           // tokens; Cached of the prompt's were in the prefix cache
+}
+
+// Workload returns what requests are like that a number of equal engines share.
+func (c Capacity) Workload(requests []Demand, engines int) Workload {
+	w := Workload{Requests: len(requests), Load: AllAtOnce, Peak: AllAtOnce}
+	if len(requests) == 0 {
 		return w
 	}
-	n := float64(requests)
-	w.Prompt, w.Output = float64(prompt)/n, float64(output)/n
+	first, last := requests[0].At, requests[0].At
+	var prompt, cached, output, prefill, work float64
+	cost := func(d Demand) (prefill, decode float64) {
+		context := float64(d.Prompt) + float64(d.Output)/2 // in the mean of its output tokens
+		return float64(d.Prompt-d.Cached) * c.PrefillTokenMS, float64(d.Output) * (c.DecodeTokenMS + context*c.DecodeContextMS)
+	}
+	for _, d := range requests {
+		first, last = min(first, d.At), max(last, d.At)
+		prompt, cached, output = prompt+float64(d.Prompt), cached+float64(d.Cached), output+float64(d.Output)
+		p, dec := cost(d)
+		prefill, work = prefill+p, work+p+dec
+	}
+	n := float64(len(requests))
+	w.Prompt, w.Output = prompt/n, output/n
 	if prompt > 0 {
-		w.Cached = float64(cached) / float64(prompt)
+		w.Cached = cached / prompt
 	}
-	prefill := float64(prompt-cached) * c.PrefillTokenMS
-	decode := float64(output) * (c.DecodeTokenMS + (w.Prompt+w.Output/2)*c.DecodeContextMS)
-	if prefill+decode <= 0 {
+	if work <= 0 {
 		return w
 	}
-	w.Prefill = prefill / (prefill + decode)
-	if n > 1 && span > 0 { // n arrivals are n − 1 intervals
-		w.Load = min(AllAtOnce, (prefill+decode)/float64(max(engines, 1))*(n-1)/n/(span*1e3))
+	w.Prefill = prefill / work
+	span := float64(last-first) / 1e6 * float64(max(engines, 1))
+	if span <= 0 {
+		return w
 	}
+	w.Load = min(AllAtOnce, work*(n-1)/n/span) // n arrivals are n - 1 intervals
+	var parts [peakParts]float64
+	for _, d := range requests {
+		p, dec := cost(d)
+		parts[min(int(float64(d.At-first)/float64(last-first)*peakParts), peakParts-1)] += p + dec
+	}
+	w.Peak = min(AllAtOnce, slices.Max(parts[:])*peakParts/span)
 	return w
 }
 

@@ -11,21 +11,38 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Work by hand: 9 intervals of 1 s, 10 prompts of 100 tokens of which 50 are cached, 20 tokens each.
+// Work by hand: ten requests, one a second, of 100 prompt tokens, half of them cached, and 20 output tokens.
 func TestWorkloadByHand(t *testing.T) {
 	c := Capacity{PrefillTokenMS: 0.2, DecodeTokenMS: 0.3, DecodeContextMS: 0.01}
-	w := c.Workload(10, 9, 1000, 500, 200, 1)
-	// prefill 500 · 0.2 = 100 ms; decode 200 · (0.3 + 110 · 0.01) = 280 ms; 9 of 10 requests in 9,000 ms
-	require.InDelta(t, 380*0.9/9000, w.Load, 1e-12)
-	require.InDelta(t, 100.0/380, w.Prefill, 1e-12)
+	var d []Demand
+	for i := range 10 {
+		d = append(d, Demand{At: time.Duration(i) * time.Second, Prompt: 100, Cached: 50, Output: 20})
+	}
+	// Of each, prefill 50 · 0.2 = 10 ms, decode 20 · (0.3 + 110 · 0.01) = 28 ms; two in each fifth of the 9 s.
+	w := c.Workload(d, 1)
+	require.InDelta(t, 38.0*9/9000, w.Load, 1e-12)
+	require.InDelta(t, 76.0/1800, w.Peak, 1e-12)
+	require.InDelta(t, 10.0/38, w.Prefill, 1e-12)
 	require.Equal(t, []float64{0.5, 100, 20}, []float64{w.Cached, w.Prompt, w.Output})
-	require.InDelta(t, w.Load/4, c.Workload(10, 9, 1000, 500, 200, 4).Load, 1e-12, "shared by 4 engines")
-	require.Equal(t, float64(AllAtOnce), c.Workload(10, 0, 1000, 500, 200, 1).Load)
-	require.Equal(t, float64(AllAtOnce), c.Workload(1, 0, 100, 0, 20, 1).Load)
-	require.Equal(t, Workload{Load: AllAtOnce}, c.Workload(0, 0, 0, 0, 0, 0))
+	require.InDelta(t, w.Load/4, c.Workload(d, 4).Load, 1e-12, "shared by 4 engines")
+	require.InDelta(t, w.Peak/4, c.Workload(d, 4).Peak, 1e-12)
+	for i := range d {
+		d[i].At = 5
+	}
+	require.Equal(t, []float64{AllAtOnce, AllAtOnce}, []float64{c.Workload(d, 1).Load, c.Workload(d, 1).Peak})
+	require.Equal(t, float64(AllAtOnce), c.Workload(d[:1], 1).Load)
+	require.Equal(t, Workload{Load: AllAtOnce, Peak: AllAtOnce}, c.Workload(nil, 1))
+
+	// A load that grows from nothing is 1.8 times its mean in its last fifth.
+	d = d[:0]
+	for i := range 1000 {
+		d = append(d, Demand{At: time.Duration(math.Sqrt(float64(i)) * 1e9), Prompt: 100, Output: 20})
+	}
+	w = c.Workload(d, 1)
+	require.InDelta(t, 1.8, w.Peak/w.Load, 0.01)
 }
 
-var typical = Workload{Requests: 500, Load: 0.5, Prefill: 0.5, Prompt: 1000, Output: 200}
+var typical = Workload{Requests: 500, Load: 0.5, Peak: 0.55, Prefill: 0.5, Prompt: 1000, Output: 200}
 
 func measured(name string, ttft99, tpot50 float64, change func(*Workload)) ValidatedRun {
 	w := typical
@@ -54,12 +71,12 @@ func TestBoundOfRunsThatAreLike(t *testing.T) {
 			"TTFT ±25 %, TPOT ±8 %, total latency ±5 %, by the only measured run like this one (a)",
 		},
 		"errors grow with the load": { // spare 0.7 beside 0.5: 1.4 times
-			[]ValidatedRun{measured("a", -0.2, 0.06, func(w *Workload) { w.Load = 0.3 })},
+			[]ValidatedRun{measured("a", -0.2, 0.06, func(w *Workload) { w.Load, w.Peak = 0.3, 0.3 })},
 			[3]float64{0.35, 0.35, 0.35}, [3]float64{0.105, 0.105, 0.105}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
 			"TTFT ±35 %, TPOT ±11 %, total latency ±5 %, by the only measured run like this one (a)",
 		},
 		"and are not taken as smaller below": {
-			[]ValidatedRun{measured("a", -0.2, 0.06, func(w *Workload) { w.Load = 0.6 })},
+			[]ValidatedRun{measured("a", -0.2, 0.06, func(w *Workload) { w.Load, w.Peak = 0.6, 0.6 })},
 			[3]float64{0.25, 0.25, 0.25}, [3]float64{0.075, 0.075, 0.075}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
 			"TTFT ±25 %, TPOT ±8 %, total latency ±5 %, by the only measured run like this one (a)",
 		},
@@ -102,20 +119,21 @@ func TestBoundOfRunsThatAreLike(t *testing.T) {
 }
 
 func TestWorkloadsThatNoRunCovers(t *testing.T) {
-	v := &Validation{Runs: []ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.2, 0.06, func(w *Workload) { w.Load = 0.7 })}}
+	v := &Validation{Runs: []ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.2, 0.06, func(w *Workload) { w.Load, w.Peak = 0.7, 0.7 })}}
 	for want, change := range map[string]func(*Workload){
-		"it differs from b, the most similar, in load 1.20 (there 0.70)":                          func(w *Workload) { w.Load = 1.2 },
-		"it differs from b, the most similar, in load 0.80 (there 0.70)":                          func(w *Workload) { w.Load = 0.8 },
-		"it differs from a, the most similar, in load 0.10 (there 0.50)":                          func(w *Workload) { w.Load = 0.1 },
-		"it differs from b, the most similar, in load all at once (there 0.70)":                   func(w *Workload) { w.Load = AllAtOnce },
-		"it differs from a, the most similar, in prefill 95 % of the work (there 50 %)":           func(w *Workload) { w.Prefill = 0.95 },
-		"it differs from a, the most similar, in 20 % of the prompt tokens cached (there 0 %)":    func(w *Workload) { w.Cached = 0.2 },
-		"it differs from a, the most similar, in prompts of 2100 tokens in the mean (there 1000)": func(w *Workload) { w.Prompt = 2100 },
-		"it differs from a, the most similar, in outputs of 90 tokens in the mean (there 200)":    func(w *Workload) { w.Output = 90 },
-		"it differs from a, the most similar, in outputs of 0 tokens in the mean (there 200)":     func(w *Workload) { w.Output = 0 },
-		"in arrivals that wait for requests in flight (there: arrivals that wait for nothing)":    func(w *Workload) { w.Held, w.Load = true, AllAtOnce },
-		"prefill 95 % of the work (there 50 %), outputs of 10 tokens in the mean (there 200)":     func(w *Workload) { w.Prefill, w.Output = 0.95, 10 },
-		"99 requests are too few to compare quantiles, want 100":                                  func(w *Workload) { w.Requests = 99 },
+		"it differs from b, the most similar, in load 1.20 (there 0.70)":                              func(w *Workload) { w.Load, w.Peak = 1.2, 1.2 },
+		"it differs from b, the most similar, in load 0.80 (there 0.70)":                              func(w *Workload) { w.Load, w.Peak = 0.8, 0.8 },
+		"it differs from a, the most similar, in load 0.10 (there 0.50)":                              func(w *Workload) { w.Load, w.Peak = 0.1, 0.1 },
+		"it differs from b, the most similar, in load all at once (there 0.70)":                       func(w *Workload) { w.Load, w.Peak = AllAtOnce, AllAtOnce },
+		"it differs from a, the most similar, in prefill 95 % of the work (there 50 %)":               func(w *Workload) { w.Prefill = 0.95 },
+		"it differs from a, the most similar, in 20 % of the prompt tokens cached (there 0 %)":        func(w *Workload) { w.Cached = 0.2 },
+		"it differs from a, the most similar, in prompts of 2100 tokens in the mean (there 1000)":     func(w *Workload) { w.Prompt = 2100 },
+		"it differs from a, the most similar, in outputs of 90 tokens in the mean (there 200)":        func(w *Workload) { w.Output = 90 },
+		"it differs from a, the most similar, in outputs of 0 tokens in the mean (there 200)":         func(w *Workload) { w.Output = 0 },
+		"in arrivals that wait for requests in flight (there: arrivals that wait for nothing)":        func(w *Workload) { w.Held, w.Load, w.Peak = true, AllAtOnce, AllAtOnce },
+		"prefill 95 % of the work (there 50 %), outputs of 10 tokens in the mean (there 200)":         func(w *Workload) { w.Prefill, w.Output = 0.95, 10 },
+		"it differs from a, the most similar, in a load that rises to 1.8 times its mean (there 1.1)": func(w *Workload) { w.Peak = 0.9 },
+		"99 requests are too few to compare quantiles, want 100":                                      func(w *Workload) { w.Requests = 99 },
 	} {
 		w := typical
 		change(&w)
@@ -128,9 +146,9 @@ func TestWorkloadsThatNoRunCovers(t *testing.T) {
 
 	near := func(a, b float64) bool {
 		x := typical
-		x.Load = b
+		x.Load, x.Peak = b, b
 		w := typical
-		w.Load = a
+		w.Load, w.Peak = a, a
 		return len(w.differences(x)) == 0
 	}
 	require.True(t, near(0.92, 0.99), "no load is told from another that near to capacity")
@@ -141,7 +159,7 @@ func TestWorkloadsThatNoRunCovers(t *testing.T) {
 }
 
 func TestValidationNamesWhatWasNotMeasured(t *testing.T) {
-	v := &Validation{Runs: []ValidatedRun{measured("a", 0, 0, nil), measured("a", 0, 0, nil), measured("b", 0, 0, func(w *Workload) { w.Cached, w.Load = 0.8, 0.9 })}}
+	v := &Validation{Runs: []ValidatedRun{measured("a", 0, 0, nil), measured("a", 0, 0, nil), measured("b", 0, 0, func(w *Workload) { w.Cached, w.Load, w.Peak = 0.8, 0.9, 0.9 })}}
 	require.Equal(t, "by kind of workload, from 2 measured runs (a, b) with load 0.50 to 0.90 of capacity, prefill 50 to 50 % of the work, "+
 		"mean lengths of 1000 to 1000 and 200 to 200 tokens, cached prompt tokens: 80 % in b; not measured: closed loops, mostly prefill (above 80 % of the work), "+
 		"mostly decode (above 80 %), prompts partly in the prefix cache (20 to 70 % of the tokens)", v.String())
@@ -151,7 +169,7 @@ func TestValidationNamesWhatWasNotMeasured(t *testing.T) {
 // A run of 200 requests, 10 s, that is like the measured one, and what makes it unlike.
 func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 	v := Validation{Capacity: Capacity{PrefillTokenMS: 0.025, DecodeTokenMS: 0.04, DecodeContextMS: 4e-5}, Runs: []ValidatedRun{measured("a", -0.2, 0.06, nil)}}
-	run := func(v Validation, info load.Info, edit func(*load.Result)) *Summary {
+	run := func(v Validation, info load.Info, edit func(*load.Result), events ...Event) *Summary {
 		c, err := NewCollector(WithSimulation(Simulation{Profile: "h100", KnownError: "general", Validation: &v}))
 		require.NoError(t, err)
 		require.NoError(t, c.Begin(context.Background(), info))
@@ -163,6 +181,9 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 			edit(&r)
 			c.Arrived(&load.Request{ID: i, Arrival: at})
 			c.Record(&r)
+		}
+		for _, e := range events {
+			c.Event(e)
 		}
 		require.NoError(t, c.End(context.Background()))
 		s := c.Summary()
@@ -183,6 +204,13 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 			r.Outcome = load.OutcomeAbort
 		}
 	}).Simulation.KnownError, "not covered by any measured run: 3 of 200 requests failed")
+	limit := Event{At: 5 * time.Second, Kind: KindParamUpdate, Source: "server-0", Data: map[string]any{"name": "max_running_requests", "value": 8}}
+	require.Contains(t, run(v, load.Info{}, same, limit).Simulation.KnownError, "not covered by any measured run: run-time parameters were changed")
+	ramp := func(r *load.Result) { // a hundred in 8 s, then a hundred in 2 s
+		later := time.Duration(min(r.ID, 200-r.ID)) * 30 * time.Millisecond
+		r.Arrival, r.Send, r.FirstToken, r.LastToken, r.Completion = r.Arrival+later, r.Send+later, r.FirstToken+later, r.LastToken+later, r.Completion+later
+	}
+	require.Contains(t, run(v, load.Info{}, ramp).Simulation.KnownError, "in a load that rises to 2.5 times its mean (there 1.1)")
 	four := v
 	four.Engines, four.Caveat = 4, "of single engines"
 	require.Contains(t, run(four, load.Info{}, same).Simulation.KnownError, "in load 0.14 (there 0.50)")

@@ -35,7 +35,8 @@
 //	started          the moment that offset 0 stands for; null until the run begins
 //	ended            null until the run has finished or failed
 //	simulated        null if only real engines are measured; else a list of what stood in for them, as it was
-//	                 when the run had ended: profile, calibrated (on what), known_error
+//	                 when the run had ended: profile, calibrated (on what), known_error, validation (the
+//	                 measured runs that it comes from; a summary states that of its own workload)
 //	plan             the workload (load.Plan); null until the run begins
 //	max_concurrency  cap on requests under way; 0 for none
 //	writer           the process that writes: pid, and where Linux tells them start_ticks (clock ticks from

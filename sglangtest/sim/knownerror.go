@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"time"
 
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
@@ -30,13 +29,11 @@ func CapacityOf(p Profile) metrics.Capacity {
 
 // workloadOf says what a recording is like.
 func workloadOf(c metrics.Capacity, run MeasuredRun) metrics.Workload {
-	var prompt, cached, output int64
-	first, last := time.Duration(math.MaxInt64), time.Duration(0)
-	for _, r := range run.Requests {
-		prompt, cached, output = prompt+int64(r.Prompt), cached+int64(r.Cached), output+int64(r.Output)
-		first, last = min(first, r.Sent), max(last, r.Sent)
+	demands := make([]metrics.Demand, len(run.Requests))
+	for i, r := range run.Requests {
+		demands[i] = metrics.Demand{At: r.Sent, Prompt: r.Prompt, Cached: r.Cached, Output: r.Output}
 	}
-	return c.Workload(len(run.Requests), (last - first).Seconds(), prompt, cached, output, 1)
+	return c.Workload(demands, 1)
 }
 
 // Validated returns the profile with what the replays of measured runs say of its error, in its Validation and, with the
@@ -51,7 +48,7 @@ func Validated(p Profile, c CalibrationReport, runs []ValidationReport) Profile 
 			continue
 		}
 		w := r.Workload
-		w.Load, w.Prefill, w.Cached = rounded(w.Load), rounded(w.Prefill), rounded(w.Cached)
+		w.Load, w.Peak, w.Prefill, w.Cached = rounded(w.Load), rounded(w.Peak), rounded(w.Prefill), rounded(w.Cached)
 		w.Prompt, w.Output = math.Round(w.Prompt), math.Round(w.Output)
 		relative := func(m MetricError) [3]float64 {
 			e := m.Relative()
