@@ -90,6 +90,13 @@ type Request struct {
 	Conversation string
 	// Turn is the position in the conversation, counted from 0.
 	Turn int
+
+	// What follows is for who places the request (package policy); nothing of it is sent. Zero values stand for none.
+
+	Priority int           // higher is more urgent
+	Deadline time.Duration // by which the answer should have come, an offset from the run's start
+	Tenant   string        // on whose behalf
+	Session  string        // what should go to one worker; empty: Conversation
 }
 
 // TokenID returns the token at position pos of the given stream, in the half-open range [lo, hi).

@@ -20,14 +20,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/internal/wire"
 )
 
-// A Target is one place that requests can be sent to.
-type Target struct {
-	// URL is the base URL, such as "http://127.0.0.1:30000", to which the API's path is appended. A user and password in it
-	// go into the Authorization header.
-	URL  string
-	Name string // goes into Result.Worker if the server does not name itself
-}
-
 // A Picker chooses the target of each request. It is called from many goroutines at once. It must decide at once:
 // the time it takes counts as the client's lateness.
 // An error refuses the request: its outcome is OutcomeRejected.

@@ -1,20 +1,18 @@
 package policy
 
 import (
-	"context"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-func fleet(n int) View {
-	v := View{Now: time.Second, Workers: make([]Worker, n)}
+func fleet(n int) *View {
+	v := &View{Now: time.Second, Workers: make([]Worker, n)}
 	for i := range v.Workers {
-		v.Workers[i].Healthy = true
+		v.Workers[i].Slot = i + 1
 	}
 	return v
 }
@@ -31,46 +29,46 @@ func all(t testing.TB) map[string]Policy {
 	return out
 }
 
-func picks(t testing.TB, p Policy, v View, n int) []int {
+func picks(t testing.TB, p Policy, v *View, n int) []int {
 	var got []int
 	for range n {
-		d, err := p.Pick(context.Background(), &load.Request{}, v)
+		d, err := p.Pick(&Request{}, v)
 		require.NoError(t, err)
-		require.Equal(t, Send, d.Verdict)
+		require.Equal(t, VerdictDispatch, d.Verdict)
 		got = append(got, d.Worker)
 	}
 	return got
 }
 
-func TestUnhealthyWorkersGetNothing(t *testing.T) {
+func TestWorkersThatAreNotOpenGetNothing(t *testing.T) {
 	for name, p := range all(t) {
 		t.Run(name, func(t *testing.T) {
 			v := fleet(3)
-			v.Workers[0].Healthy, v.Workers[2].Healthy = false, false
-			require.Equal(t, []int{1, 1, 1}, picks(t, p, v, 3))
-			v.Workers[1].Healthy = false
-			d, err := p.Pick(context.Background(), &load.Request{}, v)
+			v.Workers[0].State, v.Workers[2].Limit, v.Workers[2].InFlight = Down, 2, 2
+			require.Equal(t, []int{2, 2, 2}, picks(t, p, v, 3))
+			v.Workers[1].State = Draining
+			d, err := p.Pick(&Request{}, v)
 			require.NoError(t, err)
-			require.Equal(t, Reject("no healthy worker"), d)
+			require.Equal(t, Reject("no worker is open"), d)
 		})
 	}
 }
 
 func TestRoundRobin(t *testing.T) {
 	p := new(RoundRobin)
-	require.Equal(t, []int{0, 1, 2, 0}, picks(t, p, fleet(3), 4))
+	require.Equal(t, []int{1, 2, 3, 1}, picks(t, p, fleet(3), 4))
 	v := fleet(3)
-	v.Workers[1].Healthy = false
-	require.Equal(t, []int{2, 0, 2}, picks(t, p, v, 3))
-	require.Equal(t, []int{0, 1}, picks(t, p, fleet(2), 2), "the fleet has shrunk")
+	v.Workers[1].State = Gone
+	require.Equal(t, []int{3, 1, 3}, picks(t, p, v, 3))
+	require.Equal(t, []int{1, 2}, picks(t, p, fleet(2), 2), "another fleet")
 }
 
 func TestLeastOutstandingReadsItsSignal(t *testing.T) {
 	v := fleet(3)
-	v.Workers[0] = Worker{Healthy: true, InFlight: 1, Running: 5, Waiting: 5, SincePoll: 0}
-	v.Workers[1] = Worker{Healthy: true, InFlight: 2, Running: 1, Waiting: 1, SincePoll: 9}
-	v.Workers[2] = Worker{Healthy: true, InFlight: 3, Running: 1, Waiting: 2, SincePoll: 0}
-	for s, want := range map[Signal]int{Local: 0, Polled: 1, PolledPlusOwn: 2} {
+	v.Workers[0] = Worker{InFlight: 1, Load: Load{Running: 5, Waiting: 5}, Unseen: 0}
+	v.Workers[1] = Worker{InFlight: 2, Load: Load{Running: 1, Waiting: 1}, Unseen: 9}
+	v.Workers[2] = Worker{InFlight: 3, Load: Load{Running: 1, Waiting: 2}, Unseen: 0}
+	for s, want := range map[Signal]int{Local: 1, Polled: 2, PolledPlusOwn: 3} {
 		p, err := NewLeastOutstanding(s)
 		require.NoError(t, err)
 		require.Equal(t, []int{want}, picks(t, p, v, 1), s)
@@ -82,7 +80,7 @@ func TestLeastOutstandingReadsItsSignal(t *testing.T) {
 func TestLeastOutstandingTakesEqualsInTurn(t *testing.T) {
 	p, err := NewLeastOutstanding(Local)
 	require.NoError(t, err)
-	require.Equal(t, []int{0, 1, 2, 0}, picks(t, p, fleet(3), 4))
+	require.Equal(t, []int{1, 2, 3, 1}, picks(t, p, fleet(3), 4))
 }
 
 func TestRandomIsSeededAndEven(t *testing.T) {
@@ -94,7 +92,7 @@ func TestRandomIsSeededAndEven(t *testing.T) {
 	require.Equal(t, got, picks(t, b, fleet(4), 4000))
 	var counts [4]int
 	for _, i := range got {
-		counts[i]++
+		counts[i-1]++
 	}
 	for _, n := range counts {
 		require.InDelta(t, 1000, n, 4*27) // four standard deviations of a binomial count
@@ -107,52 +105,72 @@ func TestPolledEqualsShareInTurn(t *testing.T) {
 	p, err := NewLeastOutstanding(Polled)
 	require.NoError(t, err)
 	v := fleet(4)
-	v.Workers[0].Running, v.Workers[2].Waiting = 3, 1
-	require.Equal(t, []int{1, 3, 1, 3}, picks(t, p, v, 4))
+	v.Workers[0].Load.Running, v.Workers[2].Load.Waiting = 3, 1
+	require.Equal(t, []int{2, 4, 2, 4}, picks(t, p, v, 4))
 }
 
-func TestWhoReadsSamples(t *testing.T) {
+func TestNeeds(t *testing.T) {
 	for name, p := range all(t) {
-		r, ok := p.(SampleReader)
-		require.Equal(t, name == "least outstanding, polled" || name == "least outstanding, polled_plus_own", ok && r.ReadsSamples(), name)
+		require.Equal(t, Needs{Samples: name == "least outstanding, polled" || name == "least outstanding, polled_plus_own"}, NeedsOf(p), name)
 	}
 }
 
 func TestZeroPolicies(t *testing.T) {
 	for want, p := range map[string]Policy{"want Local, Polled or PolledPlusOwn": new(LeastOutstanding), "no source": new(Random)} {
-		_, err := p.Pick(context.Background(), &load.Request{}, fleet(2))
+		_, err := p.Pick(&Request{}, fleet(2))
 		require.ErrorContains(t, err, want)
 	}
 }
 
 func TestAge(t *testing.T) {
 	v := fleet(1)
-	_, ok := v.Age(0)
+	_, ok := v.Worker(1).Age(v)
 	require.False(t, ok)
-	v.Workers[0].Polled, v.Workers[0].PolledAt = true, 400*time.Millisecond
-	age, ok := v.Age(0)
+	v.Workers[0].Load = Load{Sampled: true, At: 400 * time.Millisecond}
+	age, ok := v.Worker(1).Age(v)
 	require.True(t, ok)
 	require.Equal(t, 600*time.Millisecond, age)
 }
 
 func TestPicksAllocateNothing(t *testing.T) {
 	v := fleet(64)
-	v.Workers[5].Healthy = false
-	r := &load.Request{}
+	v.Workers[5].State = Down
+	r := &Request{}
 	for name, p := range all(t) {
-		require.Zero(t, testing.AllocsPerRun(100, func() { p.Pick(context.Background(), r, v) }), name)
+		require.Zero(t, testing.AllocsPerRun(100, func() { p.Pick(r, v) }), name)
 	}
 }
 
+// onePerWorker is how a user would write least outstanding.
+type onePerWorker struct{}
+
+func (onePerWorker) Pick(_ *Request, v *View) (Decision, error) {
+	best, least := 0, 0
+	for w := range v.Open() {
+		if best == 0 || w.InFlight < least {
+			best, least = w.Slot, w.InFlight
+		}
+	}
+	return Dispatch(best), nil
+}
+
+func TestTheIteratorAllocatesNothing(t *testing.T) {
+	var p Policy = onePerWorker{}
+	v := fleet(64)
+	require.Zero(t, testing.AllocsPerRun(100, func() { p.Pick(nil, v) }))
+	v.Workers[0].InFlight, v.Workers[1].State = 1, Down
+	require.Equal(t, []int{3}, picks(t, p, v, 1))
+}
+
 func BenchmarkPick(b *testing.B) {
-	r := &load.Request{}
+	r := &Request{}
 	for name, p := range all(b) {
-		for _, n := range []int{8, 256} {
-			b.Run(name+"/"+map[int]string{8: "8", 256: "256"}[n], func(b *testing.B) {
+		for _, n := range []int{8, 256, 1000} {
+			b.Run(name+"/"+strconv.Itoa(n), func(b *testing.B) {
 				v := fleet(n)
 				b.ReportAllocs()
 				for b.Loop() {
-					p.Pick(context.Background(), r, v)
+					p.Pick(r, v)
 				}
 			})
 		}

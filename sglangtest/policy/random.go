@@ -1,14 +1,11 @@
 package policy
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
-
-	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// Random picks a healthy worker, each with the same probability. It rejects a request if there is none. The
+// Random picks an open worker, each with the same probability. It rejects a request if there is none. The
 // zero value has no source, and its Pick is an error.
 type Random struct{ rng *rand.Rand }
 
@@ -23,27 +20,27 @@ func NewRandom(src rand.Source) (*Random, error) {
 }
 
 // Pick implements [Policy].
-func (p *Random) Pick(_ context.Context, _ *load.Request, v View) (Decision, error) {
+func (p *Random) Pick(_ *Request, v *View) (Decision, error) {
 	if p.rng == nil {
 		return Decision{}, errNoSource
 	}
-	healthy := 0
+	open := 0
 	for i := range v.Workers {
-		if v.Workers[i].Healthy {
-			healthy++
+		if v.Workers[i].Open() {
+			open++
 		}
 	}
-	if healthy == 0 {
-		return noWorker(), nil
+	if open == 0 {
+		return Dispatch(0), nil
 	}
-	k := p.rng.IntN(healthy)
-	if healthy == len(v.Workers) {
-		return Dispatch(k), nil
+	k := p.rng.IntN(open)
+	if open == len(v.Workers) {
+		return Dispatch(k + 1), nil
 	}
 	for i := range v.Workers {
-		if v.Workers[i].Healthy {
+		if v.Workers[i].Open() {
 			if k == 0 {
-				return Dispatch(i), nil
+				return Dispatch(i + 1), nil
 			}
 			k--
 		}

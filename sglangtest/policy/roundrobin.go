@@ -1,26 +1,21 @@
 package policy
 
-import (
-	"context"
-
-	"github.com/sglangtest/harness/sglangtest/load"
-)
-
-// RoundRobin picks the healthy workers in turn. It rejects a request if there is none. The zero value begins with
+// RoundRobin picks the open workers in turn. It rejects a request if there is none. The zero value begins with
 // the first worker.
-type RoundRobin struct{ next int }
+type RoundRobin struct{ last int } // slot
 
 // Pick implements [Policy].
-func (p *RoundRobin) Pick(_ context.Context, _ *load.Request, v View) (Decision, error) {
+func (p *RoundRobin) Pick(_ *Request, v *View) (Decision, error) {
+	i := p.last // the index of the worker behind it
 	for range v.Workers {
-		i := p.next
 		if i >= len(v.Workers) {
 			i = 0
 		}
-		p.next = i + 1
-		if v.Workers[i].Healthy {
-			return Dispatch(i), nil
+		if v.Workers[i].Open() {
+			p.last = i + 1
+			return Dispatch(p.last), nil
 		}
+		i++
 	}
-	return noWorker(), nil
+	return Dispatch(0), nil
 }

@@ -81,12 +81,12 @@ func TestArrivalsAreReportedWithoutAPlace(t *testing.T) {
 
 func TestAPolicyMayDispatchOneRequestPerPoll(t *testing.T) {
 	var polled time.Duration = -1
-	pol := pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
-		if at := v.Workers[0].PolledAt; at > polled {
+	pol := pickFunc(func(_ *policy.Request, v *policy.View) policy.Decision {
+		if at := v.Workers[0].Load.At; v.Workers[0].Load.Sampled && at > polled {
 			polled = at
-			return policy.Dispatch(0)
+			return policy.Dispatch(1)
 		}
-		return policy.Hold()
+		return policy.Hold(policy.Wake{On: policy.Sample})
 	})
 	var src requests
 	for i := range 8 {
@@ -96,12 +96,12 @@ func TestAPolicyMayDispatchOneRequestPerPoll(t *testing.T) {
 	require.Equal(t, 7*time.Second, rs[7].Send)
 
 	polled = -1
-	pol2 := pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
-		if at := v.Workers[0].PolledAt; at > polled {
+	pol2 := pickFunc(func(_ *policy.Request, v *policy.View) policy.Decision {
+		if at := v.Workers[0].Load.At; v.Workers[0].Load.Sampled && at > polled {
 			polled = at
 			return policy.Reject("one at a time")
 		}
-		return policy.Hold()
+		return policy.Hold(policy.Wake{On: policy.Sample})
 	})
 	require.Equal(t, 7*time.Second, results(play(t, src, pol2, Equal(1, steady()), WithPolling(time.Second)))[7].Completion)
 }
@@ -178,7 +178,7 @@ func TestActionsThatAreNotDoneAreNoted(t *testing.T) {
 	require.Len(t, events, 2)
 	require.Equal(t, metrics.Event{At: 10 * ms, Kind: KindActionNotDone, Source: "server-1", Data: map[string]any{"planned_ns": int64(time.Hour)}}, events[1])
 
-	col, _ = failing(t, requests{ask(0, 0, 10, 1)}, pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Decision{} }),
+	col, _ = failing(t, requests{ask(0, 0, 10, 1)}, pickFunc(func(*policy.Request, *policy.View) policy.Decision { return policy.Decision{} }),
 		Equal(1, steady()), WithAction(5*ms, 0, Kill()))
 	require.Equal(t, KindActionNotDone, col.Events()[0].Kind)
 }
@@ -206,17 +206,17 @@ func TestQuietDecodeOfTheConfigChangesNothing(t *testing.T) {
 }
 
 // BenchmarkHeld holds 20,000 requests back and sends them one after another: each end has the policy asked
-// for all that are left, which makes 200 million picks.
+// about the next one.
 func BenchmarkHeld(b *testing.B) {
 	src := make(requests, 20_000)
 	for i := range src {
 		src[i] = ask(i, time.Duration(i)*time.Microsecond, 10, 1)
 	}
-	pol := pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
+	pol := pickFunc(func(_ *policy.Request, v *policy.View) policy.Decision {
 		if v.Workers[0].InFlight < 64 {
-			return policy.Dispatch(0)
+			return policy.Dispatch(1)
 		}
-		return policy.HoldUntil(v.Now + time.Hour)
+		return policy.Hold(policy.Wake{On: policy.Freed, At: v.Now + time.Hour})
 	})
 	for b.Loop() {
 		play(b, src, pol, Equal(1, steady()))

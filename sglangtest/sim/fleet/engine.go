@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/policy"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
@@ -19,6 +20,8 @@ type Engine struct {
 	Config sim.EngineConfig
 	// Speed divides the profile's step times: 0.5 is an engine that takes twice as long. 0 stands for 1.
 	Speed float64
+	// Limit is how many requests the dispatcher lets be in flight on it; more wait before it. 0: any number.
+	Limit int
 }
 
 // Equal returns n engines of one profile.
@@ -50,6 +53,9 @@ func normalise(engines []Engine) ([]Engine, error) {
 			fault("name %q is that of engine %d: want names that differ", e.Name, first)
 		}
 		names[e.Name] = i
+		if e.Limit < 0 {
+			fault("limit %d: want ≥ 0", e.Limit)
+		}
 		e.Speed = e.speed()
 		if !(e.Speed > 0) || math.IsInf(e.Speed, 0) {
 			fault("speed %v: want a finite number above 0", e.Speed)
@@ -117,8 +123,10 @@ type worker struct {
 	log    stepLog        // of the loop
 
 	tokenTimes bool
-	first      *flight // the flights dispatched to it, in that order
-	last       *flight
+	chunks     bool    // the policy is told of each token
+	flights    flights // dispatched to it, in that order
+	known      int     // starts that the router has noticed
+	starts     int
 }
 
 // An arrival is a request on its way to the scheduler.
@@ -134,17 +142,18 @@ type delivery struct {
 	// An end has a finish, or the message of an error that came in its place; a first token has neither.
 	finish  *sim.Finish
 	refusal string
+	tokens  int // that came, if the policy is told of each
 }
 
-func newWorker(index int, e Engine, tokenTimes bool) (*worker, error) {
-	w := &worker{Engine: e, index: index, tokenTimes: tokenTimes}
+func newWorker(index int, e Engine, tokenTimes, chunks bool) (*worker, error) {
+	w := &worker{Engine: e, index: index, tokenTimes: tokenTimes, chunks: chunks}
 	return w, w.start()
 }
 
 // start brings up an idle engine with the limit and the speed of its configuration.
 func (w *worker) start() error {
 	cfg := w.Config
-	cfg.QuietDecode = true
+	cfg.QuietDecode = !w.chunks
 	e, err := sim.NewEngine(cfg)
 	if err != nil {
 		return err
@@ -157,8 +166,18 @@ func (w *worker) start() error {
 	p.Model = &w.pace
 	w.loop = sim.NewLoop(e, p)
 	w.log = newStepLog(w.tokenTimes)
+	w.starts++
 	w.up, w.limit = true, e.Config().MaxRunningRequests
 	return nil
+}
+
+// slot is the worker's place in the dispatcher.
+func (w *worker) slot() int { return w.index + 1 }
+
+// facts are what the router knows of the worker without asking it for its load.
+func (w *worker) facts() policy.Facts {
+	return policy.Facts{MaxRunning: w.limit, KVTokens: w.loop.Engine.Config().MaxTotalTokens, Speed: w.Speed,
+		Ingest: w.Profile.Ingest, IngestToken: w.Profile.IngestToken}
 }
 
 // never is the time of an event that does not come.
@@ -188,28 +207,4 @@ func (w *worker) expect(a arrival) {
 	for i := len(q) - 1; i > 0 && q[i].at < q[i-1].at; i-- {
 		q[i], q[i-1] = q[i-1], q[i]
 	}
-}
-
-func (w *worker) link(f *flight) {
-	f.worker, f.prev, f.nextFlight = w, w.last, nil
-	if w.last != nil {
-		w.last.nextFlight = f
-	} else {
-		w.first = f
-	}
-	w.last = f
-}
-
-func (w *worker) unlink(f *flight) {
-	if f.prev != nil {
-		f.prev.nextFlight = f.nextFlight
-	} else {
-		w.first = f.nextFlight
-	}
-	if f.nextFlight != nil {
-		f.nextFlight.prev = f.prev
-	} else {
-		w.last = f.prev
-	}
-	f.prev, f.nextFlight = nil, nil
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/dispatch"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
@@ -16,15 +17,58 @@ type flight struct {
 
 	request sim.Request
 	load    load.Request
-	prompt  int // tokens of the prompt by the server's count
+	ticket  dispatch.Ticket
 	due     time.Duration
-	hold    time.Duration // until when the policy holds it at the latest; 0: until an event
 
-	seen       bool // the client has its first token
-	ended      bool // it has been recorded
-	worker     *worker
-	prev       *flight // in worker's list
-	nextFlight *flight
+	ended      bool    // it has been recorded, or is tried again as another flight
+	worker     *worker // nil until it was dispatched
+	prev, next *flight // in a flights
+}
+
+func newFlight(r load.Request) *flight {
+	f := &flight{load: r}
+	f.ticket.Request.PromptTokens = r.Prompt.CountTokens()
+	f.own()
+	return f
+}
+
+// own makes the ticket that of f.
+func (f *flight) own() { f.ticket.Owner, f.ticket.Request.Request = f, &f.load }
+
+// prompt returns the tokens of the prompt by the server's count.
+func (f *flight) prompt() int { return f.ticket.Request.PromptTokens }
+
+// flights is a list of flights, each of which is in one at most.
+type flights struct{ first, last *flight }
+
+func (l *flights) push(f *flight) {
+	if f.prev = l.last; f.prev != nil {
+		f.prev.next = f
+	} else {
+		l.first = f
+	}
+	l.last = f
+}
+
+func (l *flights) remove(f *flight) {
+	if f.prev != nil {
+		f.prev.next = f.next
+	} else {
+		l.first = f.next
+	}
+	if f.next != nil {
+		f.next.prev = f.prev
+	} else {
+		l.last = f.prev
+	}
+	f.prev, f.next = nil, nil
+}
+
+func (l *flights) all() (fs []*flight) {
+	for f := l.first; f != nil; f = f.next {
+		fs = append(fs, f)
+	}
+	return fs
 }
 
 // prefilled notes a token that a prefill made, when its result has been processed and the log is up to date.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sglangtest/harness/sglangtest/dispatch"
 )
 
 type config struct {
@@ -13,8 +15,10 @@ type config struct {
 	timeout time.Duration // 0: none
 	noTimes bool
 	actions []planned
-	report  func()
-	every   int
+
+	dispatch []dispatch.Option
+	report   func()
+	every    int
 }
 
 // An Option changes [Run].
@@ -22,8 +26,8 @@ type Option func(*config) error
 
 // WithPolling makes the router ask every engine for its load and its health at all multiples of interval, > 0. The policy
 // sees the last answers, at their age, and an engine that is down counts as healthy until then. Default: the router
-// never asks. There are no polled loads then, and all engines count as healthy for the whole run; a policy that says
-// that it decides by them (policy.SampleReader) is refused.
+// never asks. There are no polled loads then, and all engines count as healthy for the whole run; a policy that needs
+// samples (policy.Needs) is refused.
 //
 // An answer is the exact state of the scheduler at that moment and comes at once. SGLang answers with a snapshot that its
 // scheduler renews at each prefill, when it is idle, and every 15 decode steps (--load-snapshot-publish-interval), so the
@@ -104,4 +108,10 @@ func WithProgress(n int, f func()) Option {
 		}
 		return nil
 	}
+}
+
+// WithDispatch configures the dispatcher between the workload and the engines: a batching strategy, limits, retries, a
+// predictor. It may be given more than once. Default: none of these.
+func WithDispatch(opts ...dispatch.Option) Option {
+	return func(c *config) error { c.dispatch = append(c.dispatch, opts...); return nil }
 }

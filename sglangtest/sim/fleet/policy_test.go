@@ -14,9 +14,9 @@ import (
 )
 
 // pickFunc is a policy that is a function.
-type pickFunc func(r *load.Request, v policy.View) policy.Decision
+type pickFunc func(r *policy.Request, v *policy.View) policy.Decision
 
-func (f pickFunc) Pick(_ context.Context, r *load.Request, v policy.View) (policy.Decision, error) {
+func (f pickFunc) Pick(r *policy.Request, v *policy.View) (policy.Decision, error) {
 	return f(r, v), nil
 }
 
@@ -25,19 +25,19 @@ func TestViewOfThePolicy(t *testing.T) {
 	p.Ingest, p.Egress = 1*ms, 2*ms
 	src := requests{ask(0, 0, 100, 3), ask(1, 5*ms, 50, 1), ask(2, 14*ms, 10, 1), ask(3, 33*ms, 10, 1), ask(4, 34*ms, 10, 1), ask(5, 74*ms, 10, 1)}
 	var views []policy.Worker
-	play(t, src, pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
+	play(t, src, pickFunc(func(_ *policy.Request, v *policy.View) policy.Decision {
 		views = append(views, v.Workers[0])
-		return policy.Dispatch(0)
+		return policy.Dispatch(1)
 	}), Equal(1, p), WithPolling(20*ms))
 	// Request 0 runs from 1 ms; its tokens are seen at 13, 23 and 33 ms. Request 1 comes during its first step and
 	// runs in the third one.
-	base := policy.Worker{Name: "server-0", Healthy: true, MaxRunning: 64, KVTokens: 100_000, Speed: 1, Polled: true}
+	base := policy.Worker{Slot: 1, Name: "server-0", Facts: policy.Facts{MaxRunning: 64, KVTokens: 100_000, Speed: 1, Ingest: 1 * ms}, Load: policy.Load{Sampled: true}}
 	want := make([]policy.Worker, 6)
 	for i := range want {
 		want[i] = base
 	}
 	set := func(i, inFlight, prompt, prefill, sincePoll int) {
-		want[i].InFlight, want[i].PromptTokens, want[i].PrefillTokens, want[i].SincePoll = inFlight, prompt, prefill, sincePoll
+		want[i].InFlight, want[i].PromptTokens, want[i].PrefillTokens, want[i].Unseen = inFlight, prompt, prefill, sincePoll
 	}
 	set(0, 0, 0, 0, 0)
 	set(1, 1, 100, 100, 1)
@@ -45,12 +45,12 @@ func TestViewOfThePolicy(t *testing.T) {
 	for i := range 3 {
 		require.Equal(t, want[i], views[i], "request %d", i)
 	}
-	require.Equal(t, 20*ms, views[3].PolledAt)
-	require.Equal(t, []int{2, 1}, []int{views[3].Running + views[3].Waiting - 1, views[4].SincePoll}, "polled at 20 ms: 0, 1 and 2; dispatched since: 3")
-	require.Equal(t, 60*ms, views[5].PolledAt)
+	require.Equal(t, 20*ms, views[3].Load.At)
+	require.Equal(t, []int{2, 1}, []int{views[3].Load.Running + views[3].Load.Waiting - 1, views[4].Unseen}, "polled at 20 ms: 0, 1 and 2; dispatched since: 3")
+	require.Equal(t, 60*ms, views[5].Load.At)
 	require.Zero(t, views[5].InFlight)
 	require.Zero(t, views[5].PrefillTokens)
-	require.Zero(t, views[5].SincePoll)
+	require.Zero(t, views[5].Unseen)
 }
 
 // observer notes the feedback that it gets.
@@ -64,10 +64,10 @@ func (o *observer) note(at time.Duration, what string) {
 	o.log, o.at = append(o.log, what), append(o.at, at)
 }
 
-func (o *observer) Dispatched(now time.Duration, _ *load.Request, _ int) { o.note(now, "dispatched") }
-func (o *observer) FirstToken(now time.Duration, _ *load.Request, _ int) { o.note(now, "first token") }
-func (o *observer) Done(now time.Duration, _ *load.Request, res *load.Result, _ int) {
-	o.note(now, string(res.Outcome))
+func (o *observer) Dispatched(_ *policy.Request, f policy.Feedback) { o.note(f.Now, "dispatched") }
+func (o *observer) FirstToken(_ *policy.Request, f policy.Feedback) { o.note(f.Now, "first token") }
+func (o *observer) Done(_ *policy.Request, f policy.Feedback, res *load.Result) {
+	o.note(f.Now, string(res.Outcome))
 }
 
 func TestFeedback(t *testing.T) {
@@ -81,11 +81,11 @@ func TestFeedback(t *testing.T) {
 
 func TestHeldRequestsWaitForAnEnd(t *testing.T) {
 	src := requests{ask(0, 0, 10, 3), ask(1, 1*ms, 10, 1), ask(2, 2*ms, 10, 1)}
-	rs := results(play(t, src, pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
+	rs := results(play(t, src, pickFunc(func(_ *policy.Request, v *policy.View) policy.Decision {
 		if v.Workers[0].InFlight > 0 {
-			return policy.Hold()
+			return policy.Hold(policy.Wake{On: policy.Freed})
 		}
-		return policy.Dispatch(0)
+		return policy.Dispatch(1)
 	}), Equal(1, steady())))
 	require.Equal(t, []time.Duration{0, 30 * ms, 40 * ms}, []time.Duration{rs[0].Send, rs[1].Send, rs[2].Send})
 	require.Equal(t, 38*ms, rs[2].QueueTime())
@@ -93,17 +93,19 @@ func TestHeldRequestsWaitForAnEnd(t *testing.T) {
 }
 
 func TestHeldRequestsWaitForATime(t *testing.T) {
-	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(r *load.Request, v policy.View) policy.Decision {
+	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(r *policy.Request, v *policy.View) policy.Decision {
 		if v.Now < 50*ms {
-			return policy.HoldUntil(v.Now + 20*ms)
+			return policy.Hold(policy.Wake{At: v.Now + 20*ms})
 		}
-		return policy.Dispatch(0)
+		return policy.Dispatch(1)
 	}), Equal(1, steady())))
 	require.Equal(t, 63*ms, rs[0].Send)
 }
 
 func TestAHoldWithoutEndIsAFault(t *testing.T) {
-	hold := pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Hold() })
+	hold := pickFunc(func(*policy.Request, *policy.View) policy.Decision {
+		return policy.Hold(policy.Wake{On: policy.Arrival | policy.Freed | policy.Sample | policy.Fleet})
+	})
 	for name, opts := range map[string][]Option{"no polls": nil, "polls": {WithPolling(time.Second)}, "samples": {WithSamples(time.Second)}, "both": {WithSamples(7 * ms), WithPolling(time.Second)}, "a full house": {WithMaxConcurrency(1)}} {
 		t.Run(name, func(t *testing.T) {
 			col, err := metrics.NewCollector()
@@ -121,7 +123,7 @@ func TestAPolicyThatReadsSamplesNeedsPolling(t *testing.T) {
 		pol, err := policy.NewLeastOutstanding(signal)
 		require.NoError(t, err)
 		_, err = Run(context.Background(), requests{}, pol, Equal(2, steady()), nil)
-		require.ErrorContains(t, err, "add WithPolling")
+		require.ErrorContains(t, err, "WithPolling")
 		play(t, requests{}, pol, Equal(2, steady()), WithPolling(time.Second))
 	}
 	pol, err := policy.NewLeastOutstanding(policy.Local)
@@ -130,7 +132,7 @@ func TestAPolicyThatReadsSamplesNeedsPolling(t *testing.T) {
 }
 
 func TestReject(t *testing.T) {
-	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(*load.Request, policy.View) policy.Decision {
+	rs := results(play(t, requests{ask(0, 3*ms, 10, 1)}, pickFunc(func(*policy.Request, *policy.View) policy.Decision {
 		return policy.Reject("too much to do")
 	}), Equal(1, steady())))
 	require.Equal(t, load.Result{Arrival: 3 * ms, Due: 3 * ms, Released: 3 * ms, Send: 3 * ms, Completion: 3 * ms, API: load.Generate,
@@ -141,11 +143,11 @@ func TestReject(t *testing.T) {
 // faulty is a policy that fails at its second request.
 type faulty struct{ n int }
 
-func (p *faulty) Pick(context.Context, *load.Request, policy.View) (policy.Decision, error) {
+func (p *faulty) Pick(*policy.Request, *policy.View) (policy.Decision, error) {
 	if p.n++; p.n == 2 {
 		return policy.Decision{}, errors.New("out of ideas")
 	}
-	return policy.Dispatch(0), nil
+	return policy.Dispatch(1), nil
 }
 
 func TestAFaultOfThePolicyEndsTheRun(t *testing.T) {
@@ -155,10 +157,10 @@ func TestAFaultOfThePolicyEndsTheRun(t *testing.T) {
 		want string
 	}{
 		"error":   {new(faulty), "request 1: out of ideas"},
-		"nothing": {pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Decision{} }), "make it with policy.Dispatch"},
-		"nobody":  {pickFunc(func(*load.Request, policy.View) policy.Decision { return policy.Dispatch(1) }), "of 1 workers"},
-		"too late": {pickFunc(func(_ *load.Request, v policy.View) policy.Decision {
-			return policy.Decision{Verdict: policy.Wait, Until: -1}
+		"nothing": {pickFunc(func(*policy.Request, *policy.View) policy.Decision { return policy.Decision{} }), "make it with policy.Dispatch"},
+		"nobody":  {pickFunc(func(*policy.Request, *policy.View) policy.Decision { return policy.Dispatch(2) }), "of 1 workers"},
+		"too late": {pickFunc(func(_ *policy.Request, v *policy.View) policy.Decision {
+			return policy.Hold(policy.Wake{At: v.Now})
 		}), "a later time"},
 	} {
 		t.Run(name, func(t *testing.T) {

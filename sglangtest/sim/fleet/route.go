@@ -11,98 +11,62 @@ import (
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
-// place asks the policy for a decision on f and carries it out.
+// place hands a request over to the dispatcher.
 func (s *run) place(f *flight) {
-	s.view.Now = s.now
-	d, err := s.pol.Pick(s.ctx, &f.load, s.view)
-	switch {
-	case err != nil:
-		s.held = append(s.held, f) // it has arrived and must be recorded
-		s.err = fmt.Errorf("fleet: policy: request %d: %w", f.load.ID, err)
-	case d.Verdict == policy.Send && d.Worker >= 0 && d.Worker < len(s.workers):
-		s.dispatch(f, s.workers[d.Worker])
-	case d.Verdict == policy.Wait && (d.Until == 0 || d.Until > s.now):
-		f.hold = d.Until
-		s.keep(f)
-	case d.Verdict == policy.Decline:
-		f.due = s.now
-		s.fail(f, load.OutcomeRejected, d.Reason)
-	default:
-		s.held = append(s.held, f)
-		s.err = fmt.Errorf("fleet: policy: request %d: decision %+v at %v of %d workers: make it with policy.Dispatch, Hold, HoldUntil (a later time) or Reject",
-			f.load.ID, d, s.now, len(s.workers))
-	}
+	f.due = s.now
+	s.waiting.push(f)
+	s.core.Arrive(s.now, &f.ticket)
+	s.carryOut()
 }
 
-// decide asks the policy for all that it can decide now: the requests that it holds, if something has happened, and
-// those that have a place under the cap, in order of arrival.
-func (s *run) decide() {
-	s.offerHeld()
-	for s.err == nil && s.queue.len() > 0 && (s.cfg.cap == 0 || s.live < s.cfg.cap) {
-		f := s.queue.pop()
-		s.live++
-		f.due = s.now
-		s.place(f)
-		s.offerHeld()
-	}
-}
-
-// offerHeld asks the policy again for the requests that it holds, if something has happened. What it decides can
-// make something happen, so this goes on until nothing does; each round but the last ends a request.
-func (s *run) offerHeld() {
-	for s.offer && s.err == nil {
-		s.offer = false
-		s.offerAll(func(*flight) bool { return true })
-	}
-}
-
-// offerAll asks again for the held requests that due names, in order of arrival.
-func (s *run) offerAll(due func(*flight) bool) {
-	if len(s.held) == 0 {
-		return
-	}
-	held := s.held
-	s.held, s.spare = s.spare[:0], held
-	s.timers.set(holdTimer, never)
-	for i, f := range held {
-		if s.err != nil {
-			s.held = append(s.held, held[i:]...)
+// carryOut does what the dispatcher has decided. What is done can be an event for it, so this goes on until there is
+// nothing more.
+func (s *run) carryOut() {
+	for {
+		a, ok := s.core.Next()
+		if !ok {
 			break
 		}
-		if due(f) {
-			s.place(f)
+		f := a.Ticket.Owner.(*flight)
+		s.waiting.remove(f)
+		f.due = s.now
+		if a.Verdict == policy.VerdictReject {
+			s.fail(f, load.OutcomeRejected, a.Reason)
 		} else {
-			s.keep(f)
+			s.dispatch(f, s.workers[a.Worker-1])
 		}
 	}
-	clear(held)
+	if err := s.core.Err(); err != nil && s.err == nil {
+		s.err = fmt.Errorf("fleet: %w", err)
+	}
+	at := never
+	if t, ok := s.core.Wake(); ok {
+		at = t
+	}
+	if at != s.timers.at[holdTimer] {
+		s.timers.set(holdTimer, at)
+	}
 }
 
-// keep adds f to the held requests. The timer is that of the hold that ends first.
-func (s *run) keep(f *flight) {
-	s.held = append(s.held, f)
-	if f.hold > 0 && f.hold < s.timers.at[holdTimer] {
-		s.timers.set(holdTimer, f.hold)
+// decide carries out what the dispatcher has decided and hands over the requests that have a place under the cap, in order of
+// arrival.
+func (s *run) decide() {
+	s.carryOut()
+	for s.err == nil && s.queue.len() > 0 && (s.cfg.cap == 0 || s.live < s.cfg.cap) {
+		s.live++
+		s.place(s.queue.pop())
 	}
 }
 
 // dispatch sends f to a worker.
 func (s *run) dispatch(f *flight, w *worker) {
-	f.due = s.now
-	w.link(f)
-	v := &s.view.Workers[w.index]
-	v.InFlight++
-	v.SincePoll++
-	v.PromptTokens += f.prompt
-	v.PrefillTokens += f.prompt
-	if s.dispatched != nil {
-		s.dispatched.Dispatched(s.now, &f.load, w.index)
-	}
+	f.worker = w
+	w.flights.push(f)
 	if !w.up {
 		s.fail(f, load.OutcomeRefused, "connection refused: the simulated server is down")
 		return
 	}
-	w.expect(arrival{s.now + w.Profile.Ingest + time.Duration(f.prompt)*w.Profile.IngestToken, f})
+	w.expect(arrival{s.now + w.Profile.Ingest + time.Duration(f.prompt())*w.Profile.IngestToken, f})
 	s.reschedule(w)
 	if s.cfg.timeout > 0 {
 		s.deadline.push(f)
@@ -117,16 +81,16 @@ func (s *run) admit(w *worker, f *flight) {
 	refuse := func(message string) {
 		w.going.push(delivery{at: s.now + w.Profile.Egress, flight: f, refusal: message})
 	}
-	switch total := f.prompt + f.load.OutputLen; {
-	case f.prompt >= context:
-		refuse(fmt.Sprintf("The input (%d tokens) is longer than the model's context length (%d tokens).", f.prompt, context))
+	switch total := f.prompt() + f.load.OutputLen; {
+	case f.prompt() >= context:
+		refuse(fmt.Sprintf("The input (%d tokens) is longer than the model's context length (%d tokens).", f.prompt(), context))
 		return
 	case total > context:
 		refuse(fmt.Sprintf("Requested token count exceeds the model's maximum context length of %d tokens. You requested a total of %d tokens.", context, total))
 		return
 	}
 	p := f.load.Sampling
-	f.request = sim.Request{Prompt: f.load.Prompt, InputLen: f.prompt, MaxNewTokens: f.load.OutputLen,
+	f.request = sim.Request{Prompt: f.load.Prompt, InputLen: f.prompt(), MaxNewTokens: f.load.OutputLen,
 		IgnoreEOS:    p == nil || p.IgnoreEOS == nil || *p.IgnoreEOS,
 		OutputStream: load.AnswerStream(f.load.ID), Owner: f}
 	w.loop.Add(s.now, &f.request)
@@ -139,10 +103,10 @@ func (s *run) deliver(w *worker, d delivery) {
 		return
 	}
 	if d.finish == nil && d.refusal == "" {
-		f.seen = true
-		s.view.Workers[w.index].PrefillTokens -= f.prompt
-		if s.firstToken != nil {
-			s.firstToken.FirstToken(s.now, &f.load, w.index)
+		if d.tokens > 0 {
+			s.core.Chunk(s.now, &f.ticket, d.tokens)
+		} else {
+			s.core.FirstToken(s.now, &f.ticket)
 		}
 		return
 	}
@@ -176,7 +140,7 @@ func (s *run) result(f *flight) *load.Result {
 	}
 	res.Worker, res.Sent, res.Reused, res.Streamed = f.worker.Name, true, true, true
 	res.SimulatedBy = f.worker.Profile.Name
-	res.PromptTokens, res.CachedTokens, res.Retractions = f.prompt, f.request.CachedTokens(), f.request.Retractions()
+	res.PromptTokens, res.CachedTokens, res.Retractions = f.prompt(), f.request.CachedTokens(), f.request.Retractions()
 	if e := f.worker.loop.Engine; f.tokens > 0 {
 		if n := e.Produced(&f.request) - f.tokens; n > 0 { // not reported yet
 			f.decoded(n, e.DecodeSteps())
@@ -200,25 +164,24 @@ func (s *run) fail(f *flight, o load.Outcome, message string) {
 	s.end(f, res)
 }
 
-// end records the end of f.
+// end records the end of f, unless another attempt follows.
 func (s *run) end(f *flight, res *load.Result) {
 	f.ended = true
-	s.live--
 	s.idle = 0
-	s.offer = true
-	if w := f.worker; w != nil {
-		w.unlink(f)
-		v := &s.view.Workers[w.index]
-		v.InFlight--
-		v.PromptTokens -= f.prompt
-		if !f.seen {
-			v.PrefillTokens -= f.prompt
+	if f.worker != nil {
+		f.worker.flights.remove(f)
+		if s.core.End(s.now, &f.ticket, res) && !s.abandoned {
+			again := newFlight(f.load)
+			again.ticket = f.ticket // the dispatcher knows it as the same request
+			again.own()
+			again.due = s.now
+			s.waiting.push(again)
+			s.core.Arrive(s.now, &again.ticket)
+			return
 		}
 	}
+	s.live--
 	s.rec.Record(res)
-	if f.worker != nil && s.done != nil {
-		s.done.Done(s.now, &f.load, res, f.worker.index)
-	}
 	f.before, f.stretch = nil, stretch{} // nothing of the log is needed any more
 	if s.cfg.report != nil {
 		if s.ended++; s.ended%s.cfg.every == 0 {
@@ -235,18 +198,21 @@ func (s *run) abandon(err error) error {
 	}
 	var open []*flight
 	for _, w := range s.workers {
-		for f := w.first; f != nil; f = f.nextFlight {
-			open = append(open, f)
-		}
+		open = append(open, w.flights.all()...)
 	}
-	open = append(open, s.held...)
-	open = append(open, s.queue.all()...)
+	for _, f := range s.waiting.all() {
+		s.core.Cancel(s.now, &f.ticket)
+		f.due = s.now
+		open = append(open, f)
+	}
+	for _, f := range s.queue.all() {
+		f.due = s.now
+		open = append(open, f)
+	}
 	s.live += s.queue.len()
 	slices.SortFunc(open, func(a, b *flight) int { return a.load.ID - b.load.ID })
+	s.abandoned = true
 	for _, f := range open {
-		if f.worker == nil {
-			f.due = s.now
-		}
 		s.fail(f, load.OutcomeCancelled, message)
 	}
 	return err

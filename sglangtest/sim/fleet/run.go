@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/dispatch"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/policy"
@@ -80,25 +81,22 @@ type run struct {
 	pol policy.Policy
 	rec load.Recorder
 
-	dispatched policy.DispatchObserver // pol, if it is one
-	firstToken policy.FirstTokenObserver
-	done       policy.DoneObserver
-	events     interface{ Event(metrics.Event) } // rec, if it is one
-	samples    interface{ AddSample(metrics.Sample) }
+	core    *dispatch.Core
+	events  interface{ Event(metrics.Event) } // rec, if it is one
+	samples interface{ AddSample(metrics.Sample) }
 
 	now     time.Duration
 	workers []*worker
-	view    policy.View
 	tree    tournament // of the workers' next events
 	timers  timers
 
-	queue    fifo[*flight] // arrived, without a place under the cap
-	live     int           // requests that had a place and have not ended
-	held     []*flight     // of these, by the policy, in order of arrival
-	spare    []*flight     // memory of held
-	offer    bool          // something has happened that held requests wait for
-	deadline fifo[*flight]
-	idle     int // polls since anything else happened, when all has arrived
+	queue     fifo[*flight] // arrived, without a place under the cap
+	live      int           // requests that had a place and have not ended
+	waiting   flights       // of these, in the dispatcher
+	deadline  fifo[*flight]
+	polled    []dispatch.Sample // scratch
+	idle      int               // polls since anything else happened, when all has arrived
+	abandoned bool
 
 	res   load.Result // scratch
 	err   error       // why the run cannot go on
@@ -112,13 +110,10 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 	for _, opt := range opts {
 		faults = append(faults, opt(&s.cfg))
 	}
-	if s.pol == nil {
-		faults = append(faults, errors.New("no policy: want one, such as new(policy.RoundRobin)"))
-	}
-	if p, ok := s.pol.(policy.SampleReader); ok && s.cfg.poll == 0 && p.ReadsSamples() {
-		faults = append(faults, errors.New("the policy reads load samples, but there are none: add WithPolling, or have it read local counts"))
-	}
-	engines, err := normalise(engines)
+	core, err := dispatch.New(s.pol, append(s.cfg.dispatch, dispatch.Provides(policy.Needs{Samples: s.cfg.poll > 0, Chunks: true}))...)
+	faults = append(faults, err)
+	s.core = core
+	engines, err = normalise(engines)
 	faults = append(faults, err)
 	for _, a := range s.cfg.actions {
 		if a.worker < 0 || a.worker >= len(engines) {
@@ -129,18 +124,15 @@ func (s *run) configure(engines []Engine, opts []Option) error {
 		return err
 	}
 	for i, e := range engines {
-		w, err := newWorker(i, e, !s.cfg.noTimes)
+		w, err := newWorker(i, e, !s.cfg.noTimes, core.Needs().Chunks)
 		if err != nil {
 			return err
 		}
+		w.known = w.starts
 		s.workers = append(s.workers, w)
-		s.view.Workers = append(s.view.Workers, policy.Worker{Name: e.Name, Healthy: true, Speed: e.Speed,
-			MaxRunning: w.loop.Engine.Config().MaxRunningRequests, KVTokens: w.loop.Engine.Config().MaxTotalTokens})
+		core.AddWorker(0, dispatch.Worker{Name: e.Name, Facts: w.facts(), Limit: e.Limit})
 	}
 	s.timers.plan(&s.cfg)
-	s.dispatched, _ = s.pol.(policy.DispatchObserver)
-	s.firstToken, _ = s.pol.(policy.FirstTokenObserver)
-	s.done, _ = s.pol.(policy.DoneObserver)
 	s.events, _ = s.rec.(interface{ Event(metrics.Event) })
 	s.samples, _ = s.rec.(interface{ AddSample(metrics.Sample) })
 	if s.samples == nil {
@@ -160,7 +152,7 @@ func (s *run) play(src load.Source) error {
 			s.err = cmp.Or(s.err, err)
 			break
 		}
-		f := &flight{load: req, prompt: req.Prompt.CountTokens()}
+		f := newFlight(req)
 		for s.step(req.Arrival) {
 		}
 		if s.err != nil && req.Arrival > s.now {
@@ -207,12 +199,12 @@ func (s *run) stuck() error {
 		return s.err
 	}
 	for _, w := range s.workers {
-		if f := w.first; f != nil {
+		if f := w.flights.first; f != nil {
 			return fmt.Errorf("fleet: %s can do nothing more for request %d (%d prompt tokens, %d output tokens wanted) at %v, and nothing else is left to happen: its scheduler has %+v: give it other sizes",
-				w.Name, f.load.ID, f.prompt, f.load.OutputLen, s.now, w.loop.Engine.State())
+				w.Name, f.load.ID, f.prompt(), f.load.OutputLen, s.now, w.loop.Engine.State())
 		}
 	}
-	return fmt.Errorf("fleet: the policy holds %d requests at %v, but nothing is left that could end the wait: reject them, or hold them until a time", len(s.held), s.now)
+	return fmt.Errorf("fleet: %d requests are held at %v, by the policy or a batching strategy, but nothing is left that could end the wait: reject them, or hold them until a time", s.core.View().Waiting, s.now)
 }
 
 // step carries out the next event: one of the timers up to and at limit, or one of a worker before it. It reports
@@ -243,7 +235,7 @@ func (s *run) step(limit time.Duration) bool {
 		bound := s.now
 		// Until the next arrival nothing can come between the steps of an engine, unless the policy or the cap waits for
 		// what happens on another.
-		if limit != never && len(s.held) == 0 && s.queue.len() == 0 {
+		if limit != never && s.waiting.first == nil && s.queue.len() == 0 {
 			bound = min(limit, t)
 		}
 		s.advance(s.workers[w.index], bound)
@@ -301,8 +293,13 @@ func (s *run) outputs(w *worker, bound time.Duration) {
 		case o.Tokens == 0:
 		case o.Decode > 0:
 			f.decoded(o.Tokens, o.Decode)
+			if w.chunks {
+				w.going.push(delivery{at: at + egress, flight: f, tokens: o.Tokens})
+			}
 		default:
-			if f.prefilled(at, &w.log); f.tokens == 1 {
+			if f.prefilled(at, &w.log); w.chunks {
+				w.going.push(delivery{at: at + egress, flight: f, tokens: 1})
+			} else if f.tokens == 1 {
 				w.going.push(delivery{at: at + egress, flight: f})
 			}
 		}

@@ -66,6 +66,7 @@ func (t target) SetLimit(n int) error {
 	}
 	previous := w.limit
 	w.limit = n
+	t.run.core.SetFacts(t.run.now, w.slot(), w.facts())
 	t.run.reschedule(w)
 	t.run.event(metrics.KindParamUpdate, w, map[string]any{"name": "max_running_requests", "value": n, "previous": previous,
 		"mechanism": "pp_max_micro_batch_size of the simulated scheduler"})
@@ -82,8 +83,8 @@ func (t target) Kill() error {
 	w.going.clear()
 	t.run.reschedule(w)
 	failed := 0
-	for w.first != nil {
-		f := w.first
+	for w.flights.first != nil {
+		f := w.flights.first
 		outcome := load.OutcomeReset
 		if f.tokens > 0 && f.firstAt+w.Profile.Egress <= t.run.now {
 			outcome = load.OutcomeTruncated
@@ -103,6 +104,7 @@ func (t target) Restart() error {
 	if err := w.start(); err != nil {
 		return fmt.Errorf("fleet: restart %s: %w", w.Name, err)
 	}
+	t.run.core.SetFacts(t.run.now, w.slot(), w.facts())
 	t.run.event(KindFailure, w, map[string]any{"action": "restart"})
 	return nil
 }

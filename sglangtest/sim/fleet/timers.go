@@ -4,8 +4,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/dispatch"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
+	"github.com/sglangtest/harness/sglangtest/policy"
 )
 
 // The events that are no worker's. At one time they are carried out in this order.
@@ -66,7 +68,6 @@ func (s *run) timer() {
 			at = t.actions[0].at
 		}
 		t.set(actionTimer, at)
-		s.offer = true
 		if err := a.do(target{s, s.workers[a.worker]}); err != nil {
 			s.err = err
 		}
@@ -80,23 +81,26 @@ func (s *run) timer() {
 		s.expire(s.deadline.pop())
 		s.setDeadline()
 	case holdTimer:
-		now := s.now
-		s.offerAll(func(f *flight) bool { return f.hold > 0 && f.hold <= now })
+		s.core.Tick(s.now)
 	}
 }
 
-// poll reads the load of every worker into the view.
+// poll tells the dispatcher the health and the load of every worker.
 func (s *run) poll() {
-	for i, w := range s.workers {
-		v := &s.view.Workers[i]
-		if v.Healthy = w.up; !w.up {
-			continue
+	s.polled = s.polled[:0]
+	for _, w := range s.workers {
+		if w.known != w.starts && w.up {
+			w.known = w.starts
+			s.core.NewEpoch(s.now, w.slot(), true)
 		}
-		st := w.loop.Engine.State()
-		v.Polled, v.PolledAt, v.SincePoll = true, s.now, 0
-		v.Running, v.Waiting, v.KVUsed = st.Running, st.Waiting, st.UsedTokens
+		s.core.Health(s.now, w.slot(), w.up)
+		if w.up {
+			st := w.loop.Engine.State()
+			s.polled = append(s.polled, dispatch.Sample{Slot: w.slot(),
+				Load: policy.Load{At: s.now, Running: st.Running, Waiting: st.Waiting, KVUsed: st.UsedTokens}})
+		}
 	}
-	s.offer = true
+	s.core.Sample(s.now, s.polled)
 	s.idle++
 }
 
