@@ -67,7 +67,7 @@ func (b *builder) streamNotes(add func(format string, args ...any)) {
 	}
 	if st.EarlyEvents > 0 {
 		add("in %d answers, events with neither text nor a token count came before the first token that could be counted, %s ms before it in the median: "+
-			"if they carried output, TTFT and TPOT are those of a later token", st.EarlyEvents, cell(*st.Early, 0))
+			"if they carried output, TTFT and TPOT are those of a later token", st.EarlyEvents, cell(*st.Early))
 	}
 	if st.NotStreamed > 0 {
 		add("%d answers were not streamed: their TTFT is their total latency, and they have no TPOT and no ITL", st.NotStreamed)
