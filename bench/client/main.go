@@ -130,7 +130,7 @@ func run(ctx context.Context, url string, api load.API, requests int, rate float
 		"cpu_us_per_req": float64(cpu.Microseconds()) / n, "cpu_us_per_event": float64(cpu.Microseconds()) / float64(max(events, 1)),
 		"peak_memory_mb": peak, "start_to_first_request_s": rec.age.Seconds(), "gomaxprocs": runtime.GOMAXPROCS(0),
 		"server_ttft_ms": row(sum.ServerTTFT), "itl_ms": row(sum.ITL), "tpot_ms": row(sum.TPOT), "server_latency_ms": row(sum.ServerLatency),
-		"bench_serving": sum.BenchServing, "lateness_ms": row(sum.Client.Lateness), "client_ok": sum.Client.OK, "reasons": sum.Client.Reasons, "rates": sum.Rates,
+		"bench_serving": sum.BenchServing, "lateness_ms": row(sum.Client.Lateness), "read_delay": sum.Client.ReadDelay, "client_ok": sum.Client.OK, "reasons": sum.Client.Reasons, "rates": sum.Rates,
 	}, nil
 }
 

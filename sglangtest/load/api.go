@@ -114,4 +114,7 @@ type Recorder interface {
 type Info struct {
 	Plan           Plan
 	MaxConcurrency int // 0: no cap
+	// Delays will say how late the client itself was woken. Nil: that is not measured, as in virtual time and with a waiter
+	// of the caller's ([WithWaiter]). It may be read in and after Recorder.End.
+	Delays *Delays
 }

@@ -119,20 +119,28 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	if err != nil {
 		return fmt.Errorf("load: run: %w", err)
 	}
+	var delays *Delays
+	probe := func() (stop func()) { return func() {} }
 	if cfg.waiter == nil {
-		w, err := precise.New()
+		releases, err := precise.New()
 		if err != nil {
 			return fmt.Errorf("load: run: %w", err)
 		}
-		defer w.Close()
-		cfg.waiter = w
+		defer releases.Close()
+		probes, err := precise.New()
+		if err != nil {
+			return fmt.Errorf("load: run: %w", err)
+		}
+		defer probes.Close()
+		cfg.waiter, delays = releases, new(Delays)
+		probe = func() func() { return delays.probe(probes) }
 	}
 	if err := warmUp(ctx, do, plan.Seed, &cfg); err != nil {
 		return err
 	}
 
 	// All that can take its time comes first, then the run's clock starts.
-	if err := rec.Begin(ctx, Info{Plan: plan, MaxConcurrency: cfg.maxConcurrency}); err != nil {
+	if err := rec.Begin(ctx, Info{Plan: plan, MaxConcurrency: cfg.maxConcurrency, Delays: delays}); err != nil {
 		return fmt.Errorf("load: run: %w", err)
 	}
 	defer func() {
@@ -146,6 +154,7 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	line.fill()
 	line.settle()
 
+	defer probe()()
 	clock := NewClock(time.Now().Add(startLead))
 	rec.Start(clock)
 	stopBackground := startBackground(ctx, clock, cfg.background)

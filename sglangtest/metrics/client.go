@@ -26,6 +26,8 @@ type Client struct {
 	Opened  int          `json:"connections_opened"`
 	// Overhead is the time spent between reads on parsing and recording an answer.
 	Overhead Distribution `json:"overhead"`
+	// ReadDelay says how late the client noticed what came. Null: it was not measured, as in virtual time.
+	ReadDelay *ReadDelay `json:"read_delay"`
 	// DueRate and ReleaseRate are the rates, in requests/s, at which requests should have been released (the schedule, or
 	// with a concurrency cap the free places) and at which they were. Null if not defined.
 	DueRate     *float64 `json:"due_per_s"`
@@ -100,6 +102,7 @@ func (b *builder) client() {
 				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
 		}
 	}
+	cl.ReadDelay = b.readDelay(add)
 	for source, late := range b.stepLateness() {
 		if late > ms(bound) {
 			add("client's machine was too slow for the simulated %s, whose steps were up to %.1f ms late (p99): latencies are longer than simulated", source, late)
