@@ -50,6 +50,7 @@ type sharedFiles struct {
 }
 
 func (*sharedFiles) note(func() []int) {}
+func (*sharedFiles) names() []string   { return nil }
 func (*sharedFiles) remove() error     { return nil }
 
 type sharedWatch struct{}
