@@ -3,6 +3,7 @@
 package process
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -172,7 +173,8 @@ func (c *children) signal(name string, s os.Signal) {
 
 // release asks the schedulers for a clean end and waits for it (ShutdownReq).
 func (c *children) release(limit time.Duration) {
-	timeout := time.After(limit)
+	late, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
 	for _, p := range c.procs {
 		if p.Name == "detokenizer" {
 			continue
@@ -182,7 +184,7 @@ func (c *children) release(limit time.Duration) {
 		}
 		select {
 		case <-p.done:
-		case <-timeout:
+		case <-late.Done():
 		}
 	}
 }
@@ -254,7 +256,9 @@ func runChild(text string) int {
 	if o.Wait > 0 {
 		<-time.After(o.Wait)
 	}
-	_ = syscall.Kill(os.Getppid(), syscall.SIGQUIT) // it may have ended
+	if os.Getppid() == j.Parent { // else it has ended, and who took its place is no part of this server
+		_ = syscall.Kill(j.Parent, syscall.SIGQUIT)
+	}
 	return 1
 }
 

@@ -106,11 +106,7 @@ func (p *mainProc) serve() error {
 		case <-watch.C:
 			p.look(&w)
 		case f := <-p.strikes:
-			err := p.strike(f)
-			if f.done != nil {
-				close(f.done)
-			}
-			if err != nil {
+			if err := p.strikeNow(f); err != nil {
 				return err
 			}
 		case <-exited: // a request was one that kills the scheduler, or the HTTP server failed
@@ -216,6 +212,10 @@ func (p *mainProc) stopWeb(interrupt <-chan os.Signal) {
 			cancel()
 		case <-p.quit:
 			p.sigquit()
+		case f := <-p.strikes: // whoever asked for it is one of the connections
+			if err := p.strikeNow(f); err != nil { // as when its process has ended
+				p.log.logf(failure, "%v", err)
+			}
 		}
 	}
 	if !forced {
@@ -320,6 +320,15 @@ func (p *mainProc) step(kind sim.StepKind) {
 		f.sprung, f.done = true, nil
 		p.strikes <- *f
 	}
+}
+
+// strikeNow lets a fault happen and lets those go on who wait for it.
+func (p *mainProc) strikeNow(f planned) error {
+	err := p.strike(f)
+	if f.done != nil {
+		close(f.done)
+	}
+	return err
 }
 
 // strike lets a fault happen.

@@ -4,7 +4,9 @@ package process
 
 import (
 	"bufio"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"regexp"
 	"strings"
@@ -136,6 +138,46 @@ func TestSecondSIGINT(t *testing.T) {
 	_, err = io.ReadAll(res.Body)
 	require.Error(t, err)
 	require.False(t, strings.Contains(c.stderr(), "Application shutdown complete."), "%q", c.after("fired up"))
+	c.gone()
+}
+
+// A fault that is asked for while the server ends does not hold that up.
+func TestSIGINTDuringFaultRequest(t *testing.T) {
+	for fault, status := range map[string]int{"slow-step:2": 0, "hang": 0, "error-rate:0.5/503": 0, "killed": -9} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			c := start(t).ready()
+			conn, err := net.Dial("tcp", strings.TrimPrefix(c.url(""), "http://"))
+			require.NoError(t, err)
+			defer conn.Close()
+			body := `{"fault":"` + fault + `"}`
+			_, err = fmt.Fprintf(conn, "POST /sim/fault HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", len(body))
+			require.NoError(t, err)
+			answer := bufio.NewReader(conn)
+			line, err := answer.ReadString('\n')
+			require.NoError(t, err)
+			require.Equal(t, "HTTP/1.1 100 Continue\r\n", line, "it is being answered")
+			c.signal(syscall.SIGINT)
+			c.line("Shutting down")
+			_, err = conn.Write([]byte(body))
+			require.NoError(t, err)
+			require.Equal(t, status, c.wait())
+			c.gone()
+		})
+	}
+}
+
+// Schedulers that do not end are waited for once, and not each for ever.
+func TestDrainOfHungSchedulers(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--tp-size", "2").ready()
+	for title, pid := range c.group() {
+		if strings.HasPrefix(title, "sglang::scheduler") {
+			require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+		}
+	}
+	c.signal(syscall.SIGTERM)
+	require.Equal(t, 0, c.wait())
 	c.gone()
 }
 
