@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -39,10 +38,17 @@ type NodeConfig struct {
 	ServerArgs server.Args `json:"server_args,omitempty"`
 
 	// The workload.
-	DatasetName     string `json:"dataset_name"`                // required: one of DatasetNames
-	DatasetPath     string `json:"dataset_path,omitempty"`      // required by the datasets that are files
-	RandomInputLen  int    `json:"random_input_len,omitempty"`  // tokens; with dataset "random": required
-	RandomOutputLen int    `json:"random_output_len,omitempty"` // tokens; with dataset "random": required
+	DatasetName string `json:"dataset_name"`           // required: one of DatasetNames
+	DatasetPath string `json:"dataset_path,omitempty"` // required by the datasets that are files
+	// TimeUnit is that of the times in the file, "s", "ms", "us" or "ns"; BlockSize the tokens of a hash id of a Mooncake trace;
+	// OddRows "fail" (default), or "skip" for rows that cannot be requests: see load.SkipOddRows. Default of the first two: the
+	// format's own.
+	TimeUnit  load.TimeUnit `json:"time_unit,omitempty"`
+	BlockSize int           `json:"block_size,omitempty"`
+	OddRows   string        `json:"odd_rows,omitempty"`
+
+	RandomInputLen  int `json:"random_input_len,omitempty"`  // tokens; with dataset "random": required
+	RandomOutputLen int `json:"random_output_len,omitempty"` // tokens; with dataset "random": required
 	// RandomRangeRatio, in [0, 1], makes lengths of dataset "random" uniform between that share of the length and
 	// the length itself, as bench_serving does: 1 is fixed lengths. Default: 0, from one token on.
 	RandomRangeRatio float64              `json:"random_range_ratio,omitempty"`
@@ -85,18 +91,6 @@ const DefaultMetricsInterval Seconds = 0.25
 
 // maxSeconds bounds every span of time in a config: some thirty years.
 const maxSeconds Seconds = 1e9
-
-// DatasetNames lists the datasets that a config can name.
-//
-//	azure-conversation  2,000 requests of a production trace, built in
-//	azure               an Azure LLM trace (CSV) at dataset_path
-//	sharegpt            first turns of ShareGPT conversations (JSON) at dataset_path
-//	jsonl               requests in the format of load.JSONLines at dataset_path
-//	random              random token ids, as bench_serving's random-ids
-//	mooncake            a Mooncake trace (JSON lines) at dataset_path
-func DatasetNames() []string {
-	return []string{"azure-conversation", "azure", "sharegpt", "jsonl", "mooncake", "random"}
-}
 
 // LoadNodeConfig reads a config from a JSON file. Unknown keys and wrong types are reported together, each with its line and
 // column, and with everything that [NodeConfig.Validate] finds. Keys that stand twice are refused before all else.
@@ -173,22 +167,9 @@ func (c NodeConfig) Validate() error {
 		faults = append(faults, err)
 	}
 
-	check(slices.Contains(DatasetNames(), c.DatasetName), "dataset_name", "%q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
-	isFile := slices.Contains([]string{"azure", "sharegpt", "jsonl", "mooncake"}, c.DatasetName)
-	check(!isFile || c.DatasetPath != "", "dataset_path", "required with dataset_name %q", c.DatasetName)
-	check(isFile || c.DatasetPath == "", "dataset_path", "dataset %q is not a file", c.DatasetName)
-	if c.DatasetName == "random" {
-		check(c.RandomInputLen > 0, "random_input_len", "%d; want ≥ 1", c.RandomInputLen)
-		check(c.RandomOutputLen > 0, "random_output_len", "%d; want ≥ 1", c.RandomOutputLen)
-		check(c.NumPrompts > 0 || c.Duration > 0, "num_prompts", "with dataset_name \"random\", num_prompts or duration is required")
-	} else {
-		check(c.RandomInputLen == 0, "random_input_len", "only with dataset_name \"random\"")
-		check(c.RandomOutputLen == 0, "random_output_len", "only with dataset_name \"random\"")
-		check(c.RandomRangeRatio == 0, "random_range_ratio", "only with dataset_name \"random\"")
+	if _, err := c.dataset(); err != nil {
+		faults = append(faults, err)
 	}
-	check(c.RandomRangeRatio >= 0 && c.RandomRangeRatio <= 1, "random_range_ratio", "%v; want 0 to 1", c.RandomRangeRatio)
-	check(c.DatasetName != "sharegpt" || c.SamplingParams != nil && c.SamplingParams.MaxNewTokens != nil, "sampling_params.max_new_tokens",
-		"required with dataset_name \"sharegpt\", which gives no output lengths")
 	check(c.NumPrompts >= 0, "num_prompts", "%d; want ≥ 1", c.NumPrompts)
 	check(c.RequestRate >= 0, "request_rate", "%v; want > 0 or \"inf\"", float64(c.RequestRate))
 	check(c.TraceSpeed >= 0 && !math.IsInf(c.TraceSpeed, 0), "trace_speed", "%v; want > 0", c.TraceSpeed)
@@ -272,22 +253,9 @@ func (c NodeConfig) withoutSecrets() NodeConfig {
 
 // Generator returns the experiment's workload.
 func (c NodeConfig) Generator() (*load.RequestGenerator, error) {
-	var ds load.Dataset
-	switch c.DatasetName {
-	case "azure-conversation":
-		ds = load.AzureConversation()
-	case "azure":
-		ds = load.AzureTrace(filepath.FromSlash(c.DatasetPath))
-	case "sharegpt":
-		ds = load.ShareGPT(filepath.FromSlash(c.DatasetPath))
-	case "jsonl":
-		ds = load.JSONLines(filepath.FromSlash(c.DatasetPath))
-	case "random":
-		ds = load.Random(c.RandomInputLen, c.RandomOutputLen, c.RandomRangeRatio)
-	case "mooncake":
-		ds = load.Mooncake(filepath.FromSlash(c.DatasetPath))
-	default:
-		return nil, fmt.Errorf("sglangtest: config: dataset_name: %q; want one of %s", c.DatasetName, strings.Join(DatasetNames(), ", "))
+	ds, err := c.dataset()
+	if err != nil {
+		return nil, fmt.Errorf("sglangtest: config: %w", err)
 	}
 	arrivals := load.TraceTimes(c.TraceSpeed)
 	if c.RequestRate == Inf {

@@ -49,6 +49,9 @@ type Plan struct {
 	// states word for word. Rows is how many it has; 0 if there was only one pass, which may have left some out.
 	Passes int `json:"passes"`
 	Rows   int `json:"rows"`
+	// LeftOut counts the rows of the dataset that are no requests, by reason, in the order in which the reasons came first; null if
+	// there is none. It covers what was read of the first pass.
+	LeftOut []LeftOut `json:"left_out"`
 	// RequestedRate is the arrival process's own rate in requests/s; 0 if it has none: all at once ("inf"), the dataset's own
 	// times, or a rate that varies.
 	RequestedRate float64 `json:"requested_rate"`
@@ -69,6 +72,13 @@ type Plan struct {
 	// Prompts says how much of the prompts a prefix cache can take from earlier ones of this workload; null if that is not
 	// known, for lack of memory or because the source does not count it.
 	Prompts *SharedPrompts `json:"prompts"`
+}
+
+// A LeftOut counts rows that were left out for one reason.
+type LeftOut struct {
+	Reason    string `json:"reason"`
+	Rows      int    `json:"rows"`
+	FirstLine int    `json:"first_line"` // of the file, counted from 1; 0 if the dataset has no lines
 }
 
 // A Doer carries out one request. [Sender] is one; a user's own client can be another.

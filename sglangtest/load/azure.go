@@ -3,18 +3,12 @@ package load
 import (
 	"bytes"
 	_ "embed"
-	"encoding/csv"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"math/rand/v2"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/sglangtest/harness/sglangtest/internal/nearest"
 )
 
 // data/README.md names the source and the licence.
@@ -33,100 +27,45 @@ type embeddedTrace struct{}
 func (embeddedTrace) Name() string { return "azure-conversation" }
 
 func (e embeddedTrace) Rows(*rand.Rand) iter.Seq2[Row, error] {
-	return func(yield func(Row, error) bool) { parseAzure(bytes.NewReader(azureConversation), e.Name(), yield) }
+	return func(yield func(Row, error) bool) {
+		(&fileDataset{path: e.Name(), format: &azure}).read(bytes.NewReader(azureConversation), yield)
+	}
 }
 
 // AzureTrace returns the dataset in a CSV file of Azure's LLM inference traces of 2023 or 2024, or in one of the same
 // form. The first line names the columns, in any order; others than these three are ignored:
 //
-//	TIMESTAMP        2023-11-16 18:15:46.6805900 or 2024-05-10 00:00:00.009930+00:00; fraction and zone may be missing, UTC is assumed
+//	TIMESTAMP        2023-11-16 18:15:46.6805900 or 2024-05-10T00:00:00.009930+00:00; fraction and zone may be missing, UTC is assumed
 //	ContextTokens    length of the prompt, > 0
 //	GeneratedTokens  length of the answer, > 0
 //
-// The first row arrives at 0, the others accordingly. The file is read as a stream.
-func AzureTrace(path string) Dataset { return azureTrace{path} }
+// The first row arrives at 0, the others accordingly. The file is read as a stream; compressed ones (.gz, .zst, .bz2) as they are.
+func AzureTrace(path string, opts ...FileOption) Dataset { return newFileDataset(path, &azure, opts) }
 
-type azureTrace struct{ path string }
-
-func (a azureTrace) Name() string { return a.path }
-
-func (a azureTrace) Rows(*rand.Rand) iter.Seq2[Row, error] { return fileRows(a.path, parseAzure) }
+var azure = fileFormat{name: "Azure trace", parse: parseAzure}
 
 var azureColumns = []string{"TIMESTAMP", "ContextTokens", "GeneratedTokens"}
 
-func parseAzure(r io.Reader, path string, yield func(Row, error) bool) {
-	in := csv.NewReader(r)
-	in.ReuseRecord = true
-	fail := func(line int, err error) { yield(Row{}, fmt.Errorf("load: %s:%d: %w", path, line, err)) }
-	read := func() (fields []string, line int, err error) {
-		fields, err = in.Read()
-		var malformed *csv.ParseError
-		if errors.As(err, &malformed) {
-			return fields, malformed.Line, malformed.Err // fields are there if only their number is wrong
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		line, _ = in.FieldPos(0)
-		return fields, line, nil
-	}
-
-	header, line, err := read()
-	if err == io.EOF {
-		fail(1, fmt.Errorf("empty file: want the columns %s", strings.Join(azureColumns, ", ")))
-		return
-	} else if err != nil {
-		fail(max(line, 1), err)
-		return
-	}
-	var column [3]int
-	var faults []error
-	for i, name := range azureColumns {
-		if column[i] = slices.Index(header, name); column[i] < 0 {
-			faults = append(faults, missingColumn(name, header))
-		}
-	}
-	if len(faults) > 0 {
-		fail(line, oneLine(faults...))
-		return
-	}
-
+func parseAzure(_ *fileDataset, r io.Reader, e *emitter) {
 	var start time.Time
-	for n := 0; ; n++ {
-		fields, at, err := read()
-		switch {
-		case err == io.EOF:
-			return
-		case errors.Is(err, csv.ErrFieldCount):
-			fail(at, fmt.Errorf("%d columns, but the header has %d", len(fields), in.FieldsPerRecord))
-			return
-		case err != nil:
-			fail(max(at, line+1), err)
-			return
+	e.table(r, "azure", azureColumns, func(line int, fields []string) bool {
+		var fault rowFault
+		stamp, err := azureTime(fields[0])
+		if err != nil {
+			fault.add(oddValue, "%w", err)
 		}
-		line = at
-		stamp, err1 := azureTime(fields[column[0]])
-		input, err2 := tokenCount(azureColumns[1], fields[column[1]])
-		output, err3 := tokenCount(azureColumns[2], fields[column[2]])
-		if err := oneLine(err1, err2, err3); err != nil {
-			fail(line, err)
-			return
-		}
-		if n == 0 {
+		row := Row{Timed: true, Line: line}
+		row.InputLen = fault.tokenCount(azureColumns[1], fields[1], oddNoInput)
+		row.OutputLen = fault.tokenCount(azureColumns[2], fields[2], oddNoReply)
+		if err == nil && start.IsZero() { // the trace begins here, whether the row is left out or not
 			start = stamp
 		}
-		if !yield(Row{InputLen: input, OutputLen: output, Arrival: stamp.Sub(start), Timed: true, Line: line}, nil) {
-			return
+		if err := fault.err(); err != nil {
+			return e.fault(line, fault.reason, err)
 		}
-	}
-}
-
-func missingColumn(name string, header []string) error {
-	err := fmt.Errorf("no column %s among %s", name, strings.Join(header, ", "))
-	if near := nearest.Name(name, header); near != "" {
-		err = fmt.Errorf("%w: is %q meant to be it?", err, near)
-	}
-	return err
+		row.Arrival = stamp.Sub(start)
+		return e.row(row)
+	})
 }
 
 func azureTime(text string) (time.Time, error) {
@@ -135,17 +74,9 @@ func azureTime(text string) (time.Time, error) {
 	if len(text) > len(layout) && strings.ContainsAny(text[len(layout):], "+-Z") {
 		layout += "Z07:00"
 	}
-	t, err := time.Parse(layout, text)
+	t, err := time.Parse(layout, strings.Replace(text, "T", " ", 1))
 	if err != nil {
 		return t, fmt.Errorf("TIMESTAMP %q: want a time such as 2023-11-16 18:15:46.6805900, with or without a zone such as +00:00", text)
 	}
 	return t, nil
-}
-
-func tokenCount(column, text string) (int, error) {
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxTokens {
-		return 0, fmt.Errorf("%s %q: want a whole number of tokens from 1 to %d", column, text, maxTokens)
-	}
-	return n, nil
 }

@@ -1,14 +1,11 @@
 package load
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"math"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"time"
 )
@@ -48,34 +45,13 @@ type Row struct {
 	Turn int
 	// Line is the line of the file that the row came from, counted from 1, for error messages; 0 if there is none.
 	Line int
+	// LeftOut says why the row is no request, in words that are the same for all rows with the same reason. Such a row is not
+	// sent, only counted in [Plan.LeftOut]; empty for a request.
+	LeftOut string
 }
 
 // maxTokens bounds every length, so that sums of lengths cannot overflow.
 const maxTokens = math.MaxInt32
-
-// fileRows yields the rows that parse reads from a file. Parse gets the file's path for its error messages.
-func fileRows(path string, parse func(r io.Reader, path string, yield func(Row, error) bool)) iter.Seq2[Row, error] {
-	return func(yield func(Row, error) bool) {
-		f, err := os.Open(path)
-		if err != nil {
-			yield(Row{}, fmt.Errorf("load: dataset: %w", err))
-			return
-		}
-		defer f.Close() // opened for reading: closing it loses nothing
-		parse(skipBOM(f), path, yield)
-	}
-}
-
-// skipBOM drops the UTF-8 byte order mark that spreadsheet programs put at the start of a file.
-func skipBOM(r io.Reader) io.Reader {
-	var head [3]byte
-	n, err := io.ReadFull(r, head[:])
-	rest := io.MultiReader(bytes.NewReader(head[:n]), r)
-	if err == nil && head == [3]byte{0xef, 0xbb, 0xbf} {
-		return r
-	}
-	return rest
-}
 
 // oneLine joins errors like errors.Join, on one line, so that all stand behind the position that goes before them.
 func oneLine(faults ...error) error {

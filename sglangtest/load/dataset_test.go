@@ -3,10 +3,10 @@ package load
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,11 +16,14 @@ import (
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 )
 
-// datasetRows reads rows up to the first error, at most n.
+// datasetRows reads rows up to the first error, at most n, without those that are left out.
 func datasetRows(ds Dataset, n int) (rows []Row, err error) {
 	for row, err := range ds.Rows(rand.New(rand.NewPCG(1, 2))) {
 		if err != nil {
 			return rows, err
+		}
+		if row.LeftOut != "" {
+			continue
 		}
 		if rows = append(rows, row); len(rows) == n {
 			break
@@ -85,10 +88,10 @@ func TestAzureFaults(t *testing.T) {
 		good:                                     ":1: no column TIMESTAMP among 2023-11-16 18:15:46, 10, 20; no column ContextTokens among",
 		"TIMESTAMP,ContextToken,GeneratedTokens": `:1: no column ContextTokens among TIMESTAMP, ContextToken, GeneratedTokens: is "ContextToken" meant to be it?`,
 		header + good + "2023-11-16 18:15:47,10\n":         ":3: 2 columns, but the header has 3",
-		header + good + "\n\n2023-11-16 18:15:47,0,1\n":    `:5: ContextTokens "0": want a whole number of tokens from 1 to 2147483647`,
-		header + good + "2023-11-16 18:15:47,1,-1\n":       `:3: GeneratedTokens "-1": want`,
+		header + good + "\n\n2023-11-16 18:15:47,0,1\n":    `:5: ContextTokens 0: want 1 to 2147483647 tokens`,
+		header + good + "2023-11-16 18:15:47,1,-1\n":       `:3: GeneratedTokens -1: want`,
 		header + good + "yesterday,1.5,1e3\n":              `:3: TIMESTAMP "yesterday": want a time such as 2023-11-16 18:15:46.6805900, with or without a zone such as +00:00; ContextTokens "1.5": want a whole number of tokens from 1 to 2147483647; GeneratedTokens "1e3"`,
-		header + good + "2023-11-16 18:15:47,9999999999,1": `:3: ContextTokens "9999999999"`,
+		header + good + "2023-11-16 18:15:47,9999999999,1": `:3: ContextTokens 9999999999: want`,
 		header + good + "2023-11-31 18:15:47,1,1":          `:3: TIMESTAMP "2023-11-31 18:15:47"`,
 		header + good + `2023-11-16 18:15:47,1"2,1`:        `:3: bare "`,
 	} {
@@ -149,28 +152,31 @@ func TestShareGPTForms(t *testing.T) {
 	rows, err := datasetRows(ShareGPT(datasetFile(t, "s.json", text)), -1)
 	require.NoError(t, err)
 	var want []Row
-	for _, prompt := range []string{"one", "two", "three", "four", " späte Zeile\n"} {
-		want = append(want, Row{Prompt: Prompt{Text: prompt}})
+	for line, prompt := range map[int]string{2: "one", 3: "two", 4: "three", 5: "four", 11: " späte Zeile\n"} {
+		want = append(want, Row{Prompt: Prompt{Text: prompt}, Line: line})
 	}
+	slices.SortFunc(want, func(a, b Row) int { return a.Line - b.Line })
 	require.Equal(t, want, rows)
 }
 
 func TestShareGPTFaults(t *testing.T) {
 	ok := `{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}`
 	for text, want := range map[string]string{
-		``:                          `: want a JSON array of conversations`,
-		`{}`:                        `: want a JSON array of conversations`,
-		`[` + ok + `, {"id": "b"}]`: `: conversation 2: neither "conversations" nor "conversation" is there`,
-		`[` + ok + `, {"conversations": [{"from": "human"}]}]`:     `: conversation 2: turn: want from and value, or role and content`,
-		`[` + ok + `, {"conversations": ["hello"]}]`:               `: conversation 2: turn: want an object with strings from and value`,
-		`[` + ok + `, {"conversations": [3]}]`:                     `: conversation 2: turn: want an object`,
-		`[` + ok + `, {"conversations": [{"from":1,"value":""}]}]`: `: conversation 2: turn: want an object with strings from and value`,
-		`[` + ok + `, {"conversations": "x"}]`:                     `: conversation 2: json: cannot unmarshal string`,
-		`[` + ok + `, ` + ok[:40]:                                  `: conversation 2: the file ends before the array does`,
-		`[` + ok:                                                   `: after conversation 1: the file ends before the array does`,
-		`[` + ok + ` ` + ok + `]`:                                  `: conversation 2: expected comma after array element`,
-		`[` + ok + `] {}`:                                          `: after conversation 1: something follows the array`,
-		`[{"conversations": [{"from": "human", "value": "x"}]}]`:   `: none of 1 conversations has a human turn that another turn follows, both with text`,
+		``:                                `: empty file: want a JSON array of conversations, or one conversation on each line`,
+		`true`:                            `:1: want a JSON array of conversations, or one conversation on each line`,
+		`{}`:                              `:1: neither "conversations" nor "conversation" is there`,
+		`[` + ok + ",\n" + `{"id": "b"}]`: `:2: neither "conversations" nor "conversation" is there`,
+		`[` + ok + ",\n" + `{"conversations": [{"from": "human"}]}]`:        `:2: conversations[0]: want from and value, or role and content`,
+		`[` + ok + ",\n" + `{"conversations": ["hello"]}]`:                  `:2: conversations[0]: want a turn: an object with from and value`,
+		`[` + ok + ",\n" + `{"conversations": [3]}]`:                        `:2: conversations[0]: want a turn: an object`,
+		`[` + ok + ",\n" + `{"conversations": [{"from":1,"value":""}]}]`:    `:2: conversations[0]: from: want a string`,
+		`[` + ok + ",\n" + `{"conversation": [{"role":"a","value":null}]}]`: `:2: conversation[0]: value is null`,
+		`[` + ok + ",\n" + `{"conversations": "x"}]`:                        `:2: key "conversations": want a list, not a JSON string`,
+		`[` + ok + ",\n" + ok[:40]:                                          `:1: the file ends before the array does`,
+		`[` + ok + "\n":                                                     `:1: the file ends before the array does`,
+		`[` + ok + ` ` + ok + `]`:                                           `:1: not JSON: expected comma after array element`,
+		`[` + ok + "]\n {}":                                                 `:2: something follows the array`,
+		`[{"conversations": [{"from": "human", "value": "x"}]}]`:            `: none of its 1 rows can be a request; the first: line 1: no human turn that another turn follows, both with text`,
 	} {
 		path := datasetFile(t, "s.json", text)
 		_, err := datasetRows(ShareGPT(path), -1)
@@ -230,16 +236,16 @@ func TestJSONLinesFaults(t *testing.T) {
 		`{"prompt": "x", "input_ids": [1]}`:  `more than one of prompt, input_ids, messages and segments: want one`,
 		`{"input_ids": [1, -2]}`:             `input_ids[1] is -2: want ≥ 0`,
 		`{"input_len": 0, "output_len": -1}`: `input_len 0: want 1 to 2147483647 tokens; output_len -1: want 1 to 2147483647 tokens`,
-		`{"input_len": 1.5}`:                 `key "input_len": want int, not a JSON number 1.5`,
-		`{"input_len": 1, "arrival": -0.5}`:  `arrival at -0.5 s: want 0 s to 292 years`,
-		`{"input_len": 1, "arrival": 1e300}`: `arrival at 1e+300 s: want 0 s to 292 years`,
-		`{"input_len": 1, "arrival": "now"}`: `key "arrival": want float64, not a JSON string`,
+		`{"input_len": 1.5}`:                 `key "input_len": want a whole number, not a JSON number 1.5`,
+		`{"input_len": 1, "arrival": -0.5}`:  `arrival -0.5: want s ≥ 0`,
+		`{"input_len": 1, "arrival": 1e300}`: `arrival 1e+300: want s ≥ 0`,
+		`{"input_len": 1, "arrival": "now"}`: `key "arrival": want a number, not a JSON string`,
 		`{"input_len": 1, "turn": -1}`:       `turn -1: want ≥ 0`,
 		`{"input_len": 1, "turn": 1}`:        `turn 1 of no conversation: want the conversation's name`,
 		`[1]`:                                `want a JSON object, not a JSON array`,
 		`null`:                               `want a JSON object, not null`,
-		`{"input_len": 1} {"input_len": 2}`:  `invalid character '{' after top-level value`,
-		`{"input_len": 1`:                    `unexpected end of JSON input`,
+		`{"input_len": 1} {"input_len": 2}`:  `not JSON: invalid character '{' after top-level value`,
+		`{"input_len": 1`:                    `not JSON: unexpected end of JSON input`,
 	} {
 		path := datasetFile(t, "r.jsonl", "{\"input_len\": 1}\n\n"+text+"\n")
 		rows, err := datasetRows(JSONLines(path), -1)
@@ -302,12 +308,13 @@ func TestRandomFaults(t *testing.T) {
 
 // fuzzParser checks what must hold for any input: no panic, at most one error and nothing after it, rows that
 // are within the documented ranges, and the same again when read a second time.
-func fuzzParser(f *testing.F, parse func(io.Reader, string, func(Row, error) bool)) {
+func fuzzParser(f *testing.F, format *fileFormat, opts ...FileOption) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		read := func() (rows []Row, fault error) {
-			parse(skipBOM(bytes.NewReader(data)), "f", func(r Row, err error) bool {
+			ds := newFileDataset("f", format, opts).(*fileDataset)
+			ds.read(bytes.NewReader(data), func(r Row, err error) bool {
 				require.NoError(t, fault, "a row after an error")
-				if fault = err; err == nil {
+				if fault = err; err == nil && r.LeftOut == "" {
 					rows = append(rows, r)
 				}
 				return true
@@ -334,16 +341,27 @@ func fuzzParser(f *testing.F, parse func(io.Reader, string, func(Row, error) boo
 func FuzzAzure(f *testing.F) {
 	f.Add([]byte("TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n"))
 	f.Add([]byte("\ufeffGeneratedTokens,TIMESTAMP,ContextTokens,x\n1,2024-05-10 00:00:00+00:00,2,\"q\n\"\n1,2"))
-	fuzzParser(f, parseAzure)
+	fuzzParser(f, &azure)
 }
 
 func FuzzShareGPT(f *testing.F) {
 	f.Add([]byte(`[{"conversations": [{"from": "human", "value": "x"}, "{\"role\": \"gpt\", \"content\": \"y\"}"]}, {"conversation": []}]`))
-	fuzzParser(f, parseShareGPT)
+	fuzzParser(f, &shareGPT)
 }
 
 func FuzzJSONLines(f *testing.F) {
 	f.Add([]byte(`{"input_len": 512, "output_len": 64, "arrival": 1.25, "sampling_params": {"temperature": 0.7, "stop": "x"}, "conversation": "c1", "turn": 0}`))
 	f.Add([]byte("{\"prompt\": \"a\"}\n\n{\"segments\": [{\"stream\": 1, \"offset\": 2, \"length\": 3}]}\n{\"messages\": [{\"role\": \"user\", \"content\": \"b\"}]}\n{\"input_ids\": [1]}"))
-	fuzzParser(f, parseJSONLines)
+	fuzzParser(f, &jsonLines)
+}
+
+func FuzzMooncake(f *testing.F) {
+	f.Add([]byte(`{"timestamp": 0, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]}`))
+	f.Add([]byte("{\"timestamp\": 0.5, \"text_input\": \"a\"}\n{\"input_length\": 0}\n{"))
+	fuzzParser(f, &mooncake, SkipOddRows(), WithTimeUnit(Milliseconds))
+}
+
+func FuzzBurstGPT(f *testing.F) {
+	f.Add([]byte("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n45,x,1,0,1,y\n"))
+	fuzzParser(f, &burstGPT, SkipOddRows())
 }

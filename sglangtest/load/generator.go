@@ -3,10 +3,12 @@ package load
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"math"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
@@ -192,10 +194,13 @@ const (
 
 // Requests yields the workload from its beginning, in order of arrival; see [Source]. IDs count from 0. Errors
 // name the file and line, or the dataset and row, at fault.
-func (g *RequestGenerator) Requests() iter.Seq2[Request, error] { return g.requests(func(int) {}) }
+func (g *RequestGenerator) Requests() iter.Seq2[Request, error] {
+	return g.requests(func(int) {}, func(*Row) {})
+}
 
-// requests is Requests. It calls began at the first request of each pass over the dataset.
-func (g *RequestGenerator) requests(began func(pass int)) iter.Seq2[Request, error] {
+// requests is Requests. It calls began at the first request of each pass over the dataset, and leftOut for each row of the first
+// pass that is no request.
+func (g *RequestGenerator) requests(began func(pass int), leftOut func(*Row)) iter.Seq2[Request, error] {
 	return func(yield func(Request, error) bool) {
 		rng := rand.New(rand.NewPCG(g.seed, datasetStream))
 		next := g.arrivals.Times(rand.New(rand.NewPCG(g.seed, arrivalsStream)))
@@ -210,8 +215,14 @@ func (g *RequestGenerator) requests(began func(pass int)) iter.Seq2[Request, err
 			rows = 0
 			for from, err := range g.dataset.Rows(rng) {
 				if err != nil {
-					fail(err)
+					fail(g.located(rows+1, err))
 					return
+				}
+				if from.LeftOut != "" {
+					if pass == 1 {
+						leftOut(&from)
+					}
+					continue
 				}
 				row = from // one variable for all rows: its address goes to the arrival process
 				rows++
@@ -318,6 +329,16 @@ func (c *traceClock) adjust(row *Row, pass int) error {
 	return nil
 }
 
+// located gives an error of the dataset the place that it does not name itself.
+func (g *RequestGenerator) located(n int, err error) error {
+	var own *DatasetError
+	var path *fs.PathError
+	if errors.As(err, &own) || errors.As(err, &path) {
+		return err
+	}
+	return &DatasetError{Dataset: g.dataset.Name(), Err: fmt.Errorf("row %d: %w", n, err)}
+}
+
 // where names a row for an error: file and line if it has one.
 func (g *RequestGenerator) where(n int, row *Row) string {
 	if row.Line > 0 {
@@ -408,11 +429,20 @@ func (g *RequestGenerator) makePlan() (Plan, error) {
 	p := Plan{Dataset: g.dataset.Name(), Arrivals: g.arrivals.String(), Seed: g.seed}
 	var first time.Duration
 	var prompts promptCount
-	for r, err := range g.requests(func(pass int) {
+	began := func(pass int) {
 		if p.Passes = pass; pass == 2 {
 			p.Rows = p.Requests
 		}
-	}) {
+	}
+	leftOut := func(row *Row) {
+		i := slices.IndexFunc(p.LeftOut, func(l LeftOut) bool { return l.Reason == row.LeftOut })
+		if i < 0 {
+			i = len(p.LeftOut)
+			p.LeftOut = append(p.LeftOut, LeftOut{Reason: row.LeftOut, FirstLine: row.Line})
+		}
+		p.LeftOut[i].Rows++
+	}
+	for r, err := range g.requests(began, leftOut) {
 		if err != nil {
 			return Plan{}, err
 		}
@@ -433,6 +463,17 @@ func (g *RequestGenerator) makePlan() (Plan, error) {
 		}
 		segs := r.Prompt.Segments
 		prompts.add(&r.Prompt, len(segs) == 1 && segs[0] == Segment{Stream: promptStream(g.seed, r.ID), Length: r.InputLen})
+	}
+	if speed, replayed := g.arrivals.(traceTimes); replayed && p.Passes == 1 {
+		times, ok := g.dataset.(interface {
+			plausible(n int, first, last time.Duration) error
+		})
+		recorded := func(at time.Duration) time.Duration { return time.Duration(float64(at) * float64(speed)) }
+		if ok {
+			if err := times.plausible(p.Requests, recorded(first), recorded(p.LastArrival)); err != nil {
+				return Plan{}, err
+			}
+		}
 	}
 	if rate := g.arrivals.Rate(); !math.IsInf(rate, 1) {
 		p.RequestedRate = rate

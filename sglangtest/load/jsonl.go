@@ -1,13 +1,9 @@
 package load
 
 import (
-	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
-	"iter"
-	"math/rand/v2"
 	"reflect"
 )
 
@@ -26,44 +22,28 @@ import (
 // Beside one of the others, input_len states the prompt's length, if it is known. All other keys are optional:
 //
 //	output_len       tokens to generate, ≥ 1; sampling_params.max_new_tokens means the same
-//	arrival          seconds, ≥ 0, not below the line before; for [TraceTimes]
+//	arrival          seconds (see below), ≥ 0, not below the line before; for [TraceTimes]
 //	sampling_params  see [SamplingParams]
 //	conversation     name of the conversation that the request is a turn of
 //	turn             position in the conversation, from 0
 //
-// Unknown keys are errors. Blank lines are skipped. A line may be up to 1 GiB long; one is in memory at a time.
-func JSONLines(path string) Dataset { return jsonLines{path} }
+// Unknown keys are errors. Blank lines are skipped. A line may be up to 1 GiB long; one is in memory at a time. Times are in
+// seconds, unless [WithTimeUnit] says otherwise. Compressed files (.gz, .zst, .bz2) are read as they are.
+func JSONLines(path string, opts ...FileOption) Dataset {
+	return newFileDataset(path, &jsonLines, opts)
+}
 
-type jsonLines struct{ path string }
+var jsonLines = fileFormat{name: "JSON lines", unit: Seconds, parse: parseJSONLines}
 
-func (j jsonLines) Name() string { return j.path }
-
-func (j jsonLines) Rows(*rand.Rand) iter.Seq2[Row, error] { return fileRows(j.path, parseJSONLines) }
-
-const maxLine = 1 << 30
-
-func parseJSONLines(r io.Reader, path string, yield func(Row, error) bool) {
-	in := bufio.NewScanner(r)
-	in.Buffer(nil, maxLine)
-	line := 1
-	for ; in.Scan(); line++ {
-		text := bytes.TrimSpace(in.Bytes())
-		if len(text) == 0 {
-			continue
-		}
-		row, err := parseJSONLine(text)
-		if err != nil {
-			yield(Row{}, fmt.Errorf("load: %s:%d: %w", path, line, err))
-			return
+func parseJSONLines(f *fileDataset, r io.Reader, e *emitter) {
+	e.lines(r, func(line int, text []byte) bool {
+		row, fault := f.jsonLine(text)
+		if err := fault.err(); err != nil {
+			return e.fault(line, fault.reason, fmt.Errorf("%w%s", err, meant("jsonl", objectKeys(text))))
 		}
 		row.Line = line
-		if !yield(row, nil) {
-			return
-		}
-	}
-	if err := in.Err(); err != nil {
-		yield(Row{}, fmt.Errorf("load: %s:%d: %w", path, line, err))
-	}
+		return e.row(row)
+	})
 }
 
 type jsonLine struct {
@@ -85,14 +65,15 @@ var (
 	segmentKeys = jsonKeys(reflect.TypeFor[Segment]())
 )
 
-func parseJSONLine(text []byte) (Row, error) {
+func (f *fileDataset) jsonLine(text []byte) (Row, rowFault) {
 	var l jsonLine
+	var faults rowFault
 	if err := decodeObject(text, &l, lineKeys); err != nil {
-		return Row{}, err
+		faults.add(oddBroken, "%w", err)
+		return Row{}, faults
 	}
 	row := Row{Prompt: Prompt{TokenIDs: l.InputIDs}, Sampling: l.SamplingParams, Conversation: l.Conversation, Turn: l.Turn}
-	var faults []error
-	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	fault := func(format string, args ...any) { faults.add(oddValue, format, args...) }
 
 	given := 0
 	for _, form := range []struct {
@@ -115,7 +96,7 @@ func parseJSONLine(text []byte) (Row, error) {
 	case given > 1:
 		fault("more than one of prompt, input_ids, messages and segments: want one")
 	case given == 0 && l.InputLen == nil:
-		fault("no prompt: want one of prompt, input_ids, messages, segments and input_len")
+		faults.add(oddMissing, "no prompt: want one of prompt, input_ids, messages, segments and input_len")
 	}
 	if l.Prompt != nil {
 		row.Prompt.Text = *l.Prompt
@@ -144,21 +125,12 @@ func parseJSONLine(text []byte) (Row, error) {
 			break
 		}
 	}
-	length := func(key string, n *int) int {
-		if n == nil {
-			return 0
-		}
-		if *n < 1 || *n > maxTokens {
-			fault("%s %d: want 1 to %d tokens", key, *n, maxTokens)
-		}
-		return *n
-	}
-	row.InputLen = length("input_len", l.InputLen)
-	row.OutputLen = length("output_len", l.OutputLen)
+	row.InputLen = faults.tokens("input_len", l.InputLen, true, oddNoInput)
+	row.OutputLen = faults.tokens("output_len", l.OutputLen, true, oddNoReply)
 	if l.Arrival != nil {
-		at, err := offsetOf(*l.Arrival)
+		at, err := f.time("arrival", *l.Arrival)
 		if err != nil {
-			faults = append(faults, err)
+			fault("%w", err)
 		}
 		row.Arrival, row.Timed = at, true
 	}
@@ -168,5 +140,5 @@ func parseJSONLine(text []byte) (Row, error) {
 	case l.Turn > 0 && l.Conversation == "":
 		fault("turn %d of no conversation: want the conversation's name", l.Turn)
 	}
-	return row, oneLine(faults...)
+	return row, faults
 }

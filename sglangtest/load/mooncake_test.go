@@ -12,7 +12,7 @@ import (
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 )
 
-func mooncakeRows(t *testing.T, text string, opts ...MooncakeOption) ([]Row, error) {
+func mooncakeRows(t *testing.T, text string, opts ...FileOption) ([]Row, error) {
 	path := filepath.Join(t.TempDir(), "trace.jsonl")
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 	var rows []Row
@@ -48,18 +48,18 @@ func TestMooncakeBlockSize(t *testing.T) {
 	rows, err := mooncakeRows(t, `{"timestamp": 1, "input_length": 33, "output_length": 1, "hash_ids": [0, 1, 2]}`, WithBlockSize(16))
 	require.NoError(t, err)
 	require.Equal(t, 33, rows[0].Prompt.Tokens())
-	require.ErrorContains(t, Mooncake("x", WithBlockSize(0)).(mooncake).Validate(), "want 1 to")
+	require.ErrorContains(t, Mooncake("x", WithBlockSize(0)).(*fileDataset).Validate(), "want 1 to")
 }
 
 func TestMooncakeFaultsNameTheLine(t *testing.T) {
 	const good = `{"timestamp": 0, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]}` + "\n"
 	for _, c := range []struct{ name, line, want string }{
 		{"no JSON", `{`, "unexpected end"},
-		{"keys missing", `{}`, "no timestamp; no input_length; no output_length"},
+		{"keys missing", `{}`, "no input_length"},
 		{"too few ids", `{"timestamp": 0, "input_length": 1025, "output_length": 5, "hash_ids": [0, 1]}`, "2 hash_ids, but 1025 tokens are 3 blocks of 512"},
 		{"empty answer", `{"timestamp": 0, "input_length": 1, "output_length": 0, "hash_ids": [0]}`, "output_length 0: want 1 to"},
-		{"negative time", `{"timestamp": -1, "input_length": 1, "output_length": 1, "hash_ids": [0]}`, "timestamp -1: want milliseconds ≥ 0"},
-		{"text for a number", `{"timestamp": 0, "input_length": "1", "output_length": 1, "hash_ids": [0]}`, `key "input_length": want int, not a JSON string`},
+		{"negative time", `{"timestamp": -1, "input_length": 1, "output_length": 1, "hash_ids": [0]}`, "timestamp -1: want ms ≥ 0"},
+		{"text for a number", `{"timestamp": 0, "input_length": "1", "output_length": 1, "hash_ids": [0]}`, `key "input_length": want a whole number, not a JSON string`},
 		{"negative id", `{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [-1]}`, "hash_ids"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

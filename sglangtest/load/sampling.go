@@ -265,7 +265,7 @@ func decodeObject(data []byte, v any, keys []string) error {
 		if errors.As(err, &wrong) {
 			return fmt.Errorf("want a JSON object, not a JSON %s", wrong.Value)
 		}
-		return err
+		return jsonFault(err)
 	}
 	if members == nil {
 		return errors.New("want a JSON object, not null")
@@ -284,10 +284,8 @@ func decodeObject(data []byte, v any, keys []string) error {
 		}
 		return errors.New(strings.Join(faults, "; "))
 	}
-	err := json.Unmarshal(data, v)
-	var wrong *json.UnmarshalTypeError
-	if errors.As(err, &wrong) && wrong.Field != "" {
-		return fmt.Errorf("key %q: want %s, not a JSON %s", wrong.Field, wrong.Type, wrong.Value)
+	if err := json.Unmarshal(data, v); err != nil {
+		return jsonFault(err)
 	}
-	return err
+	return nil
 }

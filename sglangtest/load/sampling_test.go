@@ -55,8 +55,8 @@ func TestSamplingUnmarshalFaults(t *testing.T) {
 		`{"temprature":1,"max_tokens":3}`: `sampling parameters: unknown key "max_tokens": did you mean "max_new_tokens"?; unknown key "temprature": did you mean "temperature"?`,
 		`{"Temperature":1}`:               `sampling parameters: unknown key "Temperature": did you mean "temperature"?`,
 		`{"xyzzy":1}`:                     `sampling parameters: unknown key "xyzzy": valid are max_new_tokens, `,
-		`{"max_new_tokens":1.5}`:          `sampling parameters: key "max_new_tokens": want int, not a JSON number 1.5`,
-		`{"temperature":"hot"}`:           `sampling parameters: key "temperature": want float64, not a JSON string`,
+		`{"max_new_tokens":1.5}`:          `sampling parameters: key "max_new_tokens": want a whole number, not a JSON number 1.5`,
+		`{"temperature":"hot"}`:           `sampling parameters: key "temperature": want a number, not a JSON string`,
 		`{"stop":3}`:                      `sampling parameters: want a string or a list of strings`,
 		`[1]`:                             `sampling parameters: want a JSON object, not a JSON array`,
 	} {
