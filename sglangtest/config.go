@@ -8,7 +8,9 @@ import (
 	"maps"
 	"math"
 	"os"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sglangtest/harness/sglangtest/internal/jsondoc"
@@ -127,10 +129,37 @@ func LoadNodeConfig(path string) (NodeConfig, error) {
 		}
 		times[at] = key
 	}
+	faults = append(faults, writtenZeros(data)...)
 	if err := errors.Join(located(faults), cfg.Validate()); err != nil {
 		return cfg, fmt.Errorf("sglangtest: config %s:\n%w", path, err)
 	}
 	return cfg, nil
+}
+
+// zeros are the keys of numbers for which 0 is a value like others.
+var zeros = []string{"port", "random_range_ratio", "seed", "warmup_requests"}
+
+// writtenZeros reports the numbers that are written as 0 where that is none: in a Go struct it means the default, but who writes
+// it into a file means something.
+func writtenZeros(data []byte) []jsondoc.Fault {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(data, &members) != nil {
+		return nil // reported by Decode
+	}
+	var faults []jsondoc.Fault
+	config := reflect.TypeFor[NodeConfig]()
+	for i := range config.NumField() {
+		f := config.Field(i)
+		key, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		number := f.Type.Kind() == reflect.Int || f.Type.Kind() == reflect.Float64
+		if !number || !strings.Contains(options, "omitempty") || slices.Contains(zeros, key) {
+			continue
+		}
+		if v, err := strconv.ParseFloat(string(members[key]), 64); err == nil && v == 0 {
+			faults = append(faults, jsondoc.Fault{Path: key, Err: errors.New("0: want another number, or leave the key out for the default")})
+		}
+	}
+	return faults
 }
 
 // Save writes the config to a JSON file that [LoadNodeConfig] reads back. It replaces what was there.

@@ -8,9 +8,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/sglangtest/harness/sglangtest/server"
-
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/server"
+	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
 func fullConfig() NodeConfig {
@@ -30,6 +30,7 @@ func TestNodeConfigRoundTrip(t *testing.T) {
 	for name, cfg := range map[string]NodeConfig{
 		"every field": fullConfig(),
 		"least":       {DatasetName: "azure-conversation", TraceSpeed: 2},
+		"a file":      {DatasetName: "mooncake", DatasetPath: "m.jsonl", TimeUnit: load.Seconds, BlockSize: 16, OddRows: "skip", TraceSpeed: 1},
 		"at once":     {DatasetName: "azure-conversation", RequestRate: Inf, NumPrompts: 10},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -78,12 +79,32 @@ func TestNodeConfigReportsAllFaults(t *testing.T) {
 	}
 }
 
+// Who writes 0 into a file means something, which is not the default of everything.
+func TestNodeConfigWrittenZeros(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.json")
+	require.NoError(t, os.WriteFile(path, []byte(`{"dataset_name": "azure-conversation", "request_rate": 8,
+		"num_prompts": 0, "max_concurrency": 0, "duration": 0.0, "warmup_requests": 0, "port": 0, "seed": 0, "max_running_requests": null}`), 0o600))
+	_, err := LoadNodeConfig(path)
+	require.ErrorContains(t, err, "line 2, column 3: num_prompts: 0: want another number, or leave the key out")
+	require.ErrorContains(t, err, "max_concurrency: 0")
+	require.ErrorContains(t, err, "duration: 0")
+	for _, fine := range []string{"warmup", "port", "seed", "running"} {
+		require.NotContains(t, err.Error(), fine)
+	}
+}
+
 func TestNodeConfigContradictions(t *testing.T) {
 	ok := NodeConfig{DatasetName: "azure-conversation", RequestRate: 8, NumPrompts: 10, MaxRunningRequests: 64}
 	require.NoError(t, ok.Validate())
 	for want, change := range map[string]func(*NodeConfig){
 		"dataset_name: \"azur\"; want one of":                   func(c *NodeConfig) { c.DatasetName = "azur" },
 		"dataset_path: required with dataset_name \"sharegpt\"": func(c *NodeConfig) { c.DatasetName = "sharegpt" },
+		"time_unit: dataset \"azure-conversation\" is not a":    func(c *NodeConfig) { c.TimeUnit = "s" },
+		"block_size: dataset \"azure-conversation\" is not a":   func(c *NodeConfig) { c.BlockSize = 16 },
+		"odd_rows: dataset \"azure-conversation\" is not a":     func(c *NodeConfig) { c.OddRows = "skip" },
+		"odd_rows: \"drop\"; want \"fail\" or \"skip\"":         func(c *NodeConfig) { c.DatasetName, c.DatasetPath, c.OddRows = "jsonl", "x", "drop" },
+		"time unit \"min\": want one of [s ms us ns]":           func(c *NodeConfig) { c.DatasetName, c.DatasetPath, c.TimeUnit = "jsonl", "x", "min" },
+		"time unit \"s\": its times need none":                  func(c *NodeConfig) { c.DatasetName, c.DatasetPath, c.TimeUnit = "azure", "x", "s" },
 		"dataset_path: dataset \"azure-conversation\" is not":   func(c *NodeConfig) { c.DatasetPath = "x" },
 		"random_input_len: only with":                           func(c *NodeConfig) { c.RandomInputLen = 5 },
 		"request_rate: required, unless trace_speed":            func(c *NodeConfig) { c.RequestRate = 0 },
@@ -159,4 +180,39 @@ func TestLoadNodeConfigFiles(t *testing.T) {
 	_, err = LoadNodeConfig(path)
 	require.ErrorContains(t, err, "line 2, column 3: port: want int, not a JSON string")
 	require.ErrorContains(t, err, `line 2, column 80: param_update_schedule["30"].max_running_requests: want int, not a JSON number 2.5`)
+}
+
+// A dataset that is added to the table is known to configs, and makes a workload.
+func TestEveryDatasetIsKnown(t *testing.T) {
+	for _, d := range datasets {
+		cfg := NodeConfig{DatasetName: d.name, RequestRate: 8, NumPrompts: 1, SamplingParams: &load.SamplingParams{MaxNewTokens: load.Ptr(3)}}
+		if d.file {
+			cfg.DatasetPath = "no/such/file"
+		}
+		if d.name == randomDataset {
+			cfg.RandomInputLen, cfg.RandomOutputLen = 5, 5
+		}
+		require.NoError(t, cfg.Validate(), d.name)
+		gen, err := cfg.Generator()
+		require.NoError(t, err)
+		_, err = gen.Plan()
+		if d.file {
+			require.ErrorIs(t, err, os.ErrNotExist)
+		} else {
+			require.NoError(t, err)
+		}
+		require.ErrorContains(t, NodeConfig{DatasetName: "none", RequestRate: 1}.Validate(), d.name)
+	}
+}
+
+// What is left out of a file is counted in the summary.
+func TestOddRowsAreInTheSummary(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "burst.csv")
+	require.NoError(t, os.WriteFile(path, []byte("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"+
+		"0,ChatGPT,47,8,55,Conversation log\n1,ChatGPT,87,0,87,Conversation log\n2,GPT-4,41,6,47,API log\n"), 0o600))
+	cfg := NodeConfig{DatasetName: "burstgpt", DatasetPath: path, TraceSpeed: 10, OddRows: "skip"}
+	run, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+	require.NoError(t, err)
+	require.Equal(t, 2, run.Summary.Requests.OK)
+	require.Contains(t, run.Summary.Notes, "left out of the dataset: 1 row, no output tokens (a failed call); the first is line 3")
 }

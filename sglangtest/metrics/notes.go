@@ -94,6 +94,16 @@ func (b *builder) planNotes(add func(format string, args ...any)) {
 				b.c.inputLen, b.c.outputLen, b.c.lastArr.Seconds(), plan.InputTokens, plan.OutputTokens, plan.LastArrival.Seconds())
 		}
 	}
+	for _, l := range plan.LeftOut {
+		rows, where := "rows", ""
+		if l.Rows == 1 {
+			rows = "row"
+		}
+		if l.FirstLine > 0 {
+			where = fmt.Sprintf("; the first is line %d", l.FirstLine)
+		}
+		add("left out of the dataset: %d %s, %s%s", l.Rows, rows, l.Reason, where)
+	}
 	if plan.Passes > 1 {
 		again := ""
 		if p := plan.Prompts; p != nil && p.Shared+p.SharedBytes > 0 {
