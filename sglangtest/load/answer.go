@@ -91,7 +91,7 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 		return
 	}
 	if res.OutputTokens = max(c.CompletionTokens, 0); res.OutputTokens > 0 {
-		res.FirstToken, res.LastToken = res.Completion, res.Completion
+		res.FirstToken, res.LastToken, res.FirstTokens = res.Completion, res.Completion, res.OutputTokens
 	}
 	res.finish(c)
 	res.judge(c.CompletionTokens >= 0)
@@ -183,6 +183,9 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 					res.FirstToken = shown
 				}
 				res.LastToken = shown
+				if shown == res.FirstToken {
+					res.FirstTokens += tokens
+				}
 			}
 			res.counts(c)
 			res.finish(c)

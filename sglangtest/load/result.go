@@ -76,6 +76,9 @@ type Result struct {
 	// FirstToken is when the first output token had been read; 0 if none came. In an answer that was not streamed
 	// every token arrives with the end: FirstToken and LastToken are Completion.
 	FirstToken time.Duration
+	// FirstTokens is how many output tokens had been read at FirstToken, by the server's own count; 0 if it did not say. More
+	// than one come where the server or a proxy holds tokens back.
+	FirstTokens int
 	// FirstEvent is when the first event that speaks of the output had been read; 0 if none came, or the answer was not
 	// streamed. Before FirstToken it brought neither text nor a count: it was the head of a chat, or tokens that the
 	// client can't see.
@@ -243,12 +246,15 @@ func (r *Result) Check() error {
 		name     string
 		n, least int
 	}{
-		{"InputLen", r.InputLen, 0}, {"OutputLen", r.OutputLen, 0}, {"PromptTokens", r.PromptTokens, 0}, {"OutputTokens", r.OutputTokens, 0},
+		{"InputLen", r.InputLen, 0}, {"OutputLen", r.OutputLen, 0}, {"PromptTokens", r.PromptTokens, 0}, {"OutputTokens", r.OutputTokens, 0}, {"FirstTokens", r.FirstTokens, 0},
 		{"CachedTokens", r.CachedTokens, NotReported}, {"Retractions", r.Retractions, NotReported},
 	} {
 		if c.n < c.least || c.n > MaxTokens {
 			return fmt.Errorf("%s is %d; want %d to %d", c.name, c.n, c.least, MaxTokens)
 		}
+	}
+	if r.FirstTokens > r.OutputTokens {
+		return fmt.Errorf("FirstTokens is %d, more than OutputTokens, %d", r.FirstTokens, r.OutputTokens)
 	}
 	return r.Chunks.check(r.Send, r.Completion)
 }

@@ -33,6 +33,37 @@ func atOnce(r *load.Result) bool {
 	return same*2 > events
 }
 
+// firstTokens returns how many tokens had been read at FirstToken; 0 if that is not known.
+func firstTokens(r *load.Result) int {
+	n := 0
+	for ch := range r.Chunks.All() {
+		if ch.At > r.FirstToken || n > r.OutputTokens {
+			break
+		}
+		n += ch.Tokens
+	}
+	if n == 0 {
+		n = r.FirstTokens
+	}
+	return min(n, r.OutputTokens)
+}
+
+// first counts with how many tokens the streamed answer r, of several, began.
+func (b *builder) first(r *load.Result) {
+	st := &b.sum.Streams
+	n := firstTokens(r)
+	if r.LastToken == r.FirstToken || n == r.OutputTokens {
+		st.OneRead++
+	}
+	switch {
+	case n == 0:
+		st.FirstUnknown++
+	case n > 1:
+		st.FirstSeveral++
+		st.FirstTokens += n
+	}
+}
+
 // streams counts the answers of which the times do not say what their names promise.
 func (b *builder) streams() {
 	st := &b.sum.Streams
@@ -78,6 +109,13 @@ func (b *builder) streamNotes(add func(format string, args ...any)) {
 	}
 	if st.OneRead > 0 {
 		add("%d streamed answers came in one read: they have no TPOT", st.OneRead)
+	}
+	if n := st.FirstTokens - st.FirstSeveral; float64(n) > clientTolerance*float64(s.Throughput.OutputTokens) {
+		add("%d answers began with several tokens at once, %.1f in the mean: their TTFT is that of all of these, and TPOT is over the tokens after them; "+
+			"bench_serving's TPOT counts them as if they had come one by one, and is shorter", st.FirstSeveral, float64(st.FirstTokens)/float64(st.FirstSeveral))
+	}
+	if st.FirstUnknown > 0 {
+		add("%d answers do not tell how many tokens came first: their TPOT takes one, and is too short if there were more", st.FirstUnknown)
 	}
 	if st.Uncounted > 0 {
 		add("%d answers have no ITL: how many tokens each of their events added is not known, or was not kept", st.Uncounted)

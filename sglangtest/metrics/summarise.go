@@ -263,8 +263,8 @@ func (b *builder) latencies() {
 			s.Streams.NoTokens++
 		case !r.Streamed:
 			s.Streams.NotStreamed++
-		case r.OutputTokens > 1 && r.LastToken == r.FirstToken:
-			s.Streams.OneRead++
+		case r.OutputTokens > 1:
+			b.first(r)
 		}
 		if tpot, ok := tpotMS(r); ok {
 			b.buf = append(b.buf, tpot)
@@ -275,10 +275,11 @@ func (b *builder) latencies() {
 
 // tpotMS returns the strict TPOT of a success, if it could be observed.
 func tpotMS(r *load.Result) (float64, bool) {
-	if r.OutputTokens < 2 || r.LastToken <= r.FirstToken {
+	later := r.OutputTokens - max(firstTokens(r), 1)
+	if later <= 0 || r.LastToken <= r.FirstToken {
 		return 0, false
 	}
-	return ms(r.LastToken-r.FirstToken) / float64(r.OutputTokens-1), true
+	return ms(r.LastToken-r.FirstToken) / float64(later), true
 }
 
 func (b *builder) itl() {

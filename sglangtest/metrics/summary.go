@@ -41,7 +41,8 @@ type Summary struct {
 	// same stamp, so that tokens which the server or the network held back show as one long gap and zeros; see
 	// Streams.CoalescedTokens. It is over tokens, so failures have no place in it.
 	ITL Distribution `json:"itl"`
-	// TPOT is (LastToken − FirstToken) / (OutputTokens − 1) of each request with more than one output token.
+	// TPOT is (LastToken − FirstToken) / (the tokens that were read after FirstToken) of each success that has such tokens. The
+	// first event can bring several; BenchServing counts those as if they had come one after the other.
 	TPOT Distribution `json:"tpot"`
 	// TotalLatency is Completion − Arrival: the end-to-end latency that a user sees.
 	TotalLatency Distribution `json:"total_latency"`
@@ -126,11 +127,16 @@ type InFlight struct {
 // Streams says for how many successful requests the token latencies could be observed.
 type Streams struct {
 	NotStreamed int `json:"not_streamed"` // the whole answer came at once: TTFT is the total latency; no TPOT, no ITL
-	OneRead     int `json:"one_read"`     // streamed, but all of several tokens came in one read: no TPOT
+	OneRead     int `json:"one_read"`     // streamed, but all of several tokens came in one read, the first: no TPOT
 	NoTokens    int `json:"no_tokens"`    // no output token: counted as failed in TTFT
 	// Uncounted answers have no ITL: the token counts of their events do not add up to the answer's (the server did not
 	// say how many tokens each event added), or no events were kept.
 	Uncounted int `json:"uncounted"`
+	// FirstSeveral answers had more than one token at FirstToken, FirstTokens of them all together. Of FirstUnknown answers it is
+	// not known how many they had there: their TPOT takes one.
+	FirstSeveral int `json:"first_several"`
+	FirstTokens  int `json:"first_several_tokens"`
+	FirstUnknown int `json:"first_unknown"`
 	// AtOnce answers of several tokens were streamed, but came together, in one read or within a hundredth of the time to
 	// the first token, mostly several events to a read: TTFT is the time to the whole answer.
 	AtOnce int `json:"at_once"`

@@ -83,7 +83,7 @@ func TestITLPerToken(t *testing.T) {
 	require.InDelta(t, 10, float64(s.ITL.Median), 1e-9)
 	require.InDelta(t, 28, float64(s.ITL.Percentiles[0].Value), 1e-9)
 	require.Equal(t, 2, s.Streams.CoalescedTokens)
-	require.InDelta(t, 90.0/8, float64(s.TPOT.Mean), 1e-9)
+	require.InDelta(t, 90.0/7, float64(s.TPOT.Mean), 1e-9, "over the tokens after the first two")
 
 	// The same stream of a server that counts only at the end: no ITL rather than a guess.
 	r.OutputTokens = 12
@@ -98,6 +98,62 @@ func TestOneReadHasNoTPOT(t *testing.T) {
 	s := collect(t, load.Plan{}, []load.Result{r}, nil).Summary()
 	require.Zero(t, s.TPOT.Count)
 	require.Equal(t, 1, s.Streams.OneRead)
+}
+
+// Each answer takes 50 ms for five tokens after its first event.
+func TestTPOTCountsFromTheFirstStamp(t *testing.T) {
+	stream := func(id int, chunks ...load.Chunk) load.Result {
+		r := answer(id, 0, 0, 10*msec, 0, 1)
+		r.Chunks, r.OutputTokens = load.Chunks{}, 0
+		for _, c := range chunks {
+			r.Chunks.Append(c)
+			r.OutputTokens += c.Tokens
+			r.LastToken = c.At
+		}
+		r.Completion = r.LastToken
+		return r
+	}
+	chunk := func(at time.Duration, tokens int) load.Chunk {
+		return load.Chunk{At: at, Tokens: tokens, TextBytes: 4}
+	}
+	several := stream(0, chunk(10*msec, 5), chunk(60*msec, 5))
+	sameRead := stream(1, chunk(10*msec, 1), chunk(10*msec, 3), chunk(35*msec, 2), chunk(60*msec, 3))
+	single := stream(2, chunk(10*msec, 1), chunk(60*msec, 5))
+	noChunks := several
+	noChunks.ID, noChunks.Chunks, noChunks.FirstTokens = 3, load.Chunks{}, 5
+	for _, r := range []load.Result{several, sameRead, single, noChunks} {
+		s := collect(t, load.Plan{}, []load.Result{r}, nil, WithGoodput(SLO{TPOT: 10 * msec})).Summary()
+		require.InDelta(t, 10, float64(s.TPOT.Mean), 1e-9, r.ID)
+		require.Equal(t, 1, s.Goodput.Good)
+	}
+	s := collect(t, load.Plan{}, []load.Result{several, sameRead, single, noChunks}, nil).Summary()
+	require.Equal(t, []int{3, 14, 0, 0}, []int{s.Streams.FirstSeveral, s.Streams.FirstTokens, s.Streams.FirstUnknown, s.Streams.OneRead})
+	require.Contains(t, s.Notes, "3 answers began with several tokens at once, 4.7 in the mean: their TTFT is that of all of these, and TPOT is over the tokens "+
+		"after them; bench_serving's TPOT counts them as if they had come one by one, and is shorter")
+	require.InDelta(t, 50.0/9, float64(collect(t, load.Plan{}, []load.Result{several}, nil).Summary().BenchServing.TPOT.Mean), 1e-9, "bench_serving's own form")
+
+	// All tokens came first; what came later was text that had been held back.
+	late := stream(0, chunk(10*msec, 5), load.Chunk{At: 60 * msec, TextBytes: 4})
+	s = collect(t, load.Plan{}, []load.Result{late}, nil, WithGoodput(SLO{TPOT: time.Second})).Summary()
+	require.Equal(t, []int{0, 1, 0}, []int{s.TPOT.Count, s.Streams.OneRead, s.Goodput.Good})
+
+	// A server that counts only at the end.
+	unknown := stream(0, chunk(10*msec, 0), chunk(60*msec, 0))
+	unknown.OutputTokens = 6
+	s = collect(t, load.Plan{}, []load.Result{unknown}, nil).Summary()
+	require.InDelta(t, 10, float64(s.TPOT.Mean), 1e-9)
+	require.Equal(t, 1, s.Streams.FirstUnknown)
+	require.Contains(t, s.Notes, "1 answers do not tell how many tokens came first: their TPOT takes one, and is too short if there were more")
+
+	// In a long run of answers of one token at a time nobody needs to know of one that began with two.
+	var many []load.Result
+	for i := range 50 {
+		many = append(many, answer(i, 0, 0, msec, msec, 10))
+	}
+	many[0] = stream(0, chunk(10*msec, 2), chunk(20*msec, 1))
+	s = collect(t, load.Plan{}, many, nil).Summary()
+	require.Equal(t, 1, s.Streams.FirstSeveral)
+	require.NotContains(t, s.String(), "began with several")
 }
 
 func TestInFlight(t *testing.T) {

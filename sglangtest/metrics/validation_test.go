@@ -208,7 +208,9 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 	require.Contains(t, run(v, load.Info{}, same, limit).Simulation.KnownError, "not covered by any measured run: run-time parameters were changed")
 	ramp := func(r *load.Result) { // a hundred in 8 s, then a hundred in 2 s
 		later := time.Duration(min(r.ID, 200-r.ID)) * 30 * time.Millisecond
-		r.Arrival, r.Send, r.FirstToken, r.LastToken, r.Completion = r.Arrival+later, r.Send+later, r.FirstToken+later, r.LastToken+later, r.Completion+later
+		for _, t := range []*time.Duration{&r.Arrival, &r.Due, &r.Released, &r.Send, &r.FirstToken, &r.LastToken, &r.Completion} {
+			*t += later
+		}
 	}
 	require.Contains(t, run(v, load.Info{}, ramp).Simulation.KnownError, "in a load that rises to 2.5 times its mean (there 1.1)")
 	four := v

@@ -84,7 +84,7 @@ func (s *stretch) fill(res *load.Result, by, egress time.Duration, times bool) {
 		return
 	}
 	if res.OutputTokens == 0 {
-		res.FirstToken = s.at + egress
+		res.FirstToken, res.FirstTokens = s.at+egress, 1
 	}
 	res.LastToken = s.at + egress
 	res.OutputTokens++
