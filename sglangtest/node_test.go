@@ -419,7 +419,9 @@ func TestCancelledRunNodeReturnsWhatItMeasured(t *testing.T) {
 	require.NotNil(t, run)
 	sum := run.Summary
 	require.Greater(t, sum.Requests.OK, 20)
-	require.Equal(t, sum.Requests.Arrived, sum.Requests.OK+sum.Requests.Failed)
+	require.Equal(t, sum.Requests.Arrived, sum.Requests.OK+sum.Requests.Censored)
+	require.Zero(t, sum.Requests.Failed)
+	require.Contains(t, sum.VerdictReasons[len(sum.VerdictReasons)-1], "the run was stopped with ")
 	require.Less(t, sum.Requests.Arrived, sum.Requests.Planned)
 	stored, err := results.Open(run.Dir)
 	require.NoError(t, err)

@@ -177,3 +177,25 @@ func TestVirtualTimeAgreesWithRealTime(t *testing.T) {
 	require.GreaterOrEqual(t, float64(r.TTFT.Median), float64(v.TTFT.Median)-1)
 	require.Less(t, float64(r.TTFT.Median), float64(v.TTFT.Median)+1000)
 }
+
+// What is overloaded is told from what is merely busy, whatever the seed: the engine of this test does some 17 requests/s.
+func TestTheVerdictOnTheLoad(t *testing.T) {
+	verdict := func(rate Rate, seed uint64) *metrics.Summary {
+		run, err := RunNode(t.Context(), NodeConfig{DatasetName: "random", RandomInputLen: 512, RandomOutputLen: 128, RandomRangeRatio: 1, NumPrompts: 400,
+			RequestRate: rate, Seed: seed, MaxRunningRequests: 16}, WithVirtualTime(sim.H100Llama8B()))
+		require.NoError(t, err)
+		return run.Summary
+	}
+	capacity := verdict(100, 1).Steady.Requests
+	for seed := range uint64(20) {
+		for _, share := range []float64{0.5, 0.7, 0.8, 0.9} {
+			s := verdict(Rate(share*capacity), seed)
+			require.Equal(t, metrics.VerdictOK, s.Verdict, "%g of the capacity, seed %d: %s", share, seed, s)
+		}
+		for _, share := range []float64{1.5, 2, 4} {
+			s := verdict(Rate(share*capacity), seed)
+			require.Equal(t, metrics.VerdictOverloaded, s.Verdict, "%g of the capacity, seed %d: %s", share, seed, s)
+			require.InEpsilon(t, capacity, s.Steady.Requests, 0.15, "sixteen end at once")
+		}
+	}
+}

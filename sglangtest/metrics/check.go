@@ -50,9 +50,9 @@ type Quantity string
 const (
 	RequestThroughput Quantity = "request throughput" // successful requests/s
 	OutputThroughput  Quantity = "output throughput"  // output tokens/s of successful requests
-	SuccessShare      Quantity = "success share"      // successful ÷ arrived requests, 0 to 1
+	SuccessShare      Quantity = "success share"      // successful ÷ arrived requests that are not censored, 0 to 1
 	GoodputRate       Quantity = "goodput"            // good requests/s; needs WithGoodput
-	GoodputShare      Quantity = "goodput share"      // good ÷ arrived requests, 0 to 1; needs WithGoodput
+	GoodputShare      Quantity = "goodput share"      // good ÷ arrived requests that are not censored, 0 to 1; needs WithGoodput
 )
 
 // A Limit is a demand on a summary. Make one with [AtMost] or [AtLeast].
@@ -195,7 +195,7 @@ func AtLeast(q Quantity, min float64) Limit {
 		case OutputThroughput:
 			got, unit = s.Throughput.OutputTokensPerS, "tokens/s"
 		case SuccessShare:
-			got, unit = float64(s.Requests.OK)/float64(s.Requests.Arrived), "of all requests"
+			got, unit = float64(s.Requests.OK)/float64(s.Requests.Arrived-s.Requests.Censored), "of all requests"
 		case GoodputRate, GoodputShare:
 			if s.Goodput == nil {
 				return nil, fmt.Errorf("%s: the run had no goodput limits; use WithGoodput", q)
@@ -206,8 +206,8 @@ func AtLeast(q Quantity, min float64) Limit {
 		default:
 			return nil, fmt.Errorf("%q is not a quantity of the summary", q)
 		}
-		if s.Requests.Arrived == 0 {
-			return nil, fmt.Errorf("%s: no request arrived, so a limit is neither met nor missed", q)
+		if s.Requests.Arrived == s.Requests.Censored {
+			return nil, fmt.Errorf("%s: no request arrived and ended, so a limit is neither met nor missed", q)
 		}
 		if !(min > 0) || math.IsInf(min, 0) {
 			return nil, fmt.Errorf("%s at least %g: want a limit > 0", q, min)

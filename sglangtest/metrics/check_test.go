@@ -110,7 +110,7 @@ func TestNothingPassesUnseen(t *testing.T) {
 	require.NotContains(t, loaded("poisson 0.21/s", 0.21, s), "arrivals", "4.8 % and 9.1 %")
 	text := loaded("poisson 0.25/s", 0.25, 2*s)
 	require.Contains(t, text, "arrivals were scheduled at 0.2/s, -20.0 % from the requested 0.25/s: chance moves the rate of 3 Poisson arrivals by some ±57.7 %")
-	require.Contains(t, text, "throughput includes 2.00 s of drain; over the 10.00 s of arrivals alone it is 0.2 ok requests/s")
+	require.Contains(t, text, "throughput and goodput are over 12.00 s, of which 2.00 s are drain, in which no load was added\n")
 	require.Contains(t, loaded("constant 0.18/s", 0.18, s), "+11.1 % from the requested 0.18/s\n")
 
 	before := func(send time.Duration, held time.Duration) string {

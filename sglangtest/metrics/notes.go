@@ -45,6 +45,7 @@ func (b *builder) notes() {
 	if q.Failed > 0 {
 		add("%d of %d requests failed: they count as +infinity in percentiles and are not in mean, min and max", q.Failed, q.Arrived)
 	}
+	b.censorNote(add)
 	b.deadEnd(add)
 	b.resetNote(add)
 	b.loadNotes(add)
@@ -162,13 +163,60 @@ func (b *builder) loadNotes(add func(format string, args ...any)) {
 	if d.Arrivals == 0 || d.Drain <= drainTolerance*d.Measured {
 		return
 	}
-	during := 0
-	for _, r := range b.rs {
-		if r.OK() && r.Completion <= b.c.lastArr {
-			during++
+	instead := ""
+	if s.Steady != nil {
+		instead = ": the steady state leaves that out"
+	}
+	add("throughput and goodput are over %.2f s, of which %.2f s are drain, in which no load was added%s", d.Measured, d.Drain, instead)
+}
+
+// censorNote says which percentiles the requests that were under way at the run's stop would change: each would have taken at
+// least its age. A percentile with them at their age is a lower bound of the one that the run would have had.
+func (b *builder) censorNote(add func(format string, args ...any)) {
+	n := b.sum.Requests.Censored
+	if n == 0 {
+		return
+	}
+	var oldest time.Duration
+	bound := func(d Distribution, age func(*load.Result) time.Duration, value func(*load.Result) (time.Duration, bool)) string {
+		var values []float64
+		for _, r := range b.rs {
+			if b.censored(r) {
+				values = append(values, ms(age(r)))
+				oldest = max(oldest, r.TotalLatency())
+			} else if v, ok := value(r); ok {
+				values = append(values, ms(v))
+			}
+		}
+		slices.Sort(values)
+		var parts []string
+		least := func(p float64, has Millis) {
+			if v := quantile(values, d.Failed, p/100); has.Valid() && v > 1.01*float64(has) {
+				parts = append(parts, fmt.Sprintf("p%g %s instead of %s", p, cell(Millis(v)), cell(has)))
+			}
+		}
+		least(50, d.Median)
+		for _, p := range d.Percentiles {
+			least(p.P, p.Value)
+		}
+		return strings.Join(parts, ", ")
+	}
+	total := bound(b.sum.TotalLatency, (*load.Result).TotalLatency, func(r *load.Result) (time.Duration, bool) { return r.TotalLatency(), r.OK() })
+	ttft := bound(b.sum.TTFT, func(r *load.Result) time.Duration {
+		if r.FirstToken > 0 {
+			return r.FirstToken - r.Arrival
+		}
+		return r.TotalLatency()
+	}, func(r *load.Result) (time.Duration, bool) {
+		return r.FirstToken - r.Arrival, r.OK() && r.FirstToken > 0
+	})
+	text := fmt.Sprintf("%d requests were under way when the run was stopped, for up to %.3f s: latencies are of those that had ended, which favours short ones", n, oldest.Seconds())
+	for _, l := range []struct{ name, parts string }{{"TTFT", ttft}, {"total latency", total}} {
+		if l.parts != "" {
+			text += fmt.Sprintf("; with them %s would be at least, in ms: %s", l.name, l.parts)
 		}
 	}
-	add("throughput includes %.2f s of drain; over the %.2f s of arrivals alone it is %s ok requests/s", d.Drain, d.Arrivals, sig(float64(during)/d.Arrivals))
+	add("%s", text)
 }
 
 // sendNote names the percentiles at which the TTFT depends on whether it is taken from the arrival or from the send, though
@@ -176,6 +224,10 @@ func (b *builder) loadNotes(add func(format string, args ...any)) {
 func (b *builder) sendNote(add func(format string, args ...any)) {
 	for _, r := range b.rs {
 		if r.Due > r.Arrival {
+			if b.sum.MaxConcurrency > 0 && b.sum.TTFT.Median > (1+sendTolerance)*b.sum.ServerTTFT.Median {
+				add("TTFT and total latency count from the arrival, so that the wait for one of the %d places is in them: TTFT p50 %s ms, server TTFT p50, from the send, %s ms",
+					b.sum.MaxConcurrency, cell(b.sum.TTFT.Median), cell(b.sum.ServerTTFT.Median))
+			}
 			return
 		}
 	}

@@ -17,6 +17,7 @@ func (c *Collector) Summary() *Summary {
 	b := &builder{c: c, rs: c.finished("Summary"), samples: c.Samples()}
 	b.sum = &Summary{SchemaVersion: SchemaVersion, Began: c.Began(), Simulation: c.simulation, Engines: c.engines,
 		Started: c.clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}
+	b.serverEnds = c.serverEnds()
 	b.simulated()
 	b.requests()
 	b.durations()
@@ -28,9 +29,11 @@ func (c *Collector) Summary() *Summary {
 	b.latencies()
 	b.itl()
 	b.streams()
+	b.steady()
 	b.goodput()
 	b.samplers()
 	b.client()
+	b.verdict()
 	b.sum.BenchServing = b.benchServing()
 	b.notes()
 	return b.sum
@@ -56,12 +59,24 @@ type builder struct {
 	sum     *Summary
 	end     time.Duration // the last completion, or the last arrival if that is later
 	buf     []float64     // scratch for the distribution being computed
+
+	serverEnds []Event // of kind KindServerEnded
+}
+
+// serverEnds returns the events that say that a server ended by itself.
+func (c *Collector) serverEnds() []Event {
+	return slices.DeleteFunc(c.Events(), func(e Event) bool { return e.Kind != KindServerEnded })
+}
+
+// censored reports whether the run was stopped while r was under way, so that nobody knows how it would have ended. What was
+// under way when the server ended has failed.
+func (b *builder) censored(r *load.Result) bool {
+	return r.Outcome == load.OutcomeCancelled && len(b.serverEnds) == 0
 }
 
 func (b *builder) requests() {
 	q := &b.sum.Requests
 	q.Planned, q.Arrived, q.OK = b.c.info.Plan.Requests, b.c.arrived, b.c.completed
-	q.Failed = q.Arrived - q.OK
 	counts := make(map[load.Outcome]*OutcomeCount)
 	var unfinished []int
 	for _, r := range b.rs {
@@ -74,10 +89,14 @@ func (b *builder) requests() {
 			counts[r.Outcome] = n
 		}
 		n.Count++
+		if b.censored(r) {
+			q.Censored++
+		}
 		if r.Outcome == load.OutcomeCancelled {
 			unfinished = append(unfinished, r.ID)
 		}
 	}
+	q.Failed = q.Arrived - q.OK - q.Censored
 	if n := len(b.c.pending); n > 0 {
 		counts[NoRecord] = &OutcomeCount{Outcome: NoRecord, Count: n, Message: "arrived, but nothing was recorded of it"}
 		unfinished = slices.AppendSeq(unfinished, maps.Keys(b.c.pending))
@@ -220,10 +239,13 @@ func (b *builder) distribution(strict bool, f func(r *load.Result) (time.Duratio
 	return newDistribution(b.buf, failed, b.c.percentiles)
 }
 
-// ifOK makes a failure of every result that did not succeed.
-func ifOK(f func(r *load.Result) time.Duration) func(r *load.Result) (time.Duration, contribution) {
+// ifOK makes a failure of every result that did not succeed, and nothing of a censored one.
+func (b *builder) ifOK(f func(r *load.Result) time.Duration) func(r *load.Result) (time.Duration, contribution) {
 	return func(r *load.Result) (time.Duration, contribution) {
-		if !r.OK() {
+		switch {
+		case b.censored(r):
+			return 0, nothing
+		case !r.OK():
 			return 0, missing
 		}
 		return f(r), value
@@ -232,11 +254,14 @@ func ifOK(f func(r *load.Result) time.Duration) func(r *load.Result) (time.Durat
 
 func (b *builder) latencies() {
 	s := b.sum
-	s.TotalLatency = b.distribution(true, ifOK((*load.Result).TotalLatency))
-	s.ServerLatency = b.distribution(true, ifOK((*load.Result).ServerLatency))
+	s.TotalLatency = b.distribution(true, b.ifOK((*load.Result).TotalLatency))
+	s.ServerLatency = b.distribution(true, b.ifOK((*load.Result).ServerLatency))
 	ttft := func(from func(*load.Result) time.Duration) Distribution {
 		return b.distribution(true, func(r *load.Result) (time.Duration, contribution) {
-			if !r.OK() || r.FirstToken == 0 {
+			switch {
+			case b.censored(r):
+				return 0, nothing
+			case !r.OK() || r.FirstToken == 0:
 				return 0, missing
 			}
 			return r.FirstToken - from(r), value
@@ -245,17 +270,22 @@ func (b *builder) latencies() {
 	s.TTFT = ttft(func(r *load.Result) time.Duration { return r.Arrival })
 	s.ServerTTFT = ttft(func(r *load.Result) time.Duration { return r.Send })
 	s.QueueTime = b.distribution(true, func(r *load.Result) (time.Duration, contribution) {
-		if !r.Sent {
-			return 0, missing
+		switch {
+		case r.Sent:
+			return r.QueueTime(), value
+		case b.censored(r):
+			return 0, nothing
 		}
-		return r.QueueTime(), value
+		return 0, missing
 	})
 
 	b.buf = b.buf[:0]
 	failed := len(b.c.pending)
 	for _, r := range b.rs {
 		if !r.OK() {
-			failed++
+			if !b.censored(r) {
+				failed++
+			}
 			continue
 		}
 		switch {
@@ -341,19 +371,27 @@ func (b *builder) goodput() {
 	if b.c.slo == nil {
 		return
 	}
-	slo := *b.c.slo
-	b.sum.Goodput = countGoodput(slo, b.sum.Requests.Arrived, b.sum.Durations.Measured, func(yield func(ttft, tpot, e2e float64)) {
-		for _, r := range b.rs {
-			if !r.OK() || r.FirstToken == 0 {
-				continue
+	in := func(from, to time.Duration) func(yield func(ttft, tpot, e2e float64)) {
+		return func(yield func(ttft, tpot, e2e float64)) {
+			for _, r := range b.rs {
+				if !r.OK() || r.FirstToken == 0 || r.Completion < from || r.Completion > to {
+					continue
+				}
+				tpot, observed := tpotMS(r)
+				if !observed && r.OutputTokens > 1 {
+					tpot = math.NaN() // within no limit
+				}
+				yield(ms(r.FirstToken-r.Arrival), tpot, ms(r.TotalLatency()))
 			}
-			tpot, observed := tpotMS(r)
-			if !observed && r.OutputTokens > 1 {
-				tpot = math.NaN() // within no limit
-			}
-			yield(ms(r.FirstToken-r.Arrival), tpot, ms(r.TotalLatency()))
 		}
-	})
+	}
+	q := b.sum.Requests
+	g := countGoodput(*b.c.slo, q.Arrived-q.Censored, b.sum.Durations.Measured, in(0, math.MaxInt64))
+	if s := b.sum.Steady; s != nil {
+		rate := countGoodput(*b.c.slo, 0, (s.To - s.From).Seconds(), in(s.From, s.To)).PerSecond
+		g.SteadyPerSecond = &rate
+	}
+	b.sum.Goodput = g
 }
 
 // countGoodput counts by the rules of SGLang 0.5.23, sglang/benchmark/goodput.py: all values in ms, met if ≤, shares of

@@ -13,8 +13,11 @@ const SchemaVersion = 2
 // arrival and with failures counted; BenchServing holds the definitions of SGLang's own benchmark beside them.
 // It is plain data: what json.Marshal writes, json.Unmarshal reads back.
 type Summary struct {
-	SchemaVersion  int         `json:"schema_version"`
-	Began          bool        `json:"began"`      // false: the run failed before it began, so that nothing was measured and all below is empty
+	SchemaVersion int  `json:"schema_version"`
+	Began         bool `json:"began"` // false: the run failed before it began, so that nothing was measured and all below is empty
+	// Verdict says what the figures are worth, and VerdictReasons why; none for [VerdictOK].
+	Verdict        Verdict     `json:"verdict"`
+	VerdictReasons []string    `json:"verdict_reasons"`
 	Simulation     *Simulation `json:"simulation"` // as it was at the run's end; null: no simulation was declared
 	Engines        []Engine    `json:"engines"`    // what was measured, simulated or not; null: not declared
 	Started        time.Time   `json:"started"`    // wall clock of offset 0
@@ -28,8 +31,12 @@ type Summary struct {
 	Requests   Requests   `json:"requests"`
 	Durations  Durations  `json:"durations"`
 	Rates      Rates      `json:"rates"`
-	Throughput Throughput `json:"throughput"`
-	InFlight   InFlight   `json:"in_flight"`
+	Throughput Throughput `json:"throughput"` // of the whole run, its drain included
+	// Steady is what was served in the part of the run without its beginning and its drain; null if there is none, and
+	// NoSteadyState says why.
+	Steady        *SteadyState `json:"steady_state"`
+	NoSteadyState string       `json:"no_steady_state,omitempty"`
+	InFlight      InFlight     `json:"in_flight"`
 
 	// TTFT is FirstToken − Arrival. A success without any output token has none and counts as failed.
 	TTFT Distribution `json:"ttft"`
@@ -62,15 +69,19 @@ type Summary struct {
 	Notes []string `json:"notes"`
 }
 
-// Requests counts the requests of a run: Arrived = OK + Failed.
+// Requests counts the requests of a run: Arrived = OK + Failed + Censored.
 type Requests struct {
 	Planned int `json:"planned"` // by the workload's plan
 	Arrived int `json:"arrived"`
 	OK      int `json:"ok"`
-	Failed  int `json:"failed"` // every other outcome, and those that never got one
+	Failed  int `json:"failed"` // every other outcome, and those that never got one, but for Censored
 	// ResetReused is how many of the requests with outcome "reset" met a connection that had served requests before. The other
 	// side may have closed it as idle at that moment: see load.WithIdleTimeout.
 	ResetReused int `json:"reset_on_reused_connection"`
+	// Censored requests were under way when the run was stopped: how they would have ended is not known. They are in no latency
+	// and no share; where that bears on a percentile, a note says by how much at least. What was under way when a server ended by
+	// itself has failed instead.
+	Censored int `json:"censored"`
 	// Outcomes adds up to Arrived: outcomes that occurred, in the order of load.Outcomes, unknown ones and NoRecord last.
 	Outcomes []OutcomeCount `json:"outcomes"`
 	// Unfinished counts the requests that arrived and never came to an end: cancelled, or without any record.
@@ -159,9 +170,12 @@ type SLO struct {
 
 // A Goodput counts the requests that succeeded and met every limit of SLO.
 type Goodput struct {
-	SLO       SLO                `json:"slo"`
-	Good      int                `json:"good"`
-	PerSecond float64            `json:"good_per_s"`
-	Share     float64            `json:"share"`    // of all requests that arrived; failures count against it
-	ByLimit   map[string]float64 `json:"by_limit"` // the same for each limit alone: ttft, tpot, e2el
+	SLO       SLO     `json:"slo"`
+	Good      int     `json:"good"`
+	PerSecond float64 `json:"good_per_s"` // over Durations.Measured, the drain included
+	// SteadyPerSecond counts the good requests that ended in the steady window, per second of it; null if there is none. The
+	// compatible summary has no such window.
+	SteadyPerSecond *float64           `json:"steady_good_per_s"`
+	Share           float64            `json:"share"`    // of all requests that arrived and are not censored; failures count against it
+	ByLimit         map[string]float64 `json:"by_limit"` // the same for each limit alone: ttft, tpot, e2el
 }

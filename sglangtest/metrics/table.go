@@ -20,6 +20,9 @@ func (s *Summary) String() string {
 // WriteTable writes the summary for a terminal, at most 100 columns wide (longer messages are wrapped).
 func (s *Summary) WriteTable(w io.Writer) error {
 	t := &tableWriter{}
+	if s.Verdict != "" {
+		t.row("verdict", "%s", s.verdictText())
+	}
 	if sim := s.Simulation; sim != nil {
 		calibrated := orUnknown(sim.Calibrated)
 		if !strings.HasPrefix(calibrated, "not calibrated") {
@@ -59,6 +62,9 @@ func (s *Summary) WriteTable(w io.Writer) error {
 
 	q := s.Requests
 	t.row("requests", "%d planned, %d arrived, %d ok, %d failed, %d unfinished", q.Planned, q.Arrived, q.OK, q.Failed, q.Unfinished)
+	if q.Censored > 0 {
+		t.row("", "%d of the unfinished were under way when the run was stopped: not in latencies and shares", q.Censored)
+	}
 	for _, o := range q.Outcomes {
 		if o.Outcome != "ok" {
 			t.row("", "%d %s: %s", o.Count, o.Outcome, o.Message)
@@ -73,6 +79,12 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	t.row("arrival rate", "requested %s, scheduled %s, achieved %s", requested, rateText(s.Rates.Scheduled), rateText(s.Rates.Achieved))
 	th := s.Throughput
 	t.row("throughput", "%s ok requests/s, %s input tok/s, %s output tok/s", sig(th.Requests), sig(th.InputTokensPerS), sig(th.OutputTokensPerS))
+	if st := s.Steady; st != nil {
+		t.row("steady state", "%s ok requests/s, %s output tok/s, %.2f in flight from %.3f s to %.3f s (%s)", sig(st.Requests), sig(st.OutputTokensPerS),
+			st.InFlight, st.From.Seconds(), st.To.Seconds(), st.Rule)
+	} else if s.NoSteadyState != "" {
+		t.row("steady state", "none: %s", s.NoSteadyState)
+	}
 	cached := "cached: not reported"
 	if n, by, ok := th.cached(); ok {
 		cached = fmt.Sprintf("%d cached", n)
@@ -88,7 +100,11 @@ func (s *Summary) WriteTable(w io.Writer) error {
 	t.row("tokens", "%d in (%s), %d out (and %d of failed requests)", th.InputTokens, cached, th.OutputTokens, th.FailedOutputTokens)
 	t.row("in flight", "peak %d, mean %.2f", s.InFlight.Peak, s.InFlight.Mean)
 	if g := s.Goodput; g != nil {
-		t.row("goodput", "%s requests/s, %.2f %% of all requests (%s)", sig(g.PerSecond), 100*g.Share, g.SLO)
+		steady := ""
+		if g.SteadyPerSecond != nil {
+			steady = fmt.Sprintf("%s/s in the steady state, ", sig(*g.SteadyPerSecond))
+		}
+		t.row("goodput", "%s requests/s, %s%.2f %% of all requests (%s)", sig(g.PerSecond), steady, 100*g.Share, g.SLO)
 	}
 	t.latencies(s)
 

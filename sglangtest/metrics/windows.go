@@ -38,7 +38,7 @@ type Window struct {
 
 	Arrivals    int `json:"arrivals"`
 	Completions int `json:"completions"` // successes that ended in the window
-	Failures    int `json:"failures"`    // failures that became known in the window
+	Failures    int `json:"failures"`    // failures that became known in the window, censored requests not among them
 	// OutputTokensPerS counts tokens when they were read, those of failed requests too. Tokens of answers whose events have
 	// no counts are spread evenly from the first to the last token.
 	OutputTokensPerS float64 `json:"output_tokens_per_s"`
@@ -62,6 +62,7 @@ func (c *Collector) Windows(width time.Duration) []Window {
 		panic(fmt.Sprintf("metrics: windows of width %v: must be positive", width))
 	}
 	rs := c.finished("Windows")
+	ended := len(c.serverEnds()) > 0 // else nobody knows how what was cancelled would have ended
 	end := c.lastArr
 	for _, r := range rs {
 		end = max(end, r.Completion)
@@ -92,14 +93,16 @@ func (c *Collector) Windows(width time.Duration) []Window {
 	for _, r := range rs {
 		arr := at(r.Arrival)
 		ws[arr].Arrivals++
-		if r.OK() {
+		censored := r.Outcome == load.OutcomeCancelled && !ended
+		switch {
+		case r.OK():
 			ws[at(r.Completion)].Completions++
-		} else {
+		case !censored:
 			ws[at(r.Completion)].Failures++
 		}
 		if r.OK() && r.FirstToken != 0 {
 			ttfts[arr] = append(ttfts[arr], ms(r.FirstToken-r.Arrival))
-		} else {
+		} else if !censored {
 			failed[arr]++
 		}
 		if r.Sent {
