@@ -105,8 +105,12 @@ func (p *pace) StepTime(s sim.Shape) time.Duration {
 	if p.factor == 1 {
 		return d
 	}
-	return time.Duration(math.Round(float64(d) * p.factor))
+	return time.Duration(math.Round(min(float64(d)*p.factor, float64(horizon))))
 }
+
+// horizon is where virtual time ends: a century, so that sums of times stay in range. What an engine would do later it
+// never does.
+const horizon = 100 * 365 * 24 * time.Hour
 
 // A worker is an engine in a run. Its next event is the earliest of three: a request reaches the scheduler, the loop
 // advances, something reaches the client.
@@ -116,6 +120,8 @@ type worker struct {
 	pace   pace
 	loop   *sim.Loop
 	up     bool
+	hung   time.Duration  // when its scheduler began to hang; never: it does not
+	short  int            // answers that its sizes cut short
 	limit  int            // in force
 	steps  uint64         // of loops before a restart
 	coming fifo[arrival]  // on the way to the scheduler, in order of time
@@ -167,7 +173,7 @@ func (w *worker) start() error {
 	w.loop = sim.NewLoop(e, p)
 	w.log = newStepLog(w.tokenTimes)
 	w.starts++
-	w.up, w.limit = true, e.Config().MaxRunningRequests
+	w.up, w.hung, w.limit = true, never, e.Config().MaxRunningRequests
 	return nil
 }
 
@@ -186,13 +192,15 @@ const never = time.Duration(math.MaxInt64)
 // next returns the time of the worker's next event.
 func (w *worker) next() time.Duration {
 	at := never
-	if w.up {
-		if t, busy := w.loop.Next(); busy {
-			at = t
+	if w.hung == never {
+		if w.up {
+			if t, busy := w.loop.Next(); busy && t < horizon {
+				at = t
+			}
 		}
-	}
-	if a := w.coming.front(); a != nil {
-		at = min(at, a.at)
+		if a := w.coming.front(); a != nil {
+			at = min(at, a.at)
+		}
 	}
 	if d := w.going.front(); d != nil {
 		at = min(at, d.at)

@@ -21,6 +21,7 @@ type flight struct {
 	due     time.Duration
 
 	ended      bool    // it has been recorded, or is tried again as another flight
+	short      bool    // the engine's sizes cut its answer short
 	worker     *worker // nil until it was dispatched
 	prev, next *flight // in a flights
 }

@@ -94,6 +94,7 @@ func (s *run) admit(w *worker, f *flight) {
 		IgnoreEOS:    p == nil || p.IgnoreEOS == nil || *p.IgnoreEOS,
 		OutputStream: load.AnswerStream(f.load.ID), Owner: f}
 	w.loop.Add(s.now, &f.request)
+	f.short = f.request.MaxNewTokens < f.load.OutputLen
 }
 
 // deliver carries out what the client sees.
@@ -121,6 +122,9 @@ func (s *run) deliver(w *worker, d delivery) {
 		res.FinishReason = "stop"
 	default:
 		res.FinishReason = "length"
+		if f.short {
+			w.short++
+		}
 	}
 	s.end(f, res)
 }

@@ -19,6 +19,9 @@ type Stats struct {
 	Requests int           // that arrived and were recorded
 	Steps    uint64        // of all engines
 	End      time.Duration // virtual time of the last event
+	// Shortened is how many answers ended with fewer tokens than were asked for since the engine's KV pool, or its context,
+	// holds no more, as SGLang has it. A recorder gets an event of metrics.KindServerWarning for each engine of which some are.
+	Shortened int
 }
 
 // Run carries out the workload src on simulated engines, in virtual time: it routes each request with pol at its
@@ -69,6 +72,11 @@ func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engi
 	}
 	for _, w := range s.workers {
 		s.stats.Steps += w.steps + w.loop.Steps()
+		s.stats.Shortened += w.short
+		if w.short > 0 {
+			s.event(metrics.KindServerWarning, w, map[string]any{"message": fmt.Sprintf("%d answers are shorter than asked for, since a prompt and its answer "+
+				"may have no more than the pool of %d KV tokens or the context of %d", w.short, w.loop.Engine.Config().MaxTotalTokens, w.loop.Engine.Config().ContextLength)})
+		}
 	}
 	s.stats.End = s.now
 	return s.stats, err
@@ -199,7 +207,9 @@ func (s *run) stuck() error {
 		return s.err
 	}
 	for _, w := range s.workers {
-		if f := w.flights.first; f != nil {
+		if f := w.flights.first; f != nil && w.hung != never {
+			return fmt.Errorf("fleet: %s hangs since %v with request %d, and nothing else is left to happen: add WithTimeout, or Kill it later", w.Name, w.hung, f.load.ID)
+		} else if f != nil {
 			return fmt.Errorf("fleet: %s can do nothing more for request %d (%d prompt tokens, %d output tokens wanted) at %v, and nothing else is left to happen: its scheduler has %+v: give it other sizes",
 				w.Name, f.load.ID, f.prompt(), f.load.OutputLen, s.now, w.loop.Engine.State())
 		}
@@ -252,7 +262,7 @@ const idlePolls = 2
 // advance carries out the next event of a worker, which is due now, and the steps of its engine behind it that bring
 // nothing, as long as they come before bound.
 func (s *run) advance(w *worker, bound time.Duration) {
-	if a := w.coming.front(); a != nil && a.at <= s.now {
+	if a := w.coming.front(); a != nil && a.at <= s.now && w.hung == never {
 		s.admit(w, w.coming.pop().flight)
 	} else if d := w.going.front(); d != nil && d.at <= s.now {
 		s.deliver(w, w.going.pop())

@@ -20,8 +20,13 @@ type Target interface {
 	// Restart brings an engine that is down up again, empty and with its configured limit and speed. It serves at once: plan the
 	// action for the moment at which a real server would be ready.
 	Restart() error
+	// Hang stops the engine's scheduler for good, as a deadlock on a GPU does: what had been made still reaches the client,
+	// requests are accepted and get no answer, and the router keeps the last load that it polled. Kill and Restart end it.
+	// With no [WithTimeout] and no Kill a run with requests there ends with an error. An engine that is down cannot hang.
+	Hang() error
 	// Slow multiplies the step times of the engine's configuration by factor, > 0 and finite, from the next step on;
-	// 1 ends it, and so does a Restart. It does not add up with an earlier one.
+	// 1 ends it, and so does a Restart. It does not add up with an earlier one. A step that would take more than a century
+	// never ends.
 	Slow(factor float64) error
 }
 
@@ -38,11 +43,14 @@ func Kill() Action { return func(t Target) error { return t.Kill() } }
 // Restart returns the action that calls [Target.Restart].
 func Restart() Action { return func(t Target) error { return t.Restart() } }
 
+// Hang returns the action that calls [Target.Hang].
+func Hang() Action { return func(t Target) error { return t.Hang() } }
+
 // Slow returns the action that calls [Target.Slow].
 func Slow(factor float64) Action { return func(t Target) error { return t.Slow(factor) } }
 
-// KindFailure is the kind of the [metrics.Event] of [Target.Kill], Restart and Slow. Its Data holds "action" (kill,
-// restart or slow), and "requests" (how many failed with a kill) or "factor".
+// KindFailure is the kind of the [metrics.Event] of [Target.Kill], Restart, Hang and Slow. Its Data holds "action" (kill,
+// restart, hang or slow), and "requests" (how many failed with a kill) or "factor".
 const KindFailure = "failure"
 
 // KindActionNotDone is the kind of the [metrics.Event] that a run has at its end for each scheduled action that was
@@ -78,7 +86,7 @@ func (t target) Kill() error {
 	if !w.up {
 		return fmt.Errorf("fleet: kill: %s is down already", w.Name)
 	}
-	w.up = false
+	w.up, w.hung = false, never
 	w.coming.clear()
 	w.going.clear()
 	t.run.reschedule(w)
@@ -106,6 +114,17 @@ func (t target) Restart() error {
 	}
 	t.run.core.SetFacts(t.run.now, w.slot(), w.facts())
 	t.run.event(KindFailure, w, map[string]any{"action": "restart"})
+	return nil
+}
+
+func (t target) Hang() error {
+	w := t.w
+	if !w.up || w.hung != never {
+		return fmt.Errorf("fleet: hang: %s is down, or hangs already", w.Name)
+	}
+	w.hung = t.run.now
+	t.run.reschedule(w)
+	t.run.event(KindFailure, w, map[string]any{"action": "hang"})
 	return nil
 }
 

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -104,4 +105,49 @@ func TestActionFaultsEndTheRun(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 		})
 	}
+}
+
+// A factor beyond all measure makes an engine slow and not fast, and a hang is one.
+func TestHangAndSlowWithoutEnd(t *testing.T) {
+	src := requests{ask(0, 0, 10, 5), ask(1, 30*ms, 10, 5), ask(2, 200*ms, 10, 2)}
+	for name, act := range map[string]Action{"hang": Hang(), "slow": Slow(1e15), "slowest": Slow(1.7e308)} {
+		t.Run(name, func(t *testing.T) {
+			col := play(t, src, new(policy.RoundRobin), Equal(1, steady()), WithAction(15*ms, 0, act), WithTimeout(100*ms), WithSamples(50*ms), WithPolling(10*ms),
+				WithAction(150*ms, 0, Kill()), WithAction(160*ms, 0, Restart()))
+			rs := results(col)
+			require.Equal(t, []load.Outcome{load.OutcomeTimeout, load.OutcomeTimeout, load.OutcomeOK}, outcomes(col))
+			require.Equal(t, []time.Duration{100 * ms, 130 * ms}, []time.Duration{rs[0].Completion, rs[1].Completion})
+			require.Equal(t, 10*ms, rs[0].FirstToken, "what had been made")
+			require.LessOrEqual(t, rs[0].OutputTokens, 3, "what was under way")
+			require.Zero(t, rs[1].FirstToken)
+			if name == "hang" {
+				require.Equal(t, map[string]any{"action": "hang"}, col.Events()[0].Data)
+				require.Contains(t, col.Samples()[1].Err, "hangs since 15ms")
+			}
+
+			c, err := metrics.NewCollector()
+			require.NoError(t, err)
+			_, err = Run(context.Background(), src[:2], new(policy.RoundRobin), Equal(1, steady()), c, WithAction(15*ms, 0, act))
+			require.ErrorContains(t, err, "nothing else is left to happen")
+			require.Equal(t, []load.Outcome{load.OutcomeCancelled, load.OutcomeCancelled}, outcomes(c))
+		})
+	}
+}
+
+// An answer for which the pool or the context has no room is shorter, and that is said.
+func TestShortenedAnswersAreCounted(t *testing.T) {
+	cfg := steady().EngineConfig()
+	cfg.MaxTotalTokens, cfg.ChunkedPrefillSize = 500, 100
+	col, err := metrics.NewCollector()
+	require.NoError(t, err)
+	stats, err := Run(context.Background(), requests{ask(0, 0, 100, 1000), ask(1, 0, 100, 50), ask(2, 0, 200, 700), ask(3, 0, 100, 60)}, new(policy.RoundRobin),
+		[]Engine{{Profile: steady(), Config: cfg}, {Profile: steady()}}, col)
+	require.NoError(t, err)
+	require.Equal(t, 2, stats.Shortened)
+	rs := results(col)
+	require.Equal(t, load.OutcomeOK, rs[0].Outcome)
+	notes := strings.Join(col.Summary().Notes, "\n")
+	require.Contains(t, notes, "server-0, at ")
+	require.Contains(t, notes, "2 answers are shorter than asked for, since a prompt and its answer may have no more than the pool of 500 KV tokens or the context of 10000")
+	require.Equal(t, 1, strings.Count(notes, "KV tokens or the context"))
 }

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -94,7 +95,7 @@ func (s *run) poll() {
 			s.core.NewEpoch(s.now, w.slot(), true)
 		}
 		s.core.Health(s.now, w.slot(), w.up)
-		if w.up {
+		if w.up && w.hung == never { // a scheduler that hangs publishes nothing new
 			st := w.loop.Engine.State()
 			s.polled = append(s.polled, dispatch.Sample{Slot: w.slot(),
 				Load: policy.Load{At: s.now, Running: st.Running, Waiting: st.Waiting, KVUsed: st.UsedTokens}})
@@ -108,7 +109,9 @@ func (s *run) poll() {
 func (s *run) sample() {
 	for _, w := range s.workers {
 		m := metrics.Sample{At: s.now, Source: w.Name}
-		if w.up {
+		if w.hung != never {
+			m.Err = fmt.Sprintf("stale: the simulated scheduler hangs since %v", w.hung)
+		} else if w.up {
 			st := w.loop.Engine.State()
 			m.Values = map[string]float64{metrics.NumRunning: float64(st.Running), metrics.NumWaiting: float64(st.Waiting),
 				metrics.NumUsedTokens: float64(st.UsedTokens), metrics.MaxTokens: float64(st.MaxTotalTokens),

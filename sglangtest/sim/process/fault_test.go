@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/sglangtest/harness/sglangtest/internal/refdata"
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
 const generation = `{"text":"hello there","sampling_params":{"max_new_tokens":4}}`
@@ -380,4 +382,17 @@ func TestParseFault(t *testing.T) {
 			require.EqualError(t, err, want)
 		}
 	}
+}
+
+// A factor beyond all measure does not make steps short.
+func TestSlowStepsDoNotOverflow(t *testing.T) {
+	m := &faultyModel{StepModel: sim.Linear{DecodeBase: 10, PrefillBase: 10}}
+	for _, factor := range []float64{1e12, 1e300} {
+		m.factor.Store(&factor)
+		require.Equal(t, never, m.StepTime(sim.Shape{Decodes: 1}))
+	}
+	one := 1.0
+	m.factor.Store(&one)
+	m.more.Store(math.MaxInt64)
+	require.Equal(t, never, m.StepTime(sim.Shape{Decodes: 1}))
 }

@@ -40,9 +40,9 @@ func (m *faultyModel) StepTime(s sim.Shape) time.Duration {
 	}
 	d := m.StepModel.StepTime(s)
 	if f := m.factor.Load(); f != nil {
-		d = time.Duration(float64(d) * *f)
+		d = time.Duration(min(float64(d)**f, float64(never)))
 	}
-	return d + time.Duration(m.more.Load())
+	return min(d+min(time.Duration(m.more.Load()), never), never)
 }
 
 // httpFaults is what happens to requests before the simulated server sees them, and what is logged of them.
