@@ -93,10 +93,10 @@ type Request struct {
 
 	// What follows is for who places the request (package policy); nothing of it is sent. Zero values stand for none.
 
-	Priority int           // higher is more urgent
-	Deadline time.Duration // by which the answer should have come, an offset from the run's start
-	Tenant   string        // on whose behalf
-	Session  string        // what should go to one worker; empty: Conversation
+	Priority int           `json:",omitempty"` // higher is more urgent
+	Deadline time.Duration `json:",omitempty"` // by which the answer should have come, an offset from the run's start
+	Tenant   string        `json:",omitempty"` // on whose behalf
+	Session  string        `json:",omitempty"` // what should go to one worker; empty: Conversation
 }
 
 // TokenID returns the token at position pos of the given stream, in the half-open range [lo, hi).
