@@ -99,8 +99,7 @@ func (b *bench) end(s *server.Server, ending string) (time.Duration, error) {
 		}
 		for _, p := range processes {
 			if group, err := syscall.Getpgid(p.ID); err == nil && group == p.ID && strings.Contains(p.Command, "--weight-version") {
-				err = syscall.Kill(p.ID, syscall.SIGKILL)
-				if err != nil {
+				if err := b.watch.Kill(p); err != nil {
 					return 0, err
 				}
 			}

@@ -21,8 +21,8 @@ var states = [...]string{"beginning", "launching", "serving", "stopping"}
 // killWithin is the time within which a harness is killed: about as long as it takes to go through its states.
 const killWithin = 3 * time.Second
 
-// harness launches two servers, uses them and stops them, until it is killed. The arguments are its version of SGLang and
-// its ports.
+// harness launches two servers, uses them and stops them, until it is killed. The arguments are its version of SGLang, the
+// folder of the logs, and its ports.
 func harness(args []string) int {
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, err)
@@ -32,12 +32,12 @@ func harness(args []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	m, err := server.NewServerManager(l)
+	m, err := server.NewServerManager(l, server.WithLogFolder(args[1]))
 	if err != nil {
 		return fail(err)
 	}
 	var configs []server.Config
-	for _, text := range args[1:] {
+	for _, text := range args[2:] {
 		port, err := strconv.Atoi(text)
 		if err != nil {
 			return fail(err)
@@ -79,7 +79,7 @@ func (b *bench) kill(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, exe, "harness", version, strconv.Itoa(one), strconv.Itoa(two)) // which kills it when ctx ends
+	cmd := exec.CommandContext(ctx, exe, "harness", version, b.logs, strconv.Itoa(one), strconv.Itoa(two)) // which kills it when ctx ends
 	cmd.Env = append(os.Environ(), asVariable+"="+asHarness)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

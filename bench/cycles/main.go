@@ -91,7 +91,8 @@ type bench struct {
 	watch      *leftover.Watch
 	temp, logs string
 	rng        *rand.Rand
-	left       []string         // what was left, each time
+	left       []string // what was left, each time
+	foreign    []*foreigner
 	rows       map[string][]row // by kind
 }
 
@@ -110,6 +111,15 @@ func run(ctx context.Context, out io.Writer, cycles, kills int, seed uint64) (le
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return 0, err
 		}
+	}
+	b.foreign, err = startForeigners(b.logs)
+	defer func() {
+		for _, f := range b.foreign {
+			f.end()
+		}
+	}()
+	if err != nil {
+		return 0, err
 	}
 	instance := fmt.Sprintf("%08x", b.rng.Uint32()^uint32(os.Getpid()))
 	b.watch = leftover.Begin(folder, instance)
@@ -145,6 +155,9 @@ func run(ctx context.Context, out io.Writer, cycles, kills int, seed uint64) (le
 	}
 	fmt.Fprintf(out, "%d harnesses with two servers each killed in %v\n", kills, time.Since(began).Round(time.Second))
 	b.print(out, states[:], "killed while", "after p50", "p99", "all gone p50", "p99")
+	for _, f := range b.foreign {
+		fmt.Fprintf(out, "foreign process %s: alive\n", f.what) // looked at after each
+	}
 	fmt.Fprintf(out, "left behind: %d\n", len(b.left))
 	for _, text := range b.left {
 		fmt.Fprintln(out, " ", text)
@@ -183,11 +196,16 @@ func (b *bench) check(what string, limit time.Duration, ports ...int) error {
 		}
 		for _, p := range left.Processes {
 			b.left = append(b.left, fmt.Sprintf("%s: process %d %s", what, p.ID, p.Command))
-			_ = syscall.Kill(p.ID, syscall.SIGKILL) // it may have ended meanwhile
+			_ = b.watch.Kill(p) // it may have ended meanwhile
 		}
 		for _, path := range left.Shared {
 			b.left = append(b.left, what+": "+path)
 			_ = os.Remove(path) // as above
+		}
+	}
+	for _, f := range b.foreign {
+		if err := f.alive(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
 	for _, port := range ports {

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const sharedMemory = "/dev/shm"
@@ -28,7 +31,8 @@ type Watch struct {
 }
 
 // Begin begins to watch. The mark is a text that each process of interest has in its command line, its environment, or
-// the path of an open file: a folder that holds TMPDIR and the logs of all of them will do. The instance, if not empty, is a
+// the path of an open file: a folder that holds TMPDIR and the logs of all of them will do. An open file counts if it is the
+// one that has the path here, and was not deleted. The instance, if not empty, is a
 // text in the names of all their files in /dev/shm; without it, the files are known that a process had at some call of
 // Processes.
 func Begin(mark, instance string) *Watch {
@@ -51,10 +55,7 @@ func (w *Watch) Processes() ([]Process, error) {
 	}
 	var found []Process
 	err = eachProcess(func(id int, dir string) {
-		command, _ := os.ReadFile(dir + "/cmdline") // whatever fails here and below, the process has ended or is another user's
-		environ, _ := os.ReadFile(dir + "/environ")
-		marked := bytes.Contains(command, []byte(w.mark)) || bytes.Contains(environ, []byte(w.mark)) ||
-			slices.ContainsFunc(opened(dir), func(path string) bool { return strings.Contains(path, w.mark) })
+		command, environ, marked := w.marked(dir)
 		if !marked || bytes.Equal(command, own) {
 			return
 		}
@@ -70,11 +71,42 @@ func (w *Watch) Processes() ([]Process, error) {
 	return found, err
 }
 
+// marked reports whether a process has the mark.
+func (w *Watch) marked(dir string) (command, environ []byte, marked bool) {
+	command, _ = os.ReadFile(dir + "/cmdline") // whatever fails here and below, the process has ended or is another user's
+	environ, _ = os.ReadFile(dir + "/environ")
+	marked = bytes.Contains(command, []byte(w.mark)) || bytes.Contains(environ, []byte(w.mark))
+	for link, path := range opened(dir) {
+		if marked {
+			break
+		}
+		if strings.Contains(path, w.mark) {
+			here, errHere := os.Stat(path)
+			theirs, errTheirs := os.Stat(link)
+			marked = errHere == nil && errTheirs == nil && os.SameFile(here, theirs)
+		}
+	}
+	return command, environ, marked
+}
+
+// Kill sends SIGKILL to a process if it still has the mark.
+func (w *Watch) Kill(p Process) error {
+	fd, err := unix.PidfdOpen(p.ID, 0) // what is looked at below is then what gets the signal
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, _, marked := w.marked(filepath.Join("/proc", strconv.Itoa(p.ID))); !marked {
+		return os.ErrProcessDone
+	}
+	return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+}
+
 // hold notes the files in /dev/shm that a process has open or mapped.
 func (w *Watch) hold(dir string) {
-	maps, _ := os.ReadFile(dir + "/maps") // it may have ended
-	paths := opened(dir)
-	for line := range strings.Lines(string(maps)) {
+	mapped, _ := os.ReadFile(dir + "/maps") // it may have ended
+	paths := slices.Collect(maps.Values(opened(dir)))
+	for line := range strings.Lines(string(mapped)) {
 		if i := strings.Index(line, sharedMemory+"/"); i >= 0 {
 			paths = append(paths, strings.TrimSpace(line[i:]))
 		}
@@ -157,16 +189,17 @@ func eachProcess(f func(id int, dir string)) error {
 	return nil
 }
 
-// opened returns the paths of the files that a process has open.
-func opened(dir string) []string {
+// opened returns the paths of the files that a process has open, by the links that lead to them.
+func opened(dir string) map[string]string {
 	descriptors, err := os.ReadDir(dir + "/fd")
 	if err != nil {
 		return nil // it has ended, or is another user's
 	}
-	var paths []string
+	paths := map[string]string{}
 	for _, fd := range descriptors {
-		if path, err := os.Readlink(dir + "/fd/" + fd.Name()); err == nil {
-			paths = append(paths, path)
+		link := dir + "/fd/" + fd.Name()
+		if path, err := os.Readlink(link); err == nil {
+			paths[link] = path
 		}
 	}
 	return paths

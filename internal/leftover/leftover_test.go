@@ -59,8 +59,18 @@ func TestWatch(t *testing.T) {
 			require.Equal(t, cmd.Process.Pid, found[0].ID)
 			require.Contains(t, found[0].Command, "read -r line")
 			require.ErrorAs(t, w.Gone(0), new(*Error))
-			require.NoError(t, in.Close())
-			_ = cmd.Wait() // read fails at the end of its input
+			if how == "open file" { // whose path is then another file's, and at last none's
+				path := cmd.Stderr.(*os.File).Name()
+				require.NoError(t, os.Rename(path, path+".old"))
+				require.NoError(t, os.WriteFile(path, nil, 0o600))
+				require.NoError(t, os.Remove(path+".old"))
+				require.NoError(t, w.Gone(0), "a process with a deleted file")
+				require.ErrorIs(t, w.Kill(found[0]), os.ErrProcessDone)
+				require.NoError(t, in.Close())
+			} else {
+				require.NoError(t, w.Kill(found[0]))
+			}
+			_ = cmd.Wait() // killed, or read failed at the end of its input
 			require.NoError(t, w.Gone(time.Minute))
 		})
 	}
