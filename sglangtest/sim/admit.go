@@ -48,7 +48,7 @@ func (e *Engine) planPrefill() *Step {
 	if (e.full || e.waiting.len() == 0) && e.chunked == nil {
 		return nil
 	}
-	if e.limit-float64(len(e.running)) <= 0 && e.chunked == nil && !preempting {
+	if e.allocatable() <= 0 && e.chunked == nil && !preempting {
 		e.full = true
 		return nil
 	}
@@ -72,7 +72,7 @@ func (e *Engine) planPrefill() *Step {
 		if !e.cfg.Rules.old() && e.verdict(&b) == stop {
 			break
 		}
-		if float64(len(b.step.Rows)) >= e.limit-float64(len(e.running)) {
+		if float64(len(b.step.Rows)) >= e.allocatable() {
 			e.full = true
 		}
 		if e.full && !(preempting && e.preempt(&b, r)) {
@@ -91,10 +91,14 @@ func (e *Engine) planPrefill() *Step {
 		}
 	}
 	e.waiting.drop(taken)
-	for _, r := range e.preempted {
-		e.enqueue(r)
-	}
 	s := b.step
+	for _, r := range e.preempted {
+		if len(s.Rows) == 0 && e.cfg.Rules.old() && !e.cfg.KeepPreempted {
+			e.lose(r)
+		} else {
+			e.enqueue(r)
+		}
+	}
 	if len(s.Rows) == 0 {
 		e.recycle(s)
 		return nil
@@ -104,6 +108,17 @@ func (e *Engine) planPrefill() *Step {
 		e.mix(s)
 	}
 	return s
+}
+
+// allocatable is get_num_allocatable_reqs. The old rules also count the free rows of the request table, of which a
+// continuing chunk holds one although it is chosen already; the new ones give it that back, and then the rows are never
+// fewer.
+func (e *Engine) allocatable() float64 {
+	n := e.limit - float64(len(e.running))
+	if e.cfg.Rules.old() {
+		n = min(n, float64(e.cfg.MaxRunningRequests-e.rows))
+	}
+	return n
 }
 
 // continueChunk is add_chunked_req: the request in the middle of its prompt always goes on.
@@ -195,6 +210,11 @@ func (e *Engine) choose(b *budget, r *Request, n, reserve int, chunk bool) {
 	s.Shape.Extends = append(s.Shape.Extends, Extend{New: n, Context: r.prefix})
 	s.extend += n
 	if chunk {
+		// A second new chunk takes the place of the first, which SGLang then treats as a prompt that has been computed to
+		// its end. It takes a chunk that left less than a page of the budget (decodes that ride along), and no cache.
+		if i := len(s.Rows) - 2; i >= 0 && s.Rows[i].Request == e.chunked {
+			s.Rows[i].Last = true
+		}
 		e.chunked = r
 	}
 	r.phase = phaseRunning
@@ -218,6 +238,7 @@ func (e *Engine) allocate(s *Step) {
 		r := row.Request
 		if !r.admitted {
 			r.admitted = true
+			e.rows++
 			if r.retractions == 0 {
 				r.cached = row.Prefix
 			}
@@ -265,7 +286,7 @@ type reservation struct {
 func (e *Engine) admitExact(b *budget, r *Request) verdict {
 	extend := r.filled
 	paged := e.ceil(extend)
-	if !e.cfg.Rules.old() {
+	if e.cfg.Rules < Rules0518 {
 		paged += e.cfg.PageSize
 	}
 	if float64(paged) > min(float64(e.room()-b.cur), e.total(b)) {

@@ -31,6 +31,10 @@ type EngineConfig struct {
 	LowPriorityValuesFirst    bool
 	PreemptionThreshold       int
 	DisablePriorityPreemption bool
+	// KeepPreempted puts preempted requests back into the queue also where SGLang before 0.5.23 loses them: if the request
+	// that they made room for is then not admitted, and nothing else is, they are forgotten and their clients wait for ever.
+	// Without it the engine does the same; see [Engine.Lost].
+	KeepPreempted bool
 	// RetractByPriority retracts the worst priority first (--retraction-policy priority, from 0.5.18 on).
 	RetractByPriority bool
 
@@ -87,7 +91,7 @@ func (c EngineConfig) validate() error {
 	switch c.SchedulePolicy {
 	case "", FCFS, LPM, DFSWeight, LOF, Random:
 	case HRRN, ShortestPrefillFirst:
-		check(c.Rules != Rules0515, "schedule_policy %s is not known to SGLang before 0.5.21", c.SchedulePolicy)
+		check(c.Rules <= Rules0521, "schedule_policy %s is not known to SGLang before 0.5.21", c.SchedulePolicy)
 		check(c.SchedulePolicy != ShortestPrefillFirst || !c.DisableRadixCache, "schedule_policy %s needs the radix cache", c.SchedulePolicy)
 	default:
 		check(false, "schedule_policy is %q: want %s, %s, %s, %s, %s, %s or %s", c.SchedulePolicy, FCFS, LPM, DFSWeight, LOF, Random, HRRN,

@@ -40,6 +40,9 @@ type Engine struct {
 	stuck    uint64     // counts the changes, so that it names the time since the last
 	heads    int        // requests that have stood first in the queue since then
 
+	rows int        // of the request table that are taken
+	lost []*Request // since the last call of Lost
+
 	lockstep
 	short  []*Request // joined the running batch with their last token under way
 	due    []*Request // scratch: their last token comes with the next result
@@ -65,7 +68,8 @@ type Engine struct {
 	states     []reservation // scratch of admitExact
 	retracted  []*Request    // by the last Plan
 	preempted  []*Request
-	retraction *retraction // of the last Plan; nil: there was none
+	arrange    func(victims []*Request) // if not nil, orders those that one preemption takes, which SGLang holds in a set
+	retraction *retraction              // of the last Plan; nil: there was none
 }
 
 // NewEngine returns an idle engine with an empty cache. All faults of the configuration are reported together.

@@ -26,6 +26,7 @@ func goldens(t testing.TB, folder string) []string {
 	return files
 }
 
+// testGoldens replays all recordings of a folder, through the engine alone and through a loop.
 func testGoldens(t *testing.T, folder string) {
 	for _, file := range goldens(t, folder) {
 		t.Run(filepath.Base(filepath.Dir(file))+"/"+filepath.Base(file), func(t *testing.T) {
@@ -34,6 +35,7 @@ func testGoldens(t *testing.T, folder string) {
 			require.NoError(t, g.Replay(func(p *replay) {
 				p.each = func(e *Engine, underWay *Step) { requireConserved(t, e, underWay) }
 			}))
+			require.NoError(t, g.Replay(ReplayLoop), "through the loop")
 		})
 	}
 }
@@ -43,6 +45,10 @@ func TestSmallGoldenSchedules(t *testing.T) { testGoldens(t, "testdata/schedules
 
 func TestGoldenSchedules(t *testing.T) {
 	testGoldens(t, filepath.Dir(filepath.Dir(refdata.Path(t, "sglang-schedules/0.5.23/single.json"))))
+}
+
+func TestRandomGoldenSchedules(t *testing.T) {
+	testGoldens(t, filepath.Dir(filepath.Dir(refdata.Path(t, "sglang-schedules-random/0.5.23/fcfs_50000.json"))))
 }
 
 // Named segments give the same schedules as token ids, except where two requests gave the same answer: the ids are

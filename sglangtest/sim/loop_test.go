@@ -253,7 +253,7 @@ func TestEngineConfigFaultsAreReportedTogether(t *testing.T) {
 }
 
 func TestRulesOf(t *testing.T) {
-	for v, want := range map[string]Rules{"0.5.15.post1": Rules0515, "0.5.18": Rules0518, "0.5.21": Rules0518, "0.5.23": Rules0523} {
+	for v, want := range map[string]Rules{"0.5.15.post1": Rules0515, "0.5.18": Rules0518, "0.5.21": Rules0521, "0.5.20": Rules0518, "0.5.23": Rules0523} {
 		got, err := RulesOf(v)
 		require.NoError(t, err)
 		require.Equal(t, want, got, v)

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -28,6 +29,10 @@ type ReplayOption func(*replay)
 // ReplaySegments gives the engine named segments instead of token ids.
 func ReplaySegments(p *replay) { p.segments = true }
 
+// ReplayLoop replays through a [Loop], which calls the engine as it does in a simulation, instead of calling it as SGLang's
+// loop would.
+func ReplayLoop(p *replay) { p.loop = true }
+
 // Replay feeds the recorded actions to an engine and compares every decision with the recorded one. It returns a
 // [*Difference], the first one, or another error if the recording needs something that is not simulated, or nil.
 func (g *Recording) Replay(opts ...ReplayOption) error {
@@ -43,35 +48,62 @@ func (g *Recording) Replay(opts ...ReplayOption) error {
 	if p.e, err = NewEngine(cfg); err != nil {
 		return err
 	}
+	p.e.arrange = p.arrange
 	for i := range g.Results {
 		p.results[g.Results[i].RID] = &g.Results[i]
 	}
-	if err := p.run(); err != nil {
-		return err
+	p.unfold()
+	if p.loop {
+		p.runLoop()
+	} else {
+		p.runEngine()
+	}
+	if p.err == nil && p.at < len(p.rows) {
+		p.err = &Difference{Row: fmt.Sprintf("after row %d", p.at), Field: "the schedule", Got: "at its end", Want: nameOf(p.rows[p.at])}
+	}
+	if p.err != nil {
+		return p.err
 	}
 	return p.compareResults()
 }
 
+// A replay follows the iterations of the recorded scheduler's event loop. Each is recorded in a row after it has planned;
+// what finishes then, until the next iteration plans, belongs to the same row.
 type replay struct {
 	g        *Recording
 	e        *Engine
 	segments bool
 	quiet    bool
+	loop     bool
 	each     func(e *Engine, underWay *Step) // after each planning and each result
 
-	next, batch int
-	pending     *Step // planned and, with overlap, not completed
-	byID        map[string]*Request
-	results     map[string]*recordedResult
-	finishes    map[string]*Finish
-	order       []string
-	finished    []string // since the last planning
-	rows        []recordedRow
-	at          int
+	groups   []recordedGroup // that have not been handed over
+	batch    int             // batches planned
+	ran      bool            // the last iteration planned one
+	idle     int             // iterations in a row that began idle
+	received int             // messages in the present one
+	pause    func(mode string)
+
+	byID     map[string]*Request
+	results  map[string]*recordedResult
+	finishes map[string]*Finish
+	order    []string
+	finished []string     // in the present iteration
+	row      *recordedRow // of the present iteration; nil: the recorder writes none yet
+	rows     []recordedRow
+	at       int
+	err      error
 }
 
-// run is SGLang's event loop (scheduler.py, event_loop_overlap and event_loop_normal).
-func (p *replay) run() error {
+// A recordedGroup holds the actions that the recorder hands over together.
+type recordedGroup struct {
+	actions  []recordedAction
+	at, idle int
+	pause    bool
+}
+
+// unfold writes out the rows and groups the actions as record_schedule.py does.
+func (p *replay) unfold() {
 	for _, r := range p.g.Trace {
 		for j := range max(r.N, 1) {
 			x := r
@@ -85,108 +117,178 @@ func (p *replay) run() error {
 			p.rows = append(p.rows, x)
 		}
 	}
-	for {
-		idle := !p.e.Busy() && p.pending == nil
-		if idle && p.next == len(p.g.Actions) && p.e.Chunked() == nil {
-			break
+	for _, a := range p.g.Actions {
+		n := len(p.groups) - 1
+		if n < 0 || a.Idle > 0 || p.groups[n].at != a.At || p.groups[n].pause {
+			p.groups = append(p.groups, recordedGroup{at: a.At, idle: a.Idle})
+			n++
 		}
-		if err := p.receive(idle); err != nil {
-			return err
+		g := &p.groups[n]
+		g.actions = append(g.actions, a)
+		g.pause = g.pause || a.Do == "pause"
+	}
+}
+
+// runEngine is SGLang's event loop (scheduler.py, event_loop_overlap and event_loop_normal).
+func (p *replay) runEngine() {
+	var pending *Step
+	p.pause = func(mode string) {
+		if mode == "retract" {
+			if pending != nil {
+				p.e.Complete(pending)
+				pending = nil
+			}
+			p.e.RetractAll()
 		}
+	}
+	check := func() {
+		if p.each != nil {
+			p.each(p.e, pending)
+		}
+	}
+	for p.receive() {
 		s := p.e.Plan()
-		p.check()
-		row, shown := p.row(s)
-		done := s
+		p.planned(s)
+		check()
+		done, waited := s, false
 		if p.g.Limits.Overlap {
-			done, p.pending = p.pending, s
+			waited = pending != nil
+			done, pending = pending, s
 		}
-		if s != nil {
-			p.batch++
-		}
-		p.finished = nil
 		if done != nil {
 			p.e.Complete(done)
-			p.check()
+			check()
 		}
-		p.drain()
-		row.Finished = p.finished
-		if !shown {
-			if len(p.finished) == 0 {
-				continue
+		if s == nil && !waited {
+			p.e.Idle()
+		}
+	}
+}
+
+// runLoop drives a loop, waking it when it sleeps while SGLang's spins.
+func (p *replay) runLoop() {
+	l := NewLoop(p.e, Profile{Model: Linear{DecodeBase: 1, PrefillBase: 1}})
+	more := true
+	p.pause = func(mode string) {
+		m := PauseInPlace
+		if mode == "retract" {
+			m = PauseRetract
+		}
+		p.drain(l.Pause(m), true)
+		l.Continue(l.at)
+	}
+	l.receive = func() { more = more && p.receive() }
+	l.planned = func(s *Step) {
+		if more {
+			p.planned(s)
+		}
+	}
+	for more {
+		l.Wake(l.at)
+		p.drain(l.Advance(), true)
+	}
+}
+
+// receive begins an iteration: it hands over the messages that are due, and closes the row of the iteration before. It
+// reports false when the replay is over.
+func (p *replay) receive() bool {
+	p.drain(p.e.Outputs(), true)
+	idle := !p.ran && p.e.fullyIdle()
+	if p.idle++; !idle {
+		p.idle = 0
+	}
+	p.received = 0
+	paused, released := false, false
+	for len(p.groups) > 0 && p.err == nil {
+		g := p.groups[0]
+		if p.idle < g.idle || g.at > p.batch && !(paused || idle && !released) {
+			break
+		}
+		p.groups = p.groups[1:]
+		for _, a := range g.actions {
+			if p.err = p.do(a); p.err != nil {
+				break
 			}
-			row = recordedRow{I: row.I, Kind: "result", Finished: p.finished}
+			p.received++
+			paused = a.Do == "pause" || paused && a.Do != "continue"
 		}
-		if err := p.compare(row); err != nil {
-			return err
-		}
+		released = !g.pause // after a pause the next group is handed over in an iteration that does nothing else
 	}
-	if p.at < len(p.rows) {
-		return &Difference{Row: fmt.Sprintf("after row %d", p.at), Field: "the schedule", Got: "at its end", Want: describe(p.rows[p.at])}
-	}
-	return nil
+	p.drain(p.e.Outputs(), true)
+	p.close()
+	stuck := !p.ran && p.e.Settled() && p.received == 0
+	return p.err == nil && !(stuck && (len(p.groups) == 0 || !p.e.fullyIdle()))
 }
 
-func (p *replay) check() {
-	if p.each != nil {
-		p.each(p.e, p.pending)
+// planned opens the row of an iteration.
+func (p *replay) planned(s *Step) {
+	p.drain(p.e.Outputs(), false)
+	if row := p.describe(s); s != nil || p.received > 0 || len(row.Queue) > 0 || len(row.Running) > 0 {
+		p.row = &row
+	}
+	p.ran = s != nil
+	if s != nil {
+		p.batch++
 	}
 }
 
-func (p *replay) drain() {
-	for _, o := range p.e.Outputs() {
+// close compares the row of the iteration that ends, if the recorder writes one.
+func (p *replay) close() {
+	if p.row == nil && len(p.finished) > 0 {
+		p.row = &recordedRow{Kind: "result"}
+	}
+	if p.row != nil && p.err == nil {
+		p.row.Finished = p.finished
+		p.err = p.compare(*p.row)
+	}
+	p.row, p.finished = nil, nil
+}
+
+// drain notes the ends among outputs; result says that they may come from results, and not from planning.
+func (p *replay) drain(outputs []Output, result bool) {
+	for _, o := range outputs {
 		if o.Finish == nil {
 			continue
 		}
 		id := o.Request.RID
 		p.finishes[id] = o.Finish
-		if !o.Finish.Queued || o.Finish.Status == 400 {
+		if result && (!o.Finish.Queued || o.Finish.Status == 400) {
 			p.order = append(p.order, id)
 			p.finished = append(p.finished, id)
 		}
 	}
 }
 
-// receive hands over the actions that are due before the next batch, or the next group of them if all is idle.
-func (p *replay) receive(idle bool) error {
-	at, dry := p.batch, idle
-	for ; p.next < len(p.g.Actions); p.next++ {
-		a := p.g.Actions[p.next]
-		if a.At > at {
-			if !dry {
-				break
-			}
-			at = a.At
-			if a.Idle > 0 {
-				p.e.Idle()
-			}
+// arrange orders the victims of a preemption as the recorded scheduler's set did.
+func (p *replay) arrange(victims []*Request) {
+	if p.at < len(p.rows) {
+		order := p.rows[p.at].Preempted
+		slices.SortStableFunc(victims, func(a, b *Request) int {
+			return cmp.Compare(slices.Index(order, a.RID), slices.Index(order, b.RID))
+		})
+	}
+}
+
+func (p *replay) do(a recordedAction) error {
+	switch a.Do {
+	case "submit":
+		r, err := p.request(a)
+		if err != nil {
+			return err
 		}
-		dry = false
-		switch a.Do {
-		case "submit":
-			r, err := p.request(a)
-			if err != nil {
-				return err
-			}
-			p.byID[a.RID] = r
-			p.e.Add(r)
-		case "abort":
-			p.e.Abort(p.byID[a.RID])
-		case "set_limit":
-			if !p.e.SetLimit(a.Value) {
-				return fmt.Errorf("sim: recording %s: limit %v is out of range", p.g.Name, a.Value)
-			}
-		case "pause":
-			if a.Mode == "retract" {
-				if p.pending != nil {
-					p.e.Complete(p.pending)
-					p.pending = nil
-				}
-				p.e.RetractAll()
-			}
-		case "continue":
-		default:
-			return fmt.Errorf("sim: recording %s: action %q is not simulated", p.g.Name, a.Do)
+		p.byID[a.RID] = r
+		p.e.Add(r)
+	case "abort":
+		p.e.Abort(p.byID[a.RID])
+	case "set_limit":
+		if !p.e.SetLimit(a.Value) {
+			return fmt.Errorf("sim: recording %s: limit %v is out of range", p.g.Name, a.Value)
 		}
+	case "pause":
+		p.pause(a.Mode)
+	case "continue":
+	default:
+		return fmt.Errorf("sim: recording %s: action %q is not simulated", p.g.Name, a.Do)
 	}
 	return nil
 }
@@ -236,20 +338,17 @@ func ridsOf(rs []*Request) []string {
 	return out
 }
 
-// row describes what was planned as the recorder does, and reports whether the recorder writes such a row.
-func (p *replay) row(s *Step) (recordedRow, bool) {
+// describe describes what was planned as the recorder does.
+func (p *replay) describe(s *Step) recordedRow {
 	e := p.e
 	st := e.State()
 	x := recordedRow{Kind: "none", Running: ridsOf(e.Running()), Queue: ridsOf(e.Waiting()), Full: st.BatchIsFull, Ratio: st.NewTokenRatio,
 		Avail: st.FreeTokens, Evictable: st.CachedTokens, Retracted: ridsOf(e.Retracted()), Preempted: ridsOf(e.Preempted())}
-	if p.at < len(p.rows) {
-		x.I = p.rows[p.at].I
-	}
 	if c := e.Chunked(); c != nil {
 		x.Chunked = &c.RID
 	}
 	if s == nil {
-		return x, len(x.Queue) > 0 || len(x.Running) > 0 || p.at < len(p.rows) && p.rows[p.at].Kind == "none"
+		return x
 	}
 	b := p.batch
 	x.B = &b
@@ -267,17 +366,15 @@ func (p *replay) row(s *Step) (recordedRow, bool) {
 	for _, r := range s.Rows {
 		x.Reqs = append(x.Reqs, json.RawMessage(fmt.Sprintf("[%q,%d,%d]", r.Request.RID, r.Prefix, r.Extend)))
 	}
-	return x, true
+	return x
 }
 
 func (p *replay) compare(got recordedRow) error {
 	if p.at == len(p.rows) {
-		return &Difference{Row: "after the last row", Field: "the schedule", Got: describe(got), Want: "at its end"}
+		return &Difference{Row: "after the last row", Field: "the schedule", Got: nameOf(got), Want: "at its end"}
 	}
 	want := p.rows[p.at]
 	p.at++
-	slices.Sort(got.Preempted) // SGLang takes them from a set
-	slices.Sort(want.Preempted)
 	number := func(b *int) string {
 		if b == nil {
 			return "none"
@@ -314,16 +411,16 @@ func (p *replay) compare(got recordedRow) error {
 		{"finished", list(got.Finished), list(want.Finished)},
 	} {
 		if f.got != f.want {
-			return &Difference{describe(want), f.name, f.got, f.want}
+			return &Difference{nameOf(want), f.name, f.got, f.want}
 		}
 	}
 	if math.Abs(got.Ratio-want.Ratio) > 1e-6 {
-		return &Difference{describe(want), "ratio", fmt.Sprint(got.Ratio), fmt.Sprint(want.Ratio)}
+		return &Difference{nameOf(want), "ratio", fmt.Sprint(got.Ratio), fmt.Sprint(want.Ratio)}
 	}
 	return nil
 }
 
-func describe(r recordedRow) string {
+func nameOf(r recordedRow) string {
 	b := ""
 	if r.B != nil {
 		b = fmt.Sprintf(" batch %d", *r.B)
@@ -339,6 +436,9 @@ func (p *replay) compareResults() error {
 		r, f := p.byID[want.RID], p.finishes[want.RID]
 		differs := func(field string, got, want any) error {
 			return &Difference{"result of " + r.RID, field, fmt.Sprint(got), fmt.Sprint(want)}
+		}
+		if r.Lost() && want.Status == 0 { // the recorder's client gave up
+			continue
 		}
 		if f == nil {
 			return differs("the request", "unfinished", "finished")

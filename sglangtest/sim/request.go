@@ -78,11 +78,15 @@ const (
 	phaseWaiting
 	phaseRunning // chosen by admission, until finished or retracted
 	phaseFinished
+	phaseLost
 )
 
 // Produced returns the number of output tokens whose results had been processed when the request last changed
 // batches; it is exact once the request has ended. While it decodes, see [Engine.Produced].
 func (r *Request) Produced() int { return r.produced }
+
+// Lost reports whether the scheduler has forgotten the request, so that it never ends; see [EngineConfig.KeepPreempted].
+func (r *Request) Lost() bool { return r.phase == phaseLost }
 
 // Retractions returns how often the request was taken back to the waiting queue.
 func (r *Request) Retractions() int { return r.retractions }

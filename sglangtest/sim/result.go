@@ -40,13 +40,11 @@ func (e *Engine) completeRow(row *Row) {
 		if r.abort.Status != 0 { // refused for its length
 			out.Tokens = 0
 		}
-	case r.produced >= r.MaxNewTokens:
-		out.Finish = finishedByLength
+	case r.produced >= r.target():
+		out.Finish = e.finishOf(r, r.produced)
 		if r.MaxNewTokens == 0 {
 			out.Tokens = 0
 		}
-	case r.StopAfter > 0 && r.produced >= r.StopAfter:
-		out.Finish = finishedByStop
 	}
 	if out.Finish != nil {
 		e.end(r, true)
@@ -109,12 +107,9 @@ func (e *Engine) completeDecode(s *Step) {
 func (e *Engine) endDecode(r *Request) {
 	r.ending = false
 	produced := e.producedOf(r)
-	f := finishedByStop
-	switch {
-	case r.abort != nil:
-		f = r.abort
-	case produced >= r.MaxNewTokens:
-		f = finishedByLength
+	f := r.abort
+	if f == nil {
+		f = e.finishOf(r, produced)
 	}
 	if r.leaving {
 		r.produced, r.base = produced, e.done
@@ -125,6 +120,15 @@ func (e *Engine) endDecode(r *Request) {
 		n = r.produced - r.told
 	}
 	e.outputs = append(e.outputs, Output{Request: r, Tokens: n, Decode: e.done, Finish: f})
+}
+
+// finishOf says how a request ends that has all its tokens (update_finish_state). A stop on the last token allowed counts
+// as one, except with the rules of 0.5.15, which look at the length first.
+func (e *Engine) finishOf(r *Request, produced int) *Finish {
+	if byLength := produced >= r.MaxNewTokens; byLength && (e.cfg.Rules == Rules0515 || r.StopAfter != produced) {
+		return finishedByLength
+	}
+	return finishedByStop
 }
 
 // end takes r out of the engine; keep puts what was computed into the prefix cache.
@@ -200,6 +204,9 @@ func (e *Engine) release(r *Request, keep bool) {
 	}
 	r.computed, r.protected, r.inserted, r.prefix, r.matched = 0, 0, 0, 0, 0
 	r.match = nil
+	if r.admitted {
+		e.rows--
+	}
 	r.flying, r.admitted = false, false
 	r.epoch++
 }

@@ -107,8 +107,28 @@ func (e *Engine) preempt(b *budget, r *Request) bool {
 		size--
 		e.takeBack(x, size)
 	}
+	if e.arrange != nil {
+		e.arrange(victims)
+	}
 	e.preempted = append(e.preempted, victims...)
 	return true
+}
+
+// lose forgets a preempted request. The old rules do so if nothing was admitted in its place: the memory that it freed is
+// counted again after the match, and may then not suffice.
+func (e *Engine) lose(r *Request) {
+	r.phase = phaseLost
+	r.key = nil
+	e.live--
+	e.lost = append(e.lost, r)
+}
+
+// Lost returns the requests that the engine has lost since the last call; see [EngineConfig.KeepPreempted]. They have no end
+// and never get an [Output]. The slice is the caller's.
+func (e *Engine) Lost() []*Request {
+	lost := e.lost
+	e.lost = nil
+	return lost
 }
 
 // RetractAll takes every request back to the queue (/pause_generation with mode retract; scheduler.py,
