@@ -48,6 +48,7 @@ func (b *builder) notes() {
 	b.censorNote(add)
 	b.deadEnd(add)
 	b.resetNote(add)
+	b.lostNote(add)
 	b.loadNotes(add)
 	b.achievedNote(add)
 	b.lengthNotes(add)
@@ -77,6 +78,20 @@ func (b *builder) notes() {
 		if p.Value.Valid() && float64(all)*(1-p.P/100) < 1-1e-9 {
 			add("p%g of %d requests rests on the largest value alone", p.P, all)
 		}
+	}
+}
+
+// lostNote says which requests simulated schedulers have forgotten.
+func (b *builder) lostNote(add func(format string, args ...any)) {
+	var ids []any
+	for _, e := range b.c.Events() {
+		if e.Kind == KindRequestLost {
+			ids = append(ids, e.Data["request"])
+		}
+	}
+	if n := len(ids); n > 0 {
+		add("the simulated scheduler lost %d requests, as SGLang before 0.5.23 does with a request that it preempted for one that is then not admitted: they can only run into a deadline; the first IDs: %v",
+			n, ids[:min(n, 5)])
 	}
 }
 

@@ -63,6 +63,10 @@ type Sampler interface {
 // KindServerEnded is the kind of an [Event] that says that a server, its source, ended by itself: "error" of its Data says why.
 const KindServerEnded = "server_ended"
 
+// KindRequestLost is the kind of an [Event] that says that the scheduler of a simulated server, its source, has forgotten a
+// request, as that of SGLang would: "request" of its Data is the request's ID.
+const KindRequestLost = "request_lost"
+
 // An Event is something that was done or noticed in a run: a parameter change, a failure, the verdict of a check.
 type Event struct {
 	At     time.Duration  `json:"at_ns"`

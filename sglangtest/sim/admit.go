@@ -103,9 +103,14 @@ func (e *Engine) planPrefill() *Step {
 		e.recycle(s)
 		return nil
 	}
-	e.allocate(s)
+	if !e.allocate(s) {
+		return nil
+	}
 	if e.cfg.EnableMixedChunk && len(e.running) > 0 {
 		e.mix(s)
+	}
+	if e.err != nil {
+		return nil
 	}
 	return s
 }
@@ -225,14 +230,24 @@ func (e *Engine) choose(b *budget, r *Request, n, reserve int, chunk bool) {
 	b.chunk -= paged
 }
 
-// allocate takes the memory of a prefill batch (allocation.py, alloc_for_extend).
-func (e *Engine) allocate(s *Step) {
+// allocate takes the memory of a prefill batch (allocation.py, alloc_for_extend). It reports false if there is not enough,
+// of which the scheduler dies: a continuing chunk is chosen whatever there is.
+func (e *Engine) allocate(s *Step) bool {
 	page := e.cfg.PageSize
 	need := s.extend
 	if page > 1 {
 		need += page * len(s.Rows)
 	}
 	e.evictFor(need)
+	tokens := 0
+	for i := range s.Rows {
+		row := &s.Rows[i]
+		tokens += e.ceil(row.Prefix+row.Extend) - e.ceil(row.Prefix)
+	}
+	if tokens > e.free {
+		e.err = &OutOfMemoryError{PrefillStep, page > 1, s.extend, e.free}
+		return false
+	}
 	for i := range s.Rows {
 		row := &s.Rows[i]
 		r := row.Request
@@ -252,6 +267,7 @@ func (e *Engine) allocate(s *Step) {
 		r.computed = row.Prefix + row.Extend
 		r.flying = row.Last
 	}
+	return true
 }
 
 // mix lets the running requests decode in a prefill batch (mix_with_running). The new rules leave those out that end
@@ -268,7 +284,9 @@ func (e *Engine) mix(s *Step) {
 	for _, r := range e.running {
 		s.Shape.Extends = append(s.Shape.Extends, Extend{New: 1, Context: e.computedOf(r)})
 	}
-	e.decode(s)
+	if !e.decode(s) {
+		return
+	}
 	s.extend += len(e.running)
 	clear(e.running)
 	e.running = e.running[:0]

@@ -154,6 +154,8 @@ func (f *firsts) Batch(Batch) {}
 
 func (f *firsts) Retraction(Retraction) {}
 
+func (f *firsts) Lost(Loss) {}
+
 func (f *firsts) Result(r Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

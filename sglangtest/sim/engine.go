@@ -40,6 +40,7 @@ type Engine struct {
 	stuck    uint64     // counts the changes, so that it names the time since the last
 	heads    int        // requests that have stood first in the queue since then
 
+	err  error      // of which the scheduler has died
 	rows int        // of the request table that are taken
 	lost []*Request // since the last call of Lost
 
@@ -367,6 +368,35 @@ func (e *Engine) Produced(r *Request) int { return e.producedOf(r) }
 
 // Busy reports whether any request has not ended.
 func (e *Engine) Busy() bool { return e.live > 0 }
+
+// An OutOfMemoryError says that the scheduler of SGLang dies of what it has admitted: it chose more than the KV pool holds, and
+// raises an error when it allocates. A chunk that continues is chosen whatever there is, and before 0.5.23 so are the decodes
+// that ride in a prefill (EnableMixedChunk).
+type OutOfMemoryError struct {
+	Step       StepKind // PrefillStep or DecodeStep: what the memory was for
+	Paged      bool     // pages of several tokens
+	Want, Free int      // KV tokens
+}
+
+func (e *OutOfMemoryError) Error() string {
+	return fmt.Sprintf("%s Try to allocate %d tokens, %d are free", e.Text(), e.Want, e.Free)
+}
+
+// Text is the first line of what SGLang raises (mem_cache/common.py, alloc_token_slots and alloc_paged_token_slots_extend).
+func (e *OutOfMemoryError) Text() string {
+	what := "Out"
+	switch {
+	case e.Paged && e.Step == PrefillStep:
+		what = "Prefill out"
+	case e.Paged:
+		what = "Decode out"
+	}
+	return what + " of memory. Try to lower your batch size."
+}
+
+// Err returns why the scheduler has died, an [*OutOfMemoryError], or nil. A dead engine plans nothing more, and what it had
+// does not end.
+func (e *Engine) Err() error { return e.err }
 
 // Idle is the housekeeping of a pass that finds nothing to run and no result to wait for (on_idle): if nothing waits or
 // runs, the new-token ratio starts anew.

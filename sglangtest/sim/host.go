@@ -39,6 +39,8 @@ type host struct {
 	changes  chan struct{} // if not nil: to be closed when a stream comes or ends
 	last     time.Time     // when the last result had passed the front process
 	stopped  bool
+	fault    func(string) // notes a fault of the simulated server
+	died     func(error)  // ends it with its scheduler
 
 	observers    []Observer
 	meter        *meter // of the front process and the first rank

@@ -177,6 +177,7 @@ type watcher struct {
 	batches     []Batch
 	results     []Result
 	retractions []Retraction
+	losses      []Loss
 }
 
 func (w *watcher) Batch(b Batch) {
@@ -189,6 +190,12 @@ func (w *watcher) Retraction(r Retraction) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.retractions = append(w.retractions, r)
+}
+
+func (w *watcher) Lost(l Loss) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.losses = append(w.losses, l)
 }
 
 func (w *watcher) Result(r Result) {

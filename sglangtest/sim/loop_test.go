@@ -158,6 +158,68 @@ func TestRatioOfAnIdleLoop(t *testing.T) {
 	require.Equal(t, 0.5, e.State().NewTokenRatio)
 }
 
+// overfull is an engine with five decodes that outgrow the pool while they ride with the chunks of a long prompt.
+func overfull() (cfg EngineConfig, reqs []*Request) {
+	cfg = EngineConfig{MaxTotalTokens: 3004, ContextLength: 10_000, MaxRunningRequests: 8, MaxPrefillTokens: 1000, ScheduleConservativeness: 0.3,
+		ChunkedPrefillSize: 8, EnableMixedChunk: true}
+	for range 5 {
+		reqs = append(reqs, &Request{InputLen: 10, MaxNewTokens: 600})
+	}
+	return cfg, append(reqs, &Request{InputLen: 1500, MaxNewTokens: 1})
+}
+
+// A continuing chunk is chosen whether there is memory for it or not, and before 0.5.23 so are the decodes that ride with it:
+// the scheduler dies when it allocates.
+func TestSchedulerDiesOfMixedChunks(t *testing.T) {
+	for rules, what := range map[Rules]StepKind{Rules0523: PrefillStep, Rules0521: DecodeStep, Rules0518: DecodeStep, Rules0515: DecodeStep} {
+		cfg, reqs := overfull()
+		cfg.Rules = rules
+		e, err := NewEngine(cfg)
+		require.NoError(t, err)
+		l := NewLoop(e, constant())
+		for _, r := range reqs {
+			l.Add(0, r)
+		}
+		for _, busy := l.Next(); busy; _, busy = l.Next() {
+			for _, o := range l.Advance() {
+				require.Nil(t, o.Finish)
+			}
+		}
+		var oom *OutOfMemoryError
+		require.ErrorAs(t, e.Err(), &oom, "rules %d", rules)
+		require.Equal(t, what, oom.Step)
+		require.Less(t, oom.Free, oom.Want)
+		require.Nil(t, e.Plan())
+		require.True(t, e.Settled())
+	}
+}
+
+// Real servers of both versions died in this run with "Out of memory. Try to lower your batch size. Try to allocate 3 tokens",
+// and 1 was free (--max-total-tokens 300 --chunked-prefill-size 8 --max-running-requests 8 --schedule-conservativeness 0.3
+// --enable-mixed-chunk; five requests of 10 and 60 tokens at first, one of 60 and 1 before batch 28).
+func TestSchedulerDiesAsRecorded(t *testing.T) {
+	for _, rules := range []Rules{Rules0523, Rules0515} {
+		cfg, reqs := overfull()
+		cfg.Rules, cfg.MaxTotalTokens = rules, 300
+		e, err := NewEngine(cfg)
+		require.NoError(t, err)
+		l := NewLoop(e, constant())
+		for range 5 {
+			l.Add(0, &Request{InputLen: 10, MaxNewTokens: 60})
+		}
+		l.receive = func() {
+			if l.Steps() == 28 && reqs != nil {
+				e.Add(&Request{InputLen: 60, MaxNewTokens: 1})
+				reqs = nil
+			}
+		}
+		for _, busy := l.Next(); busy; _, busy = l.Next() {
+			l.Advance()
+		}
+		require.Equal(t, &OutOfMemoryError{Step: PrefillStep, Want: 3, Free: 1}, e.Err(), "rules %d", rules)
+	}
+}
+
 func TestSlowDown(t *testing.T) {
 	p := constant()
 	e, err := NewEngine(p.EngineConfig())

@@ -14,6 +14,8 @@ type Observer interface {
 	Batch(Batch)
 	// Retraction is called when the scheduler has taken requests back for want of memory.
 	Retraction(Retraction)
+	// Lost is called when the scheduler has forgotten a request, as SGLang before 0.5.23 can; see [EngineConfig.KeepPreempted].
+	Lost(Loss)
 	// Result is called when a request got tokens or ended, at the time when the front process has it.
 	Result(Result)
 }
@@ -59,6 +61,13 @@ type Retraction struct {
 	OldRatio, NewRatio float64
 	// Aborted is the rid of a request that found no room although it was the only one left; empty: there was none.
 	Aborted string
+}
+
+// A Loss is a request that the scheduler has forgotten: it never gets an answer. SGLang's log tells nothing of it.
+type Loss struct {
+	Rank int // data-parallel rank, from 0
+	At   time.Time
+	RID  string
 }
 
 // A Result is what one request got.
@@ -131,9 +140,22 @@ func (r *rank) advance(at time.Duration) []Output {
 		}
 		r.plannedStep(f, at, free, chunked)
 	}
+	for _, x := range l.Engine.Lost() {
+		r.host.fault(lossFault)
+		loss := Loss{Rank: r.index, At: r.host.start.Add(at), RID: x.Owner.(*stream).rid}
+		for _, o := range r.host.observers {
+			o.Lost(loss)
+		}
+	}
+	if err := l.Engine.Err(); err != nil {
+		r.host.died(err)
+	}
 	r.afterAdvance(at)
 	return outputs
 }
+
+// lossFault is what the server's label says of a lost request.
+const lossFault = "a preempted request lost as SGLang before 0.5.23 does"
 
 // retracted tells the observers of a retraction.
 func (r *rank) retracted(at time.Duration, taken *retraction) {

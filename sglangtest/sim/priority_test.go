@@ -111,3 +111,54 @@ func TestPrioritiesAreToldApart(t *testing.T) {
 	}
 	require.Len(t, meter.series["num_queue_reqs"], mostPriorities+2)
 }
+
+// crowded is an engine at its limit of two, whose better request and a third, as good, do not fit into the pool together.
+func crowded() (EngineConfig, []*Request) {
+	cfg := EngineConfig{MaxTotalTokens: 1000, ContextLength: 10_000, MaxRunningRequests: 2, MaxPrefillTokens: 1000, ScheduleConservativeness: 1,
+		EnablePriorityScheduling: true, PreemptionThreshold: DefaultPreemptionThreshold}
+	return cfg, []*Request{{RID: "a", InputLen: 100, MaxNewTokens: 50}, {RID: "b", InputLen: 400, MaxNewTokens: 20, Priority: 100},
+		{RID: "c", InputLen: 580, MaxNewTokens: 5, Priority: 100}}
+}
+
+// Before 0.5.23 a request that was preempted in vain is lost (schedule_policy.py, preempt_to_schedule; scheduler.py,
+// _get_new_batch_prefill_raw).
+func TestPreemptedInVain(t *testing.T) {
+	for rules := Rules0523; rules <= Rules0515; rules++ {
+		for _, keep := range []bool{false, true} {
+			cfg, reqs := crowded()
+			cfg.Rules, cfg.KeepPreempted = rules, keep
+			e, err := NewEngine(cfg)
+			require.NoError(t, err)
+			l := NewLoop(e, constant())
+			ended := map[string]bool{}
+			for i := 0; ; {
+				at, busy := l.Next()
+				if i < len(reqs) && (!busy || at >= time.Duration(i)*30*ms) {
+					l.Add(at, reqs[i])
+					i++
+					continue
+				}
+				if !busy {
+					break
+				}
+				for _, o := range l.Advance() {
+					if o.Finish != nil {
+						ended[o.Request.RID] = true
+					}
+				}
+			}
+			lost := e.Lost()
+			require.Equal(t, map[string]bool{"b": true, "c": true}, map[string]bool{"b": ended["b"], "c": ended["c"]})
+			if rules.old() && !keep {
+				require.Equal(t, reqs[:1], lost)
+				require.True(t, reqs[0].Lost())
+			} else {
+				require.Empty(t, lost)
+			}
+			require.Equal(t, !reqs[0].Lost(), ended["a"], "rules %d", rules)
+			require.Empty(t, e.Lost())
+			e.Abort(reqs[0])
+			require.True(t, e.FlushCache(), "the scheduler does not know the lost request")
+		}
+	}
+}

@@ -32,7 +32,7 @@ func randomConfig(rng *rand.Rand) EngineConfig {
 		c.PrefillDecodeInterval, c.PrefillDecodeIntervalMinBS = 1+rng.IntN(5), rng.IntN(3)
 	}
 	policies := []Policy{FCFS, LOF, LPM, DFSWeight, Random}
-	if c.Rules != Rules0515 {
+	if c.Rules <= Rules0521 {
 		policies = append(policies, HRRN)
 		if !c.DisableRadixCache {
 			policies = append(policies, ShortestPrefillFirst)
@@ -41,7 +41,7 @@ func randomConfig(rng *rand.Rand) EngineConfig {
 	c.SchedulePolicy = policies[rng.IntN(len(policies))]
 	if (c.SchedulePolicy == FCFS || c.SchedulePolicy == LOF) && pick(2) {
 		c.EnablePriorityScheduling, c.PreemptionThreshold, c.LowPriorityValuesFirst = true, rng.IntN(10), pick(2)
-		c.DisablePriorityPreemption, c.RetractByPriority = pick(4), pick(3) && c.Rules != Rules0515
+		c.DisablePriorityPreemption, c.RetractByPriority, c.KeepPreempted = pick(4), pick(3) && c.Rules != Rules0515, pick(3)
 	}
 	if pick(4) {
 		c.MaxMicroBatch = 1 + rng.IntN(c.MaxRunningRequests)
@@ -194,19 +194,23 @@ func randomSchedule(t *testing.T, seed uint64, loop bool) (log []string) {
 	if loop {
 		l := NewLoop(e, constant())
 		l.planned = func(s *Step) {
-			if !cfg.DisableOverlap {
+			if !cfg.DisableOverlap && e.Err() == nil {
 				requireConserved(t, e, l.pending.step)
 			}
 			note(s)
 		}
 		d = &looper{l: l}
 	} else {
-		d = &planner{e: e, note: note, check: func(underWay *Step) { requireConserved(t, e, underWay) }}
+		d = &planner{e: e, note: note, check: func(underWay *Step) {
+			if e.Err() == nil {
+				requireConserved(t, e, underWay)
+			}
+		}}
 	}
-	var all []*Request
+	var all, lost []*Request
 	tokens, ends := map[*Request]int{}, map[*Request]*Finish{}
 	const rounds = 120
-	for round, busy := 0, true; round < rounds || busy; round++ {
+	for round, busy := 0, true; (round < rounds || busy) && e.Err() == nil; round++ {
 		require.Less(t, round, 20000, "seed %d: %+v does not end: %+v", seed, cfg, e.State())
 		if round < rounds {
 			for rng.IntN(3) == 0 {
@@ -238,6 +242,7 @@ func randomSchedule(t *testing.T, seed uint64, loop bool) (log []string) {
 		}
 		var outputs []Output
 		outputs, busy = d.pass()
+		lost = append(lost, e.Lost()...)
 		for _, o := range outputs {
 			require.Nil(t, ends[o.Request], "seed %d: an output after the end", seed)
 			tokens[o.Request] += o.Tokens
@@ -246,8 +251,18 @@ func randomSchedule(t *testing.T, seed uint64, loop bool) (log []string) {
 			}
 		}
 	}
+	if e.Err() != nil { // as SGLang would
+		require.Positive(t, cfg.ChunkedPrefillSize, "seed %d: %v", seed, e.Err())
+		return append(log, e.Err().Error())
+	}
 	for _, r := range all {
 		f := ends[r]
+		if r.Lost() {
+			require.True(t, cfg.Rules.old() && cfg.EnablePriorityScheduling && !cfg.DisablePriorityPreemption && !cfg.KeepPreempted, "seed %d", seed)
+			require.Nil(t, f, "seed %d", seed)
+			require.Contains(t, lost, r)
+			continue
+		}
 		require.NotNil(t, f, "seed %d: %+v: %s has no end: %+v", seed, cfg, r.RID, e.State())
 		require.Equal(t, r.Produced(), tokens[r], "seed %d: %s", seed, r.RID)
 		switch f.Kind {
@@ -258,6 +273,7 @@ func randomSchedule(t *testing.T, seed uint64, loop bool) (log []string) {
 		}
 		log = append(log, fmt.Sprint(r.RID, *f, r.Produced(), r.CachedTokens(), r.Retractions()))
 	}
+	require.Zero(t, e.rows)
 	require.Equal(t, e.initRatio, e.ratio, "seed %d: an idle engine's ratio", seed)
 	require.True(t, e.FlushCache())
 	require.Equal(t, e.cfg.MaxTotalTokens, e.free)

@@ -146,6 +146,8 @@ func (w *ranksWatch) Batch(b Batch) {
 func (*ranksWatch) Result(Result)         {}
 func (*ranksWatch) Retraction(Retraction) {}
 
+func (*ranksWatch) Lost(Loss) {}
+
 // Each rank runs as many requests as the limit says, and obeys a new one.
 func TestRanksRunTwiceTheLimit(t *testing.T) {
 	w := new(ranksWatch)

@@ -285,6 +285,8 @@ func (w *tokensOf) Batch(Batch) {}
 
 func (w *tokensOf) Retraction(Retraction) {}
 
+func (w *tokensOf) Lost(Loss) {}
+
 func (w *tokensOf) Result(r Result) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -3,9 +3,16 @@ package sim
 // Plan decides the next batch, or returns nil if there is none to run now (scheduler.py, get_next_batch_to_run).
 // With SGLang's overlap loop a batch is planned before the result of the one before it has been processed.
 func (e *Engine) Plan() *Step {
+	if e.err != nil {
+		return nil
+	}
 	before := e.mark()
 	s := e.plan()
 	e.note(before, s)
+	if e.err != nil {
+		e.settled = true
+		return nil
+	}
 	return s
 }
 
@@ -225,14 +232,21 @@ func (e *Engine) decodeFits() bool {
 	return e.free >= need
 }
 
-// decode makes all requests in lockstep decode a token in step s (alloc_for_decode).
-func (e *Engine) decode(s *Step) {
+// decode makes all requests in lockstep decode a token in step s (alloc_for_decode). It reports false if there is not enough
+// memory, of which the scheduler dies: the old rules do not look before they let decodes ride in a prefill.
+func (e *Engine) decode(s *Step) bool {
 	e.evictFor(e.count * e.cfg.PageSize)
-	e.free -= e.crossing() * e.cfg.PageSize
+	need := e.crossing() * e.cfg.PageSize
+	if need > e.free {
+		e.err = &OutOfMemoryError{DecodeStep, e.cfg.PageSize > 1, e.count, e.free}
+		return false
+	}
+	e.free -= need
 	e.planned++
 	e.context += e.count
 	s.decode = e.planned
 	s.Decode = append(s.Decode, e.running...)
+	return true
 }
 
 // evictFor drops cached tokens until n are free, if there are enough. 0.5.15 drops as many as are needed in all, later

@@ -111,6 +111,10 @@ func NewServer(profile Profile, cfg server.Config, opts ...Option) (*Server, err
 	s.bodyTimeout, s.writeTimeout = bodyTimeout, writeTimeout
 	s.base, s.abandon = context.WithCancel(context.Background())
 	h.balancer.method = o.balance
+	h.fault = s.NoteFault
+	h.died = func(err error) {
+		s.crash(fmt.Errorf("%w, as that of SGLang %s would: %w", ErrSchedulerDied, o.release.name, err))
+	}
 	h.observe(&o, s.cfg.ServedModelName)
 	var handler http.Handler = s
 	if o.metrics {
@@ -164,7 +168,8 @@ func (s *Server) Drain() {
 	}
 }
 
-// ErrSchedulerDied is what [Server.Err] wraps when a request killed the scheduler, as some do with old versions of SGLang.
+// ErrSchedulerDied is what [Server.Err] wraps when a request killed the scheduler, as some do with old versions of SGLang, or
+// when it died for want of memory, an [*OutOfMemoryError].
 var ErrSchedulerDied = errors.New("sim: the scheduler died")
 
 // crash ends the server as the death of its scheduler does: all connections break.

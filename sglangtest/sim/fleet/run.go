@@ -207,6 +207,14 @@ func (s *run) stuck() error {
 		return s.err
 	}
 	for _, w := range s.workers {
+		for f := w.flights.first; f != nil; f = f.next {
+			if f.request.Lost() {
+				return fmt.Errorf("fleet: the scheduler of %s lost request %d, which would wait for ever: it was preempted for a request that was then not admitted, which SGLang before 0.5.23 forgets: "+
+					"give the run a deadline (WithTimeout), the engine KeepPreempted or DisablePriorityPreemption, or simulate 0.5.23", w.Name, f.load.ID)
+			}
+		}
+	}
+	for _, w := range s.workers {
 		if f := w.flights.first; f != nil && w.hung != never {
 			return fmt.Errorf("fleet: %s hangs since %v with request %d, and nothing else is left to happen: add WithTimeout, or Kill it later", w.Name, w.hung, f.load.ID)
 		} else if f != nil {
@@ -293,6 +301,9 @@ func (s *run) outputs(w *worker, bound time.Duration) {
 		}
 		at = next
 	}
+	for _, r := range w.loop.Engine.Lost() {
+		s.event(KindRequestLost, w, map[string]any{"request": r.Owner.(*flight).load.ID})
+	}
 	for i := range outputs {
 		o := &outputs[i]
 		f := o.Request.Owner.(*flight)
@@ -316,5 +327,10 @@ func (s *run) outputs(w *worker, bound time.Duration) {
 		if o.Finish != nil {
 			w.going.push(delivery{at: at + egress, flight: f, finish: o.Finish})
 		}
+	}
+	if err := w.loop.Engine.Err(); err != nil {
+		s.now = max(s.now, at)
+		s.event(metrics.KindServerEnded, w, map[string]any{"error": fmt.Sprintf("the simulated scheduler died, as SGLang's would: %v", err)})
+		s.down(w, "simulated server died: "+err.Error())
 	}
 }

@@ -53,6 +53,10 @@ func Slow(factor float64) Action { return func(t Target) error { return t.Slow(f
 // restart, hang or slow), and "requests" (how many failed with a kill) or "factor".
 const KindFailure = "failure"
 
+// KindRequestLost is the kind of the [metrics.Event] of a request that a simulated scheduler has forgotten, as SGLang before
+// 0.5.23 can (see sim.EngineConfig.KeepPreempted). Its Data holds "request", the request's ID.
+const KindRequestLost = metrics.KindRequestLost
+
 // KindActionNotDone is the kind of the [metrics.Event] that a run has at its end for each scheduled action that was
 // still to come. Its Data holds "planned_ns", the time for which it was planned.
 const KindActionNotDone = "action_not_done"
@@ -86,22 +90,27 @@ func (t target) Kill() error {
 	if !w.up {
 		return fmt.Errorf("fleet: kill: %s is down already", w.Name)
 	}
+	n := t.run.down(w, "simulated server was killed")
+	t.run.event(KindFailure, w, map[string]any{"action": "kill", "requests": n})
+	return nil
+}
+
+// down takes a worker down, and the requests that it has with it. It returns how many these were.
+func (s *run) down(w *worker, why string) (failed int) {
 	w.up, w.hung = false, never
 	w.coming.clear()
 	w.going.clear()
-	t.run.reschedule(w)
-	failed := 0
+	s.reschedule(w)
 	for w.flights.first != nil {
 		f := w.flights.first
 		outcome := load.OutcomeReset
-		if f.tokens > 0 && f.firstAt+w.Profile.Egress <= t.run.now {
+		if f.tokens > 0 && f.firstAt+w.Profile.Egress <= s.now {
 			outcome = load.OutcomeTruncated
 		}
-		t.run.fail(f, outcome, "simulated server was killed")
+		s.fail(f, outcome, why)
 		failed++
 	}
-	t.run.event(KindFailure, w, map[string]any{"action": "kill", "requests": failed})
-	return nil
+	return failed
 }
 
 func (t target) Restart() error {

@@ -66,6 +66,14 @@ func (b *batches) Retraction(r sim.Retraction) {
 		r.Requests, r.Gained, r.OldRatio, r.NewRatio)
 }
 
+// Lost warns of a request that SGLang would forget without a word.
+func (b *batches) Lost(l sim.Loss) {
+	if !b.dead.Load() {
+		b.ranks[l.Rank].log.logf(warning, "simulated: the scheduler lost request %s, which never gets an answer: it was preempted for one that was "+
+			"then not admitted (a fault of SGLang before 0.5.23)", l.RID)
+	}
+}
+
 func (b *batches) Result(sim.Result) {}
 
 func rate(tokens int, from, to time.Time) float64 {

@@ -115,6 +115,9 @@ func (p *mainProc) serve() error {
 				return err
 			}
 			f := fault{frames: "frames-loop", err: "TypeError: '>' not supported between instances of 'str' and 'int'"} // recorded on 0.5.15.post1
+			if oom := (*sim.OutOfMemoryError)(nil); errors.As(p.sim.Err(), &oom) {
+				f.err = fmt.Sprintf("RuntimeError: %s\nTry to allocate %d tokens.\n{free}", oom.Text(), oom.Want)
+			}
 			p.log.flush()
 			if err := p.kids.fail(order{Text: f.text(f.frames, p.fill)}); err != nil {
 				return err
