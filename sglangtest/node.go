@@ -331,11 +331,14 @@ func watchServer(node *server.Server, col *metrics.Collector, end context.Cancel
 			col.Event(metrics.Event{At: clock.Offset(p.Start), Kind: "startup_phase", Source: node.Name(), Data: map[string]any{
 				"phase": string(p.Name), "duration_ns": int64(p.Duration)}})
 		}
+		if node.Attached() {
+			checkAlive(ctx, node)
+		}
 		select {
 		case <-node.Exited():
 		case <-ctx.Done():
 			// The requests of a scheduler that died fail at once, so that the run can end before the server.
-			if !node.Failing() {
+			if node.Err() == nil && !node.Failing() {
 				return nil
 			}
 			select {
@@ -348,6 +351,29 @@ func watchServer(node *server.Server, col *metrics.Collector, end context.Cancel
 		col.Event(metrics.Event{At: clock.Now(), Kind: metrics.KindServerEnded, Source: node.Name(), Data: map[string]any{"error": why.Error()}})
 		end(why)
 		return nil
+	}
+}
+
+// aliveInterval is how often a server that was only attached to is asked whether it is still there.
+const aliveInterval = time.Second
+
+// checkAlive asks until the server has ended or ctx is done, and once more then: the requests of a server that has gone fail at
+// once, so that the run can end before it is asked.
+func checkAlive(ctx context.Context, node *server.Server) {
+	tick := time.NewTicker(aliveInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_ = node.CheckAlive(ctx) // Exited tells
+		case <-node.Exited():
+			return
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTimeout)
+			defer cancel()
+			_ = node.CheckAlive(last)
+			return
+		}
 	}
 }
 
