@@ -167,6 +167,7 @@ func TestIdleTimeout(t *testing.T) {
 		s, err := NewSender("http://h", c.opts...)
 		require.NoError(t, err)
 		require.Equal(t, c.want, s.owned.IdleConnTimeout)
+		require.Nil(t, s.owned.Proxy, "a proxy of the environment is not what is measured")
 	}
 	_, err := NewSender("http://h", WithIdleTimeout(0))
 	require.ErrorContains(t, err, "idle timeout 0s: want > 0")

@@ -66,6 +66,7 @@ func TestGateway(t *testing.T) {
 	require.NotContains(t, err.Error(), "word")
 	_, err = attach(WithTransport(tr), WithAdminAPIKey("k"))
 	require.ErrorContains(t, err, "leave one of them out")
+	require.Nil(t, newClient(base, "", nil, nil).plain.Transport.(*http.Transport).Proxy, "no proxy of the environment")
 	_, err = NewServerManager(Attach(base), WithTransport(nil))
 	require.ErrorContains(t, err, "transport: it is nil")
 }

@@ -151,3 +151,38 @@ func TestShortenedAnswersAreCounted(t *testing.T) {
 	require.Contains(t, notes, "2 answers are shorter than asked for, since a prompt and its answer may have no more than the pool of 500 KV tokens or the context of 10000")
 	require.Equal(t, 1, strings.Count(notes, "KV tokens or the context"))
 }
+
+// Requests that the pool can never hold end, each with its reason, or the run says which one nothing can admit.
+func TestRequestsBeyondThePool(t *testing.T) {
+	var src requests
+	for i := range 60 {
+		size := [][2]int{{500, 400}, {790, 50}, {100, 50}, {500, 400}, {790, 50}, {100, 50}, {500, 400}, {790, 50}, {100, 50}, {912, 10}}[i%10]
+		src = append(src, ask(i, time.Duration(i)*ms, size[0], size[1]))
+	}
+	for _, radix := range []bool{true, false} {
+		cfg := steady().EngineConfig()
+		cfg.MaxTotalTokens, cfg.DisableRadixCache = 800, !radix
+		col, err := metrics.NewCollector()
+		require.NoError(t, err)
+		stats, err := Run(context.Background(), src, new(policy.RoundRobin), []Engine{{Profile: steady(), Config: cfg}}, col)
+		rs := results(col)
+		require.Len(t, rs, 60)
+		counts := map[load.Outcome]int{}
+		for _, r := range rs {
+			counts[r.Outcome]++
+			if !r.OK() {
+				require.NotEmpty(t, r.Message)
+			}
+			if r.Outcome == load.OutcomeAbort {
+				require.Contains(t, r.Message, "Input length (912 tokens) exceeds the maximum allowed length (794 tokens)")
+			}
+		}
+		if err != nil { // SGLang's own rule without the cache stalls
+			require.False(t, radix)
+			require.ErrorContains(t, err, "can do nothing more for request ")
+			continue
+		}
+		require.Equal(t, map[load.Outcome]int{load.OutcomeOK: 54, load.OutcomeAbort: 6}, counts)
+		require.Equal(t, 36, stats.Shortened)
+	}
+}

@@ -274,3 +274,20 @@ func TestAttach(t *testing.T) {
 	c.signal(syscall.SIGTERM)
 	require.Equal(t, 0, c.wait())
 }
+
+// A proxy of the environment is for other servers than this host's own.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	for _, name := range []string{"http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"} {
+		t.Setenv(name, "http://127.0.0.1:9") // nothing is there
+	}
+	t.Setenv("no_proxy", "localhost,127.0.0.1")
+	for _, host := range []string{"0.0.0.0", "::", "localhost"} {
+		c := start(t, "--host", host).ready()
+		for range 10 {
+			status, body := c.post("/generate", generation)
+			require.Equal(t, http.StatusOK, status, body)
+		}
+		c.signal(syscall.SIGTERM)
+		require.Equal(t, 0, c.wait())
+	}
+}
