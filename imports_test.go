@@ -41,6 +41,7 @@ var heavy = []struct {
 	{"github.com/hashicorp/go-retryablehttp", []string{"sglangtest/server"}, "a retry on the measured path would resend generations and hide failures"},
 	{"golang.org/x/text", []string{"sglangtest/internal/bpe"}, "only a tokenizer needs Unicode's normal forms"},
 	{"github.com/klauspost/compress", []string{"sglangtest/internal/textfile"}, "only datasets come compressed with zstd"},
+	{"github.com/mattn/go-shellwords", []string{"examples/internal/cli", "bench/gpu"}, "only command lines given as one text have words"},
 	{"go.yaml.in/yaml", []string{"sglangtest/internal/sglargs"}, "only SGLang's own configuration files are YAML"},
 	{"gonum.org/v1/gonum", []string{"sglangtest/metrics"}, "who only sends requests needs no statistics"},
 	{"github.com/NVIDIA/go-nvml", []string{"sglangtest/gpu"}, "it needs cgo"},

@@ -69,8 +69,9 @@ func WithGPUs(d *gpu.Devices) RunOption {
 	}
 }
 
-// WithProgress makes f be called five times a second while requests are under way, and once when all have ended. In
-// virtual time it is called after every 1,000 requests instead. The calls come one after the other.
+// WithProgress makes f be called five times a second while requests are under way, and once when all have ended; and before that,
+// while a server starts, every second and at each phase of the start. In virtual time it is called after every 1,000 requests
+// instead. The calls come one after the other. [metrics.TerminalProgress] is such a function.
 func WithProgress(f func(metrics.Progress)) RunOption {
 	return func(o *runOptions) error { o.progress = f; return nil }
 }
@@ -168,6 +169,10 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	}
 	var told serverEvents
 	o.servers = append(o.servers, server.WithEvents(told.tell))
+	starting := startProgress{report: o.progress}
+	if o.progress != nil {
+		o.servers = append(o.servers, server.WithEvents(starting.tell))
+	}
 	servers, err := server.NewServerManager(o.launcher, o.servers...)
 	if err != nil {
 		return nil, err
@@ -177,7 +182,13 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		defer cancel()
 		err = errors.Join(err, servers.StopAll(stopCtx))
 	}()
-	node, err := servers.Launch(ctx, srv)
+	var node *server.Server
+	launch := func() (err error) { node, err = servers.Launch(ctx, srv); return err }
+	if o.progress != nil {
+		err = starting.during(launch)
+	} else {
+		err = launch()
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,9 @@ package sglangtest
 
 import (
 	"context"
+	"math"
 	"sync"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
@@ -53,4 +55,66 @@ func (s *serverEvents) follow(col *metrics.Collector) func(context.Context, load
 		s.mu.Unlock()
 		return nil
 	}
+}
+
+// startInterval is how often progress is reported while a server starts.
+const startInterval = time.Second
+
+// A startProgress reports how far the start of the servers is.
+type startProgress struct {
+	report func(metrics.Progress)
+
+	mu    sync.Mutex
+	begin time.Time
+	phase string
+	over  bool
+}
+
+// tell is for server.WithEvents.
+func (s *startProgress) tell(e server.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+	case e.Kind == server.KindPhase:
+		s.phase = e.Server + " starts; " + e.Message
+		s.show()
+	case e.Kind == server.KindState && e.Message == string(server.StateStarting):
+		s.phase = e.Server + " starts" // shown if it takes a while
+	}
+}
+
+// show reports. s.mu is held.
+func (s *startProgress) show() {
+	s.report(metrics.Progress{Phase: s.phase, Elapsed: time.Since(s.begin), TTFT: metrics.Millis(math.NaN())})
+}
+
+// during reports while f runs, and not after it.
+func (s *startProgress) during(f func() error) error {
+	s.begin = time.Now()
+	var ticking sync.WaitGroup
+	done := make(chan struct{})
+	ticking.Go(func() {
+		tick := time.NewTicker(startInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				s.mu.Lock()
+				if s.phase != "" {
+					s.show()
+				}
+				s.mu.Unlock()
+			}
+		}
+	})
+	err := f()
+	close(done)
+	ticking.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	return err
 }

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mattn/go-shellwords"
+
 	"github.com/sglangtest/harness/sglangtest"
 	"github.com/sglangtest/harness/sglangtest/gpu"
 	"github.com/sglangtest/harness/sglangtest/metrics"
@@ -76,11 +78,19 @@ func run(ctx context.Context) error {
 	if err := os.MkdirAll(*out, 0o777); err != nil {
 		return err
 	}
-	further, err := server.ParseCommandLine("", append([]string{"--model-path", *model}, strings.Fields(*args)...))
+	words, err := shellwords.Parse(*args)
+	if err != nil {
+		return fmt.Errorf("-server-args: %w", err)
+	}
+	further, err := server.ParseCommandLine("", append([]string{"--model-path", *model}, words...))
 	if err != nil {
 		return err
 	}
-	launcher := server.LocalProcess(server.WithCommand(strings.Fields(*command)[0], strings.Fields(*command)[1:]...))
+	start, err := shellwords.Parse(*command)
+	if err != nil || len(start) == 0 {
+		return fmt.Errorf("-command %q: want a command: %w", *command, err)
+	}
+	launcher := server.LocalProcess(server.WithCommand(start[0], start[1:]...))
 	parts := []func() error{
 		func() error { return underLoad(ctx, launcher, devices, further) },
 		func() error { return outOfMemory(ctx, launcher, devices, further) },

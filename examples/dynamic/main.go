@@ -42,7 +42,7 @@ func main() {
 	opts, release, err := engine.Configure(ctx, &cfg)
 	cli.Exit(err)
 	defer release()
-	run, err := sglangtest.RunNode(ctx, cfg, append(opts, sglangtest.WithProgress(cli.Progress(os.Stderr)))...)
+	run, err := sglangtest.RunNode(ctx, cfg, append(opts, sglangtest.WithProgress(metrics.TerminalProgress(os.Stderr)))...)
 	if run == nil {
 		cli.Exit(err)
 	}
@@ -54,8 +54,9 @@ func main() {
 	for _, e := range run.Collector.Events() {
 		switch e.Kind {
 		case metrics.KindParamUpdate:
+			asked, _ := e.Number("asked_ns")
 			fmt.Printf("%s := %v: asked at %.3f s, accepted at %.3f s (%s, read back %v)\n", e.Data["name"], e.Data["value"],
-				float64(e.Data["asked_ns"].(int64))/1e9, e.At.Seconds(), e.Data["mechanism"], e.Data["read_back"])
+				asked/1e9, e.At.Seconds(), e.Data["mechanism"], e.Data["read_back"])
 		case metrics.KindParamInForce:
 			fmt.Printf("%s := %v: in force at %.3f s\n", e.Data["name"], e.Data["value"], e.At.Seconds())
 		case metrics.KindParamNotInForce:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sglangtest/harness/examples/internal/cli"
 	"github.com/sglangtest/harness/sglangtest"
+	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
 func main() {
@@ -27,7 +28,7 @@ func main() {
 		WarmupRequests: 1,
 		Seed:           *seed,
 		OutputDir:      cli.RunDir(*out, "quickstart"),
-	}, sglangtest.WithProgress(cli.Progress(os.Stderr)))
+	}, sglangtest.WithProgress(metrics.TerminalProgress(os.Stderr)))
 	if run == nil {
 		cli.Exit(err)
 	}

@@ -49,7 +49,7 @@ func (b *builder) cache() {
 				b.sum.Cache = s
 			}
 		case KindPrefilled:
-			if n, ok := number(e.Data["tokens"]); ok {
+			if n, ok := e.Number("tokens"); ok {
 				if prefilled == nil {
 					prefilled = new(float64)
 				}
@@ -61,19 +61,6 @@ func (b *builder) cache() {
 		n := max(0, t.InputTokens-int64(*prefilled))
 		t.CachedByEngine = &n
 	}
-}
-
-// number returns a number of an event's data, which JSON may have carried.
-func number(v any) (float64, bool) {
-	switch v := v.(type) {
-	case int64:
-		return float64(v), true
-	case int:
-		return float64(v), true
-	case float64:
-		return v, true
-	}
-	return 0, false
 }
 
 // cached returns how many of the input tokens came from prefix caches, by the answers or else by the engines' own count, and

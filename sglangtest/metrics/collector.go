@@ -46,6 +46,7 @@ type Collector struct {
 	completed int
 	failed    int
 	tokens    int64
+	recent    recent
 	fault     error // the first breach of the recorder's contract
 	samples   []Sample
 	events    []Event
@@ -201,6 +202,7 @@ func (c *Collector) Record(res *load.Result) {
 		c.failed++
 	}
 	c.tokens += int64(res.OutputTokens)
+	c.recent.add(res)
 	c.mu.Unlock()
 	if c.sink != nil {
 		c.sink.Result(res)
@@ -309,31 +311,6 @@ func (c *Collector) Events() []Event {
 	es := slices.Clone(c.events)
 	slices.SortStableFunc(es, func(a, b Event) int { return cmp.Compare(a.At, b.At) })
 	return es
-}
-
-// Progress is a snapshot of a run.
-type Progress struct {
-	Elapsed   time.Duration // since the run's start; 0 before it
-	Planned   int           // requests of the plan
-	Arrived   int
-	Completed int // successes
-	Failed    int
-	// InFlight is the number of requests that have arrived and not ended, whether they have been sent or not.
-	InFlight int
-	// OutputTokens counts those of the requests that have ended, failed ones included.
-	OutputTokens int64
-}
-
-// Progress returns a snapshot. It is cheap and may be called at any time; before Begin it is zero.
-func (c *Collector) Progress() Progress {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p := Progress{Planned: c.info.Plan.Requests, Arrived: c.arrived, Completed: c.completed, Failed: c.failed,
-		InFlight: len(c.pending), OutputTokens: c.tokens, Elapsed: c.ended}
-	if c.state == stateRunning {
-		p.Elapsed = max(c.clock.Now(), 0)
-	}
-	return p
 }
 
 // Began reports whether the run began: whether Start was called.

@@ -142,7 +142,7 @@ func TestCollectorPassesOnAndKeeps(t *testing.T) {
 	c.Event(Event{At: 5 * msec, Kind: KindParamUpdate})
 	c.Event(Event{At: 3 * msec, Kind: "noted"})
 	p = c.Progress()
-	require.Equal(t, Progress{Elapsed: p.Elapsed, Planned: 3, Arrived: 2, Completed: 1, InFlight: 1, OutputTokens: 3}, p)
+	require.Equal(t, Progress{Elapsed: p.Elapsed, Rate: p.Rate, TTFT: p.TTFT, Planned: 3, Arrived: 2, Completed: 1, InFlight: 1, OutputTokens: 3}, p)
 	require.Panics(t, func() { c.Summary() })
 	require.Panics(t, func() { c.Results() })
 	require.ErrorContains(t, c.End(context.Background()), "disk full")

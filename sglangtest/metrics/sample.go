@@ -2,6 +2,8 @@ package metrics
 
 import (
 	"context"
+	"encoding/json"
+	"reflect"
 	"strconv"
 	"time"
 
@@ -73,6 +75,23 @@ type Event struct {
 	Kind   string         `json:"kind"`             // such as "param_update"
 	Source string         `json:"source,omitempty"` // what it concerns, such as "server-0"
 	Data   map[string]any `json:"data,omitempty"`   // particulars, by kind; times in it end in _ns
+}
+
+// Number returns a number of Data, whatever type it has: JSON that is read back has float64 where the run had int64. ok is false
+// if there is none.
+func (e Event) Number(key string) (v float64, ok bool) {
+	n := reflect.ValueOf(e.Data[key])
+	switch {
+	case n.CanInt():
+		return float64(n.Int()), true
+	case n.CanUint():
+		return float64(n.Uint()), true
+	case n.CanFloat():
+		return n.Float(), true
+	}
+	text, ok := e.Data[key].(json.Number)
+	v, err := text.Float64()
+	return v, ok && err == nil
 }
 
 // A Sink stores what a run yields, as it happens. Its methods but Begin and End do not return errors: a sink

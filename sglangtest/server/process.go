@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 	"unicode"
-
-	"github.com/sglangtest/harness/sglangtest/internal/sglargs"
 )
 
 // DefaultStopTimeout is how long a server has to end by itself after SIGTERM. SGLang looks at the flag every 5 s, waits
@@ -108,24 +106,6 @@ func (p *process) check(cfg Config) error {
 		}
 	}
 	return errors.Join(faults...)
-}
-
-// withoutSecrets hides the secrets of the config in what its server writes: SGLang logs its arguments as they are.
-func withoutSecrets(cfg Config) *strings.Replacer {
-	settings := cfg.Settings()
-	var keys []string
-	for _, name := range sglargs.Secrets() {
-		key, _ := settings[name].(string) // none if it is not set
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(a, b string) int { return len(b) - len(a) }) // one may begin with the other
-	var pairs []string
-	for _, key := range keys {
-		if key != "" {
-			pairs = append(pairs, key, "(key)")
-		}
-	}
-	return strings.NewReplacer(pairs...)
 }
 
 // onThisHost makes the manager give each server a port and its GPUs.

@@ -180,10 +180,15 @@ func TestLogHidesKeys(t *testing.T) {
 }
 
 func TestSecretsAreHidden(t *testing.T) {
-	hide := withoutSecrets(Config{APIKey: "s3cr3t", AdminAPIKey: "s3cr3t-of-admins", Args: Args{"ssl_keyfile_password": "p4ss"}})
+	hide := hideSecrets(Config{APIKey: "s3cr3t", AdminAPIKey: "s3cr3t-of-admins", Args: Args{"ssl_keyfile_password": "p4ss"}})
 	require.Equal(t, "api_key='(key)' admin_api_key='(key)' ssl_keyfile_password='(key)'",
 		hide.Replace("api_key='s3cr3t' admin_api_key='s3cr3t-of-admins' ssl_keyfile_password='p4ss'"))
-	require.Equal(t, "as it is", withoutSecrets(Config{}).Replace("as it is"))
+	short := Config{APIKey: "info"}
+	require.Equal(t, "INFO: information log_level='(key)', api_key='(key)' (key)", hideSecrets(short).Replace("INFO: information log_level='info', api_key='info' info"))
+	require.Equal(t, []string{"api_key has 4 bytes: where the log has the same word, it reads (key); use 8 bytes or more"}, shortSecrets(short))
+	require.Empty(t, shortSecrets(Config{APIKey: "s3cr3t-of-admins"}))
+	require.Equal(t, "x(key)y", hideSecrets(Config{APIKey: "$.*("}).Replace("x$.*(y"))
+	require.Equal(t, "as it is", hideSecrets(Config{}).Replace("as it is"))
 }
 
 func TestLocalProcessKilledAndRestarted(t *testing.T) {

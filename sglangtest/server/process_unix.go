@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -45,7 +44,7 @@ type local struct {
 	outputs  [2]*os.File
 	begins   [2]int64 // where in the outputs this life of the server begins
 	log      *Log
-	secrets  *strings.Replacer // of what is written
+	secrets  hider // of what is written
 	watchdog *watchdog
 
 	killed    chan struct{} // closed by the first Kill
@@ -84,7 +83,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	}
 	marker := rand.Text()
 	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout,
-		variable: markerVariable + "=" + marker, cgroup: nameCgroup("sglangtest-" + marker), log: newLog(), secrets: withoutSecrets(spec.Config),
+		variable: markerVariable + "=" + marker, cgroup: nameCgroup("sglangtest-" + marker), log: newLog(), secrets: hideSecrets(spec.Config),
 		killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}), ownLogs: spec.LogFolder == "",
 		folder: nameFolder(spec.LogFolder)}
 	l.shared = &sharedFiles{id: l.known, tell: func(what string, values ...any) { l.watchdog.tell(what, values...) }}

@@ -86,7 +86,7 @@ func (s *Server) becomeReady(ctx context.Context) error {
 		s.tell(KindWarning, warning)
 	}
 	if _, running := l.inst.(*attached); !running { // Launch compares the settings of one that runs, and refuses others
-		for _, text := range s.otherwise(l.reservation.config) {
+		for _, text := range append(s.otherwise(l.reservation.config), shortSecrets(l.reservation.config)...) {
 			s.tell(KindWarning, text)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/mattn/go-shellwords"
+
 	"github.com/sglangtest/harness/sglangtest"
 	"github.com/sglangtest/harness/sglangtest/gpu"
 	"github.com/sglangtest/harness/sglangtest/server"
@@ -24,7 +26,7 @@ func EngineFlags(fs *flag.FlagSet) *Engine {
 	fs.StringVar(&e.engine, "engine", "sim", "`ENGINE`: sim (simulated, in this process), local (a server process that is started here), or the base URL of a server that runs")
 	fs.StringVar(&e.command, "command", "python -m sglang.launch_server", "with -engine local: the `command` that starts a server")
 	fs.StringVar(&e.model, "model", "", "with -engine local: `path` of the model")
-	fs.StringVar(&e.args, "server-args", "", "with -engine local: further `arguments`, as on SGLang's command line")
+	fs.StringVar(&e.args, "server-args", "", "with -engine local: further `arguments`, as on SGLang's command line, quoted as for a shell")
 	return e
 }
 
@@ -43,11 +45,18 @@ func (e *Engine) Configure(ctx context.Context, cfg *sglangtest.NodeConfig) (opt
 	case e.engine != "local":
 		return nil, nil, fmt.Errorf("-engine %s: want sim, local or a URL", e.engine)
 	}
-	command := strings.Fields(e.command)
+	command, err := shellwords.Parse(e.command)
+	if err != nil {
+		return nil, nil, fmt.Errorf("-command: %w", err)
+	}
+	args, err := shellwords.Parse(e.args)
+	if err != nil {
+		return nil, nil, fmt.Errorf("-server-args: %w", err)
+	}
 	if len(command) == 0 || e.model == "" {
 		return nil, nil, errors.New("-engine local needs -model, and -command must not be empty")
 	}
-	further, err := server.ParseCommandLine("", append([]string{"--model-path", e.model}, strings.Fields(e.args)...))
+	further, err := server.ParseCommandLine("", append([]string{"--model-path", e.model}, args...))
 	if err != nil {
 		return nil, nil, fmt.Errorf("-server-args: %w", err)
 	}
