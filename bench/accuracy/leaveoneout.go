@@ -55,8 +55,9 @@ func (v verdict) covered() (within, all int) {
 	return within, all
 }
 
-// width returns for each metric how wide the bounds are beside the errors: the sum over the runs of the largest bound by that of
-// the largest error, over the quantiles that have a bound. An error counts as metrics.LeastError at the least.
+// width returns for each metric how wide the bounds are beside the errors: the sum over the runs of the
+// largest bound by that of the largest error, over the quantiles that have a bound. An error counts as
+// metrics.LeastError at the least.
 func (v verdict) width() (w [3]float64) {
 	for m := range 3 {
 		var stated, seen float64

@@ -32,8 +32,8 @@ func TestShippedProfileStatesItsError(t *testing.T) {
 	require.Equal(t, sim.H100Llama8B(), p, "run this command with -write")
 }
 
-// What is stated for a run that was left out covers 90 % of its figures and is no wider than 1.5 times the errors seen (see
-// verdict.width), and of a run that no other is like it says so.
+// What is stated for a run that was left out covers 90 % of its figures and is no wider than 1.5 times the
+// errors seen (see verdict.width), and of a run that no other is like it says so.
 func TestBoundsHoldForRunsLeftOut(t *testing.T) {
 	data := recordings(t)
 	for name, want := range map[string]struct {

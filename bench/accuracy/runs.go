@@ -9,8 +9,9 @@ import (
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
 
-// A gpu is what was measured on one kind of GPU. Its first model is the one whose profile is validated; the runs of the
-// others, each replayed with a profile calibrated for its own model, say as much of the method's error.
+// A gpu is what was measured on one kind of GPU. Its first model is the one whose profile is validated; the
+// runs of the others, each replayed with a profile calibrated for its own model, say as much of the method's
+// error.
 type gpu struct {
 	name   string
 	models []model
@@ -90,7 +91,8 @@ func (r recording) read(data string) (sim.MeasuredRun, error) {
 	return run, err
 }
 
-// validated calibrates the profiles, replays all runs, and returns the first model's profile with what they say of it.
+// validated calibrates the profiles, replays all runs, and returns the first model's profile with what they
+// say of it.
 func (g gpu) validated(w io.Writer, data string) (sim.Profile, error) {
 	var first sim.Profile
 	var report sim.CalibrationReport

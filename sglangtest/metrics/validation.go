@@ -9,23 +9,23 @@ import (
 	"time"
 )
 
-// A Validation is what is known of a simulation's error: the runs of real servers that were replayed in it, to none of
-// which it was fitted, what their workloads were like, and how far the replays were off. There is no one error of a
-// simulation: it is small under a moderate load and large where a queue multiplies it. So a summary states the error of
-// the measured runs that its own run is like, or that there is none; see [Validation.Bound]. It is not to be changed
-// once it is in use.
+// A Validation is what is known of a simulation's error: the runs of real servers that were replayed in it,
+// to none of which it was fitted, what their workloads were like, and how far the replays were off. There is
+// no one error of a simulation: it is small under a moderate load and large where a queue multiplies it. So a
+// summary states the error of the measured runs that its own run is like, or that there is none; see
+// [Validation.Bound]. It is not to be changed once it is in use.
 type Validation struct {
 	Capacity Capacity       `json:"capacity"`
 	Runs     []ValidatedRun `json:"runs"`
-	// Engines is the number of equal engines that share a run's load; 0: as many as samplers of simulated engines, at
-	// least 1.
+	// Engines is the number of equal engines that share a run's load; 0: as many as samplers of simulated
+	// engines, at least 1.
 	Engines int `json:"engines,omitempty"`
 	// Caveat is what the simulation at hand lacks of the one that was validated; empty: nothing.
 	Caveat string `json:"caveat,omitempty"`
 }
 
-// Capacity is what a token costs an engine that works at its limit, in milliseconds of the engine's time. It says what a
-// workload's load is against what the engine can do, not how long a request takes.
+// Capacity is what a token costs an engine that works at its limit, in milliseconds of the engine's time. It
+// says what a workload's load is against what the engine can do, not how long a request takes.
 type Capacity struct {
 	PrefillTokenMS  float64 `json:"prefill_token_ms"`  // a computed prompt token, in a full chunk
 	DecodeTokenMS   float64 `json:"decode_token_ms"`   // an output token, in the largest batch, without its context
@@ -35,8 +35,8 @@ type Capacity struct {
 // A Workload is what a run asks of an engine, as far as a simulation's error depends on it.
 type Workload struct {
 	Requests int `json:"requests"` // that succeeded
-	// Load is the engine's work for the requests, by [Capacity], over the time in which they arrived: 1 is all that it can
-	// do. Above, requests queue up for as long as others arrive. [AllAtOnce] at most.
+	// Load is the engine's work for the requests, by [Capacity], over the time in which they arrived: 1 is
+	// all that it can do. Above, requests queue up for as long as others arrive. [AllAtOnce] at most.
 	Load float64 `json:"load"`
 	// Peak is the load of that fifth of the time in which it was highest: arrivals that are not steady.
 	Peak    float64 `json:"peak"`
@@ -44,7 +44,8 @@ type Workload struct {
 	Cached  float64 `json:"cached"`  // share of the prompt tokens that were in the prefix cache, 0 to 1
 	Prompt  float64 `json:"prompt"`  // tokens, the mean of the requests
 	Output  float64 `json:"output"`  // tokens, the mean of the requests
-	// Held says that requests waited for others to end, as in a closed loop, so that the engine's speed sets the load.
+	// Held says that requests waited for others to end, as in a closed loop, so that the engine's speed sets
+	// the load.
 	Held bool `json:"held,omitempty"`
 }
 
@@ -53,8 +54,8 @@ const AllAtOnce = 10
 
 // A ValidatedRun is a measured run that was replayed.
 type ValidatedRun struct {
-	// Name is that of the run. The engines of one run have entries of their own under the same name: they saw the same
-	// conditions, so that together they are one piece of evidence.
+	// Name is that of the run. The engines of one run have entries of their own under the same name: they saw
+	// the same conditions, so that together they are one piece of evidence.
 	Name     string   `json:"name"`
 	Workload Workload `json:"workload"`
 	// The errors are simulated/measured − 1 of p50, p90 and p99.
@@ -63,49 +64,55 @@ type ValidatedRun struct {
 	E2E  [3]float64 `json:"e2e"`
 }
 
-// An ErrorBound is how far the figures of a simulated run may be off, to either side, as a share of what a real server would
-// show: |simulated/measured − 1|, of p50, p90 and p99. +Inf: there is no telling.
+// An ErrorBound is how far the figures of a simulated run may be off, to either side, as a share of what a
+// real server would show: |simulated/measured − 1|, of p50, p90 and p99. +Inf: there is no telling.
 type ErrorBound struct {
 	TTFT, TPOT, E2E [3]float64
 	// Like names the measured runs that the bound comes from, each once.
 	Like []string
-	// Uncovered says why there is no bound: in what the run differs from all that were measured. Empty: there is one.
+	// Uncovered says why there is no bound: in what the run differs from all that were measured. Empty: there
+	// is one.
 	Uncovered string
 
 	worst [3]string // for each metric the largest error of its p99 among these runs, in words
 }
 
-// How like a run must be to a measured one for its error to be expected, and how much is added to that. bench/accuracy tells
-// how often such bounds hold for runs that were left out.
+// How like a run must be to a measured one for its error to be expected, and how much is added to that.
+// bench/accuracy tells how often such bounds hold for runs that were left out.
 const (
-	// likeFactor is the ratio that the spare capacities may have: times in a queue, and with them the errors of times, grow
-	// as 1/(1 − load). leastSpare is the spare capacity below which the load is too uncertain itself to tell loads apart.
+	// likeFactor is the ratio that the spare capacities may have: times in a queue, and with them the errors
+	// of times, grow as 1/(1 − load). leastSpare is the spare capacity below which the load is too uncertain
+	// itself to tell loads apart.
 	likeFactor, leastSpare = 1.4, 0.1
-	// likeShare is how far the shares of prefill and of cached tokens may be apart, likeLength the ratio of mean lengths.
+	// likeShare is how far the shares of prefill and of cached tokens may be apart, likeLength the ratio of
+	// mean lengths.
 	likeShare, likeLength = 0.15, 2
 	// peakParts is into how many parts the time is divided for the highest load.
 	peakParts = 5
 	// fewest is how many requests a run must have for its p99 to be more than one of them.
 	fewest = 100
-	// margin is by how much a bound exceeds the largest error that was seen: the next run may be worse than a few others.
+	// margin is by how much a bound exceeds the largest error that was seen: the next run may be worse than a
+	// few others.
 	margin = 1.25
-	// standsOut is how many times the error of one run must exceed those of all the others for it to come from what happens
-	// now and then, so that a few runs do not bound it.
+	// standsOut is how many times the error of one run must exceed those of all the others for it to come
+	// from what happens now and then, so that a few runs do not bound it.
 	standsOut = 3
 )
 
-// LeastError is what the errors of a measured run count as at the least, for TTFT, TPOT and total latency: single prefills and
-// decode steps scatter that much around any calibration.
+// LeastError is what the errors of a measured run count as at the least, for TTFT, TPOT and total latency:
+// single prefills and decode steps scatter that much around any calibration.
 var LeastError = [3]float64{0.08, 0.04, 0.04}
 
-// Bound returns how far the figures of a run with such a workload may be off, by the measured runs that it is like: those
-// whose spare capacity, 1 − load (at least 0.1; of loads of 1 and more, the load), and whose ratio of peak to mean load are 1.4 times
-// its own or 1/1.4 at the most, whose shares of prefill and of cached tokens are within 0.15 and whose mean lengths within a factor of 2.
+// Bound returns how far the figures of a run with such a workload may be off, by the measured runs that it is
+// like: those whose spare capacity, 1 − load (at least 0.1; of loads of 1 and more, the load), and whose
+// ratio of peak to mean load are 1.4 times its own or 1/1.4 at the most, whose shares of prefill and of
+// cached tokens are within 0.15 and whose mean lengths within a factor of 2.
 //
-// The bound is 1.25 times the largest error of these runs, one for p50 and p90, one for p99. The error of a run that had more
-// capacity to spare is taken as larger by that ratio, and none as less than [LeastError]. If there is only one such run, nothing
-// tells how errors vary from run to run, and its largest error stands for all three. There is no telling where one run's error
-// is more than 3 times that of each other, or the bound would be 100 % or more.
+// The bound is 1.25 times the largest error of these runs, one for p50 and p90, one for p99. The error of a
+// run that had more capacity to spare is taken as larger by that ratio, and none as less than [LeastError].
+// If there is only one such run, nothing tells how errors vary from run to run, and its largest error stands
+// for all three. There is no telling where one run's error is more than 3 times that of each other, or the
+// bound would be 100 % or more.
 func (v *Validation) Bound(w Workload) ErrorBound {
 	if w.Requests < fewest {
 		return ErrorBound{Uncovered: fmt.Sprintf("%d requests are too few to compare quantiles, want %d", w.Requests, fewest)}
@@ -196,7 +203,8 @@ func (w Workload) differences(measured Workload) (d []string) {
 	return d
 }
 
-// strain is how much a load multiplies times and their errors: 1/(1 − load), and once requests queue up without end, the load.
+// strain is how much a load multiplies times and their errors: 1/(1 − load), and once requests queue up
+// without end, the load.
 func strain(load float64) float64 {
 	if load < 1 {
 		return 1 / max(1-load, leastSpare)

@@ -8,8 +8,8 @@ import (
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
-// CapacityOf returns what tokens cost an engine with the profile's steps that works at its limit: a prompt token in a chunk
-// of full size, an output token in a batch of the largest size.
+// CapacityOf returns what tokens cost an engine with the profile's steps that works at its limit: a prompt
+// token in a chunk of full size, an output token in a batch of the largest size.
 func CapacityOf(p Profile) metrics.Capacity {
 	chunk := p.ChunkedSize
 	if chunk <= 0 { // unlimited
@@ -36,9 +36,10 @@ func workloadOf(c metrics.Capacity, run MeasuredRun) metrics.Workload {
 	return c.Workload(demands, 1)
 }
 
-// Validated returns the profile with what the replays of measured runs say of its error, in its Validation and, with the
-// calibration's own errors, in words as its KnownError. A run whose prefix hits the engine does not reproduce is left out and
-// named. Each of the runs must have been replayed with a profile that was calibrated like p, for what it ran on.
+// Validated returns the profile with what the replays of measured runs say of its error, in its Validation
+// and, with the calibration's own errors, in words as its KnownError. A run whose prefix hits the engine does
+// not reproduce is left out and named. Each of the runs must have been replayed with a profile that was
+// calibrated like p, for what it ran on.
 func Validated(p Profile, c CalibrationReport, runs []ValidationReport) Profile {
 	v := &metrics.Validation{Capacity: CapacityOf(p)}
 	var left []string
