@@ -191,3 +191,27 @@ func TestSharedWatchIsOne(t *testing.T) {
 	require.NoError(t, second.Stop(context.Background()))
 	two.requireGone(t)
 }
+
+// A watchdog that was stopped holds nothing up.
+func TestWatchdogStopped(t *testing.T) {
+	w, err := startWatchdog(markerVariable+"=stopped", nameFolder(""), cgroup{})
+	require.NoError(t, err)
+	require.NoError(t, w.cmd.Process.Signal(syscall.SIGSTOP))
+	numbers := make([]any, 100_000) // more than a pipe takes
+	for i := range numbers {
+		numbers[i] = i
+	}
+	w.tell("not", numbers...)
+	require.True(t, w.deaf)
+	w.dismiss()
+}
+
+// A server's sockets fit into its folder, however long the system's TMPDIR is.
+func TestFolderIsShortEnoughForSockets(t *testing.T) {
+	for n := 1; n < 120; n++ {
+		t.Setenv("TMPDIR", "/"+strings.Repeat("t", n-1))
+		f := nameFolder("")
+		require.LessOrEqual(t, len(filepath.Join(f.temp, "tmp12345678")), 107, "%d bytes", n)
+		require.Equal(t, n <= maxTempDir, filepath.Dir(f.root) == os.TempDir(), "%d bytes", n)
+	}
+}

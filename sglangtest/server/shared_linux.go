@@ -161,7 +161,8 @@ func (f *sharedFiles) note(processes func() []int) {
 			for ino := range heldBy(pid, device) {
 				if candidates[ino] {
 					delete(candidates, ino)
-					f.notOurs(ino)
+					f.not[ino] = true
+					f.tell("not", ino)
 				}
 			}
 		}
@@ -172,20 +173,20 @@ func (f *sharedFiles) note(processes func() []int) {
 	}
 }
 
-func (f *sharedFiles) notOurs(ino uint64) {
-	f.not[ino] = true
-	f.tell("not", ino)
-}
-
 // settle makes those of the files that are not the server's by now others' for good: what a server opens later was not made by
 // it.
 func (f *sharedFiles) settle(inodes []uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var others []any
 	for _, ino := range inodes {
 		if !f.ours[ino] && !f.not[ino] {
-			f.notOurs(ino)
+			f.not[ino] = true
+			others = append(others, ino)
 		}
+	}
+	if others != nil {
+		f.tell("not", others...)
 	}
 }
 

@@ -4,12 +4,13 @@ package server
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // watchdogScript outlives this program when it is killed; see there.
@@ -20,10 +21,14 @@ var watchdogScript string
 // A watchdog is a shell process that ends a server if this program is no more. It is in a session of its own, so no
 // signal to this program's group or terminal reaches it, and learns of the end by the end of its input.
 type watchdog struct {
-	cmd *exec.Cmd
-	mu  sync.Mutex
-	to  io.WriteCloser
+	cmd  *exec.Cmd
+	mu   sync.Mutex
+	to   *os.File
+	deaf bool // it was killed, or takes nothing any more
 }
+
+// tellTimeout is how long a watchdog may take to read what it was told before, if its pipe is full.
+const tellTimeout = 2 * time.Second
 
 // startWatchdog starts one before the server, whose processes carry the variable. It keeps the given logs open, so that
 // their inodes stay theirs.
@@ -34,22 +39,34 @@ func startWatchdog(variable string, f folder, group cgroup, logs ...*os.File) (*
 	w.cmd.ExtraFiles = logs
 	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/local/bin:/usr/bin:/bin", "LC_ALL=C"}
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	var err error
-	if w.to, err = w.cmd.StdinPipe(); err != nil {
+	input, to, err := os.Pipe()
+	if err != nil {
 		return nil, err
 	}
-	return w, w.cmd.Start()
+	defer input.Close()
+	w.cmd.Stdin, w.to = input, to
+	if err := w.cmd.Start(); err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	return w, nil
 }
 
-// tell sends it a line of numbers. If it has been killed, there is no watchdog any more, and nobody to tell.
+// tell sends it a line of numbers. If it has been killed, there is no watchdog any more, and nobody to tell; and this program
+// does not hang if it has been stopped.
 func (w *watchdog) tell(what string, values ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	fmt.Fprintln(w.to, append([]any{what}, values...)...)
+	if w.deaf {
+		return
+	}
+	w.to.SetWriteDeadline(time.Now().Add(tellTimeout)) // pipes have them
+	_, err := fmt.Fprintln(w.to, append([]any{what}, values...)...)
+	w.deaf = err != nil // the line that it got a part of is the last
 }
 
 // dismiss ends it: the server is gone. It is killed and not told, since it may itself have been stopped.
 func (w *watchdog) dismiss() {
 	w.cmd.Process.Kill() // fails only if it has ended
-	w.cmd.Wait()         // closes its input; its status does not matter
+	w.cmd.Wait()         // its status does not matter
+	w.to.Close()
 }
