@@ -30,7 +30,7 @@ for round in 1 2 3; do
       --dataset-name custom --dataset-path "$out/theirs.jsonl" --sharegpt-output-len $tokens --num-prompts $n \
       --max-concurrency $flight --output-file "$out/theirs-$api-$round" --disable-tqdm >"$out/log" 2>&1 || { tail -20 "$out/log" >&2; exit 1; }
     ours=$api; [ $api = chat ] && ours=chat_completions
-    "$out/client" -url "$url" -api $ours -requests $n -concurrency $flight -jsonl "$out/ours.jsonl" >"$out/ours-$api-$round"
+    "$out/client" -greedy -url "$url" -api $ours -requests $n -concurrency $flight -jsonl "$out/ours.jsonl" >"$out/ours-$api-$round"
   done
 done
 python3 - "$out" <<'P'

@@ -14,7 +14,7 @@ for api in completions generate; do
     read -r requests flight tokens <<<"$load"
     echo "== $api, $tokens tokens, $flight in flight, $requests requests; load average $(cut -d' ' -f1-3 /proc/loadavg)"
     LOAD="--requests $requests --concurrency $flight --out-len $tokens --api $api" \
-      OURS="$out/client -url {url} -api $api -requests $requests -concurrency $flight -out $tokens" \
+      OURS="$out/client -greedy -url {url} -api $api -requests $requests -concurrency $flight -out $tokens" \
       "$shared/peers/compare.sh" "$venvs" "$tok" "$out/$api-$tokens" "${peers[@]}" >"$out/lines" 2>&1 || { cat "$out/lines" >&2; exit 1; }
     python3 - "$out/$api-$tokens/results.jsonl" "$out/lines" "$tokens" "$requests" <<'P'
 import json, statistics as st, sys

@@ -33,6 +33,7 @@ func main() {
 		in          = flag.Int("in", 32, "input tokens of each request")
 		out         = flag.Int("out", 16, "output tokens of each request")
 		jsonl       = flag.String("jsonl", "", "`file` of requests (load.JSONLines) instead of -in and -out")
+		greedy      = flag.Bool("greedy", false, "ask for temperature 0, as bench_serving does; default: the server's own")
 		seed        = flag.Uint64("seed", 1, "seed of the workload")
 		profile     = flag.String("cpuprofile", "", "`file` for a CPU profile")
 		dir         = flag.String("dir", "", "`folder` of the run; default: a temporary one, removed at the end")
@@ -51,7 +52,7 @@ func main() {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	report, err := run(ctx, *url, load.API(*api), *requests, *rate, *concurrency, dataset(*jsonl, *in, *out), *seed, *dir)
+	report, err := run(ctx, *url, load.API(*api), *requests, *rate, *concurrency, dataset(*jsonl, *in, *out), *greedy, *seed, *dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -79,12 +80,16 @@ func (f *firstRelease) Arrived(req *load.Request) {
 	f.Collector.Arrived(req)
 }
 
-func run(ctx context.Context, url string, api load.API, requests int, rate float64, concurrency int, ds load.Dataset, seed uint64, dir string) (map[string]any, error) {
+func run(ctx context.Context, url string, api load.API, requests int, rate float64, concurrency int, ds load.Dataset, greedy bool, seed uint64, dir string) (map[string]any, error) {
 	arrivals, opts := load.AllAtOnce(), []load.RunOption{load.WithMaxConcurrency(concurrency)}
 	if rate > 0 {
 		arrivals, opts = load.Poisson(rate), nil
 	}
-	gen, err := load.NewRequestGenerator(ds, load.WithArrivals(arrivals), load.WithLimit(requests), load.WithSeed(seed))
+	workload := []load.GeneratorOption{load.WithArrivals(arrivals), load.WithLimit(requests), load.WithSeed(seed)}
+	if greedy {
+		workload = append(workload, load.WithSampling(load.BenchServingSampling()))
+	}
+	gen, err := load.NewRequestGenerator(ds, workload...)
 	if err != nil {
 		return nil, err
 	}

@@ -60,6 +60,14 @@ type SamplingParams struct {
 // Ptr returns a pointer to v, for the fields of [SamplingParams]: Temperature: load.Ptr(0.7).
 func Ptr[T any](v T) *T { return &v }
 
+// BenchServingSampling returns the sampling parameters that SGLang's own benchmark sends with each request: temperature 0 and
+// ignore_eos (SGLang 0.5.23, sglang/benchmark/serving.py). With [WithSampling] they make a load the same as its; in a config
+// they are "sampling_params": {"temperature": 0}, since ignore_eos is the sender's default. Without a temperature the server
+// samples at its own default, which costs it time.
+func BenchServingSampling() SamplingParams {
+	return SamplingParams{Temperature: Ptr(0.0), IgnoreEOS: Ptr(true)}
+}
+
 // Strings is a list of strings that in JSON may also be written as a single string.
 type Strings []string
 

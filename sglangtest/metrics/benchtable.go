@@ -7,7 +7,16 @@ import (
 	"strings"
 )
 
-// WriteTable writes the metrics in the layout of bench_serving's own report (SGLang 0.5.23), trailing blanks and all. A run
+// writeLoad says in what the load was not that of bench_serving.
+func (m *BenchServing) writeLoad(sb *strings.Builder) {
+	if m.Sampled > 0 {
+		fmt.Fprintf(sb, "Not the load of bench_serving: it asks for temperature 0, and %d requests here did not, so that the server samples,\n"+
+			"which is slower. \"sampling_params\": {\"temperature\": 0} (load.BenchServingSampling) makes it the same.\n", m.Sampled)
+	}
+}
+
+// WriteTable writes the metrics in the layout of bench_serving's own report (SGLang 0.5.23), trailing blanks and all, and below
+// it in what the load differed from that of bench_serving. A run
 // without any success, for which bench_serving prints nothing, gets its counts and a line that says so.
 func (m *BenchServing) WriteTable(w io.Writer) error {
 	var sb strings.Builder
@@ -37,6 +46,7 @@ func (m *BenchServing) WriteTable(w io.Writer) error {
 	if m.NoSuccess {
 		text("No successful request:", "nothing to report (bench_serving itself stops with an IndexError here)")
 		section("", "=")
+		m.writeLoad(&sb)
 		_, err := io.WriteString(w, sb.String())
 		return err
 	}
@@ -100,6 +110,7 @@ func (m *BenchServing) WriteTable(w io.Writer) error {
 		}
 	}
 	section("", "=")
+	m.writeLoad(&sb)
 	_, err := io.WriteString(w, sb.String())
 	return err
 }

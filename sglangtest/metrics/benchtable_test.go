@@ -66,6 +66,8 @@ P95 ITL (ms):                            10.00     |
 P99 ITL (ms):                            10.00     |
 Max ITL (ms):                            10.00     |
 ==================================================
+Not the load of bench_serving: it asks for temperature 0, and 2 requests here did not, so that the server samples,
+which is slower. "sampling_params": {"temperature": 0} (load.BenchServingSampling) makes it the same.
 `, "|", ""), sb.String())
 
 	sb.Reset()
@@ -73,4 +75,25 @@ Max ITL (ms):                            10.00     |
 	require.NoError(t, s.BenchServing.WriteTable(&sb))
 	require.Contains(t, sb.String(), "No successful request:")
 	require.Contains(t, sb.String(), "Traffic request rate:                    inf       \n")
+}
+
+// A run whose requests ask for what bench_serving asks for is the same load.
+func TestBenchTableOfTheSameLoad(t *testing.T) {
+	c, err := NewCollector()
+	require.NoError(t, err)
+	require.NoError(t, c.Begin(t.Context(), load.Info{}))
+	c.Start(load.NewClock(time.Now()))
+	same := load.BenchServingSampling()
+	for i, p := range []*load.SamplingParams{&same, {Temperature: load.Ptr(0.7)}, {IgnoreEOS: load.Ptr(true)}, nil} {
+		r := answer(i, time.Duration(i)*msec, 0, msec, msec, 2)
+		c.Arrived(&load.Request{ID: i, Arrival: r.Arrival, Sampling: p})
+		c.Record(&r)
+	}
+	require.NoError(t, c.End(t.Context()))
+	m := c.Summary().BenchServing
+	require.Equal(t, 3, m.Sampled)
+	m.Sampled = 0
+	var sb strings.Builder
+	require.NoError(t, m.WriteTable(&sb))
+	require.True(t, strings.HasSuffix(sb.String(), "==\n"))
 }

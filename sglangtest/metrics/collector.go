@@ -43,6 +43,7 @@ type Collector struct {
 	lastArr   time.Duration
 	inputLen  int64 // tokens of the requests that arrived, as the dataset states them
 	outputLen int64
+	sampled   int // arrived, and did not ask for temperature 0
 	completed int
 	failed    int
 	tokens    int64
@@ -153,6 +154,9 @@ func (c *Collector) Arrived(req *load.Request) {
 	c.pending[req.ID] = arrival
 	c.count(arrival)
 	c.inputLen, c.outputLen = c.inputLen+int64(req.InputLen), c.outputLen+int64(req.OutputLen)
+	if p := req.Sampling; p == nil || p.Temperature == nil || *p.Temperature != 0 {
+		c.sampled++
+	}
 	c.mu.Unlock()
 	if c.sink != nil {
 		c.sink.Arrived(req)
