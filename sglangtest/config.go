@@ -9,9 +9,11 @@ import (
 	"math"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sglangtest/harness/sglangtest/internal/jsondoc"
 	"github.com/sglangtest/harness/sglangtest/internal/nearest"
@@ -82,7 +84,10 @@ type NodeConfig struct {
 	ParamUpdateSchedule map[Seconds]map[string]int `json:"param_update_schedule,omitempty"`
 
 	// What comes out.
-	OutputDir       string    `json:"output_dir,omitempty"`       // folder of the run; default: nothing is stored
+	// OutputDir is the folder of the run; default: nothing is stored. {time} in it is the time of the start, as 20261201-093000,
+	// and {label} the label, so that a config can be run again as it is.
+	OutputDir       string    `json:"output_dir,omitempty"`
+	Label           string    `json:"label,omitempty"`            // names the experiment for people; default: "node"
 	OutputFormat    string    `json:"output_format,omitempty"`    // "jsonl" (default), or "csv": a table of the requests as well
 	MetricsInterval Seconds   `json:"metrics_interval,omitempty"` // how often the engine is sampled; default: 0.25
 	Percentiles     []float64 `json:"percentiles,omitempty"`      // from 1 up to 100; default: 90, 95, 99, 99.9
@@ -238,6 +243,11 @@ func (c NodeConfig) Validate() error {
 
 	check(slices.Contains([]string{"", "jsonl", "csv"}, c.OutputFormat), "output_format", "%q; want \"jsonl\" or \"csv\"", c.OutputFormat)
 	check(c.OutputFormat == "" || c.OutputDir != "", "output_format", "needs output_dir")
+	for _, name := range placeholder.FindAllString(c.OutputDir, -1) {
+		check(name == "{time}" || name == "{label}", "output_dir", "%s; want {time} or {label}", name)
+	}
+	check(!strings.Contains(c.OutputDir, "{label}") || c.Label != "", "output_dir", "{label} needs label")
+	check(!strings.Contains(c.OutputDir, "{label}") || !strings.ContainsAny(c.Label, `/\`), "label", "%q; want no / and \\ where it is part of output_dir", c.Label)
 	check(c.MetricsInterval >= 0 && c.MetricsInterval <= maxSeconds, "metrics_interval", "%v; want more than 0 and at most 1e9 seconds", float64(c.MetricsInterval))
 	for i, p := range c.Percentiles {
 		check(p >= 1 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want from 1 up to 100, such as 99 or 99.9", p)
@@ -267,6 +277,14 @@ func (c NodeConfig) Server() (server.Config, error) {
 		return server.Config{}, errors.New(text.String())
 	}
 	return cfg, nil
+}
+
+// placeholder is what stands in braces in output_dir.
+var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
+
+// outputDir returns the folder of a run that starts now; empty if nothing is stored.
+func (c NodeConfig) outputDir(now time.Time) string {
+	return strings.NewReplacer("{time}", now.Format("20060102-150405"), "{label}", c.Label).Replace(c.OutputDir)
 }
 
 // withoutSecrets returns the config as it may be stored: with API keys and passwords replaced.

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sglangtest/harness/sglangtest/load"
+	"github.com/sglangtest/harness/sglangtest/results"
 	"github.com/sglangtest/harness/sglangtest/server"
 	"github.com/sglangtest/harness/sglangtest/sim"
 )
@@ -22,7 +23,7 @@ func fullConfig() NodeConfig {
 		SamplingParams: &load.SamplingParams{Temperature: load.Ptr(0.7)}, Seed: 7,
 		API: load.ChatCompletions, WarmupRequests: 4, RequestTimeout: 60, BatchStrategy: "continuous",
 		EnableDynamicParams: true, ParamUpdateSchedule: map[Seconds]map[string]int{30: {"max_running_requests": 64}, 60.5: {"max_running_requests": 512}},
-		OutputDir: "runs/a", OutputFormat: "csv", MetricsInterval: 0.5, Percentiles: []float64{50, 99},
+		OutputDir: "runs/{label}-{time}", Label: "a", OutputFormat: "csv", MetricsInterval: 0.5, Percentiles: []float64{50, 99},
 	}
 }
 
@@ -99,6 +100,9 @@ func TestNodeConfigContradictions(t *testing.T) {
 	for want, change := range map[string]func(*NodeConfig){
 		"dataset_name: \"azur\"; want one of":                   func(c *NodeConfig) { c.DatasetName = "azur" },
 		"dataset_path: required with dataset_name \"sharegpt\"": func(c *NodeConfig) { c.DatasetName = "sharegpt" },
+		"output_dir: {run}; want {time} or {label}":             func(c *NodeConfig) { c.OutputDir = "runs/{run}" },
+		"output_dir: {label} needs label":                       func(c *NodeConfig) { c.OutputDir = "runs/{label}" },
+		"label: \"a/b\"; want no /":                             func(c *NodeConfig) { c.OutputDir, c.Label = "runs/{label}", "a/b" },
 		"time_unit: dataset \"azure-conversation\" is not a":    func(c *NodeConfig) { c.TimeUnit = "s" },
 		"block_size: dataset \"azure-conversation\" is not a":   func(c *NodeConfig) { c.BlockSize = 16 },
 		"odd_rows: dataset \"azure-conversation\" is not a":     func(c *NodeConfig) { c.OddRows = "skip" },
@@ -215,4 +219,19 @@ func TestOddRowsAreInTheSummary(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 2, run.Summary.Requests.OK)
 	require.Contains(t, run.Summary.Notes, "left out of the dataset: 1 row, no output tokens (a failed call); the first is line 3")
+}
+
+// A config that names its folder by time and label is run again as it is.
+func TestOutputDirOfEachRun(t *testing.T) {
+	cfg := short()
+	cfg.OutputDir, cfg.Label = filepath.Join(t.TempDir(), "{label}-{time}"), "base"
+	run, err := RunNode(t.Context(), cfg, WithVirtualTime(sim.H100Llama8B()))
+	require.NoError(t, err)
+	require.Regexp(t, `^base-\d{8}-\d{6}$`, filepath.Base(run.Dir))
+	stored, err := results.Open(run.Dir)
+	require.NoError(t, err)
+	require.Equal(t, "base", stored.Meta.Label)
+	var back NodeConfig
+	require.NoError(t, stored.Config(&back))
+	require.Equal(t, cfg, back)
 }

@@ -1,6 +1,7 @@
 package sglangtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -148,9 +149,11 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	var collect []metrics.Option
 	var store *results.Writer
 	if cfg.OutputDir != "" {
-		if store, err = cfg.createRun(); err != nil {
+		dir := cfg.outputDir(time.Now())
+		if store, err = cfg.createRun(dir); err != nil {
 			return nil, err
 		}
+		cfg.OutputDir = dir
 		defer func() { err = conclude(store, run, err) }()
 		collect = append(collect, metrics.WithSink(store))
 	}
@@ -275,12 +278,12 @@ func (c NodeConfig) checkPlan(plan load.Plan) error {
 	return errors.Join(faults...)
 }
 
-func (c NodeConfig) createRun() (*results.Writer, error) {
+func (c NodeConfig) createRun(dir string) (*results.Writer, error) {
 	var opts []results.Option
 	if c.OutputFormat == "csv" {
 		opts = append(opts, results.WithCSV())
 	}
-	return results.Create(c.OutputDir, results.Meta{Label: "node", Config: c.withoutSecrets(), Seed: c.Seed}, opts...)
+	return results.Create(dir, results.Meta{Label: cmp.Or(c.Label, "node"), Config: c.withoutSecrets(), Seed: c.Seed}, opts...)
 }
 
 func (c NodeConfig) senderOptions(info server.Info) []load.SenderOption {

@@ -437,7 +437,7 @@ func childRun(dir string) {
 	cfg := NodeConfig{DatasetName: "random", RandomInputLen: 32, RandomOutputLen: 8, NumPrompts: 1_000_000, RequestRate: 200, OutputDir: dir}
 	gen, err := cfg.Generator()
 	check(err)
-	store, err := cfg.createRun()
+	store, err := cfg.createRun(cfg.OutputDir)
 	check(err)
 	servers, err := server.NewServerManager(defaultLauncher())
 	check(err)

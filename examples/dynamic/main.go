@@ -20,7 +20,7 @@ func main() {
 	low := flag.Int("low", 8, "limit in the second third")
 	seconds := flag.Float64("seconds", 30, "for how long requests arrive")
 	engine := cli.EngineFlags(flag.CommandLine)
-	out := flag.String("out", "", "folder of the run (default runs/dynamic-TIME)")
+	out := flag.String("out", "runs/dynamic-{time}", "folder of the run")
 	flag.Parse()
 	ctx, stop := cli.Context()
 	defer stop()
@@ -37,7 +37,7 @@ func main() {
 			third:     {server.ParamMaxRunningRequests: *low},
 			2 * third: {server.ParamMaxRunningRequests: *high},
 		},
-		OutputDir: cli.RunDir(*out, "dynamic"),
+		OutputDir: *out,
 	}
 	opts, release, err := engine.Configure(ctx, &cfg)
 	cli.Exit(err)

@@ -16,7 +16,7 @@ func main() {
 	rate := flag.Float64("rate", 8, "requests per second, Poisson")
 	seconds := flag.Float64("seconds", 20, "for how long requests arrive")
 	seed := flag.Uint64("seed", 9, "seed of the arrivals and prompts")
-	out := flag.String("out", "", "folder of the run (default runs/quickstart-TIME)")
+	out := flag.String("out", "runs/quickstart-{time}", "folder of the run")
 	flag.Parse()
 	ctx, stop := cli.Context()
 	defer stop()
@@ -27,7 +27,7 @@ func main() {
 		Duration:       sglangtest.Seconds(*seconds),
 		WarmupRequests: 1,
 		Seed:           *seed,
-		OutputDir:      cli.RunDir(*out, "quickstart"),
+		OutputDir:      *out,
 	}, sglangtest.WithProgress(metrics.TerminalProgress(os.Stderr)))
 	if run == nil {
 		cli.Exit(err)

@@ -1,4 +1,4 @@
-// Package cli holds what the example programs share: signals, folders, exit.
+// Package cli holds what the example programs share: signals, exit.
 package cli
 
 import (
@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
-	"time"
 )
 
 // Context returns a context that ends with the first interrupt; the second one kills the program.
@@ -22,14 +20,6 @@ func Context() (context.Context, context.CancelFunc) {
 		cancel(fmt.Errorf("stopped by %v", s))
 	}()
 	return ctx, func() { cancel(nil) }
-}
-
-// RunDir returns dir, or if that is empty runs/NAME-TIME.
-func RunDir(dir, name string) string {
-	if dir != "" {
-		return dir
-	}
-	return filepath.Join("runs", name+"-"+time.Now().Format("20060102-150405"))
 }
 
 // Exit prints err and ends the program with status 1, unless err is nil.
