@@ -19,7 +19,7 @@ const maxBody = 256 << 20
 // maxErrorBody bounds what is read for the message of an answer that is an error. What follows is thrown away.
 const maxErrorBody = 1 << 20
 
-// lingerTime is how long the end of a stream may follow its [DONE]. The connection of one that takes longer is closed.
+// lingerTime is how long the end of a stream may follow its [DONE] or an error. The connection of one that takes longer is closed.
 const lingerTime = 100 * time.Millisecond
 
 // read reads the answer and fills in everything from Completion on.
@@ -100,6 +100,7 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 // readStream reads an event stream. Each read is stamped when it returns, before anything is parsed.
 func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.ReadCloser, res *Result) {
 	var (
+		broken  bool          // an error came
 		ended   bool          // [DONE] was seen
 		counted bool          // the server gave a token count
 		finish  time.Duration // of the event with the finish reason
@@ -111,13 +112,13 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 	a.events.Reset(body)
 	at := clock.Now() // of the last read that returned anything
 	for readErr == nil {
-		if ended && closing == nil {
+		if (ended || broken) && closing == nil {
 			closing = time.AfterFunc(lingerTime, func() { body.Close() }) // fails the read, which waits for nothing more
 		}
 		var n int
 		n, readErr = a.events.Fill()
 		now := clock.Now()
-		if n > 0 || readErr == io.EOF || !ended {
+		if n > 0 || readErr == io.EOF || !ended && !broken {
 			at = now
 		}
 		for {
@@ -143,6 +144,7 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 				return
 			}
 			if c.Failed {
+				broken = true
 				if res.Outcome == "" {
 					res.fail(OutcomeEngine, wire.Unquote(c.Message))
 				}
@@ -194,7 +196,7 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 			res.Overhead += clock.Now() - now
 		}
 	}
-	if closing != nil && !closing.Stop() && readErr != io.EOF {
+	if closing != nil && !closing.Stop() && readErr != io.EOF && ended {
 		res.HeldOpen = true
 	}
 	res.complete(at)

@@ -272,6 +272,12 @@ func TestStreamThatStaysOpenAfterDone(t *testing.T) {
 	require.Equal(t, []any{OutcomeOK, false, 60 * ms}, []any{res.Outcome, res.HeldOpen, res.Completion}, res.Message)
 }
 
+func TestStreamThatStaysOpenAfterAnError(t *testing.T) {
+	res := answered(t, []piece{{10 * ms, event(`{"content":"a"}`, 1)}, {20 * ms, `data: {"error":{"message":"boom"}}` + "\n\n"}, {20 * ms, ""}}, WithAPI(ChatCompletions))
+	require.Equal(t, []any{OutcomeEngine, "boom", 1, false}, []any{res.Outcome, res.Message, res.OutputTokens, res.HeldOpen})
+	require.Equal(t, 20*ms, res.Completion)
+}
+
 func TestTextAfterTheFinishReason(t *testing.T) {
 	res := answered(t, []piece{
 		{10 * ms, `data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}` + "\n\n"},
