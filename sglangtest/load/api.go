@@ -100,6 +100,18 @@ type Preparer interface {
 	Prepare(req *Request) Doer
 }
 
+// An Opener is a [Doer] that can open connections before a run, so that the requests that a run begins with do not all have to
+// open theirs. [Sender] is one.
+type Opener interface {
+	Doer
+	// CanOpen says why this machine cannot have n connections at once, and what to change; nil if nothing is known to be in
+	// the way. It is asked before the run if that many requests are due at one moment.
+	CanOpen(n int) error
+	// Open opens n connections, for the first requests to use, and returns when they are open or have failed: then the
+	// requests will. It is called just before the run's start.
+	Open(ctx context.Context, n int)
+}
+
 // A Recorder receives what happens in a run. metrics.Collector is one.
 type Recorder interface {
 	// Begin is called once, after the warm-up. What takes time belongs here, as the run's clock starts after it. An error

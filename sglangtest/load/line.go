@@ -89,7 +89,25 @@ func (l *line) wants() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := l.pulled - l.came
-	return n == 0 || l.prepare != nil && n < aheadRequests && l.comingBytes < aheadBytes
+	return n == 0 || n < aheadRequests && l.comingBytes < aheadBytes
+}
+
+// atOnce returns how many requests arrive at the workload's first moment and fit under the cap, if there is one. It is called
+// after fill, before a request has arrived.
+func (l *line) atOnce(plan Plan, limit int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for n < len(l.q) && l.q[n].Arrival == l.q[0].Arrival {
+		n++
+	}
+	if n > 0 && n == len(l.q) && plan.LastArrival == l.q[0].Arrival {
+		n = max(n, plan.Requests) // more than a run looks ahead
+	}
+	if limit > 0 {
+		n = min(n, limit)
+	}
+	return n
 }
 
 // coming copies the request that arrives next into req, or returns false if the workload is over. It is called by the

@@ -38,7 +38,7 @@ func TestTheClockStartsWhenAllIsPrepared(t *testing.T) {
 			for id, r := range rec.results {
 				require.Zero(t, r.Lateness(), id)
 			}
-			require.Equal(t, rec.began.Add(400*ms+startLead), rec.started, "four bodies of 100 ms, and then")
+			require.Equal(t, rec.began.Add(150*ms+startLead), rec.started, "250 ms of Begin, meanwhile and then four bodies of 100 ms")
 		})
 	}
 }

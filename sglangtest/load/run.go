@@ -27,6 +27,7 @@ type TimerWaiter = precise.Timer
 const endTimeout = 30 * time.Second
 
 type runConfig struct {
+	open           *int
 	maxConcurrency int
 	warmup         int
 	afterWarmup    func(context.Context) error
@@ -46,6 +47,18 @@ func WithMaxConcurrency(n int) RunOption {
 			return fmt.Errorf("max concurrency %d: want > 0", n)
 		}
 		c.maxConcurrency = n
+		return nil
+	}
+}
+
+// WithOpenConnections has a Doer that is an [Opener] open n connections before the run's clock starts; 0: none. Default: as
+// many as requests arrive at the first moment, as in a closed loop or a burst, and fit under the cap; none if that is one.
+func WithOpenConnections(n int) RunOption {
+	return func(c *runConfig) error {
+		if n < 0 {
+			return fmt.Errorf("%d open connections: want ≥ 0", n)
+		}
+		c.open = &n
 		return nil
 	}
 }
@@ -135,6 +148,16 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 		cfg.waiter, delays = releases, new(Delays)
 		probe = func() func() { return delays.probe(probes) }
 	}
+	line := newLine(src.Requests(), do)
+	defer line.close()
+	line.fill()
+	opener, _ := do.(Opener)
+	atOnce := line.atOnce(plan, cfg.maxConcurrency)
+	if opener != nil && atOnce > 1 {
+		if err := opener.CanOpen(atOnce); err != nil {
+			return fmt.Errorf("load: run: %d requests are due at the same moment: %w", atOnce, err)
+		}
+	}
 	if err := warmUp(ctx, do, plan.Seed, &cfg); err != nil {
 		return err
 	}
@@ -149,10 +172,13 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 		err = errors.Join(err, rec.End(endCtx))
 	}()
 
-	line := newLine(src.Requests(), do)
-	defer line.close()
-	line.fill()
 	line.settle()
+	if cfg.open != nil {
+		atOnce = *cfg.open
+	}
+	if opener != nil && (atOnce > 1 || cfg.open != nil) {
+		opener.Open(ctx, atOnce)
+	}
 
 	defer probe()()
 	clock := NewClock(time.Now().Add(startLead))

@@ -212,6 +212,7 @@ func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
 	if s.rt == nil {
 		s.owned = NewTransport()
 		s.owned.MaxConnsPerHost, s.owned.IdleConnTimeout = s.maxConns, cmp.Or(s.idle, DefaultIdleTimeout)
+		s.owned.DialContext = dial
 		s.rt = s.owned
 	}
 	s.attempts.New = func() any { return newAttempt() }

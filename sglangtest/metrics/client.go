@@ -18,7 +18,8 @@ type Client struct {
 
 	MaxLateness Millis `json:"max_lateness_ms"` // the bound on the 99th percentile of Lateness
 	Late        int    `json:"late"`            // requests released later than that
-	// Lateness is Released − Due: how late the client released each request by its own fault.
+	// Lateness is Released − Due: how late the client released each request by its own fault. Requests that were due together
+	// at the run's first moment are part of it, but OK judges the others, if there are any.
 	Lateness Distribution `json:"lateness"`
 	// Connect is the time to get a connection, of all requests that were sent: about 0 for those that found one free.
 	// Opened is how many opened one of their own.
@@ -63,7 +64,8 @@ func (b *builder) client() {
 		}
 		return r.Lateness(), value
 	})
-	p99 := quantile(b.buf, 0, 0.99) // b.buf holds the latenesses, sorted
+	first := b.opening()
+	var together, rest []float64 // the latenesses of those requests, and of all others
 	var due, released span
 	for _, r := range b.rs {
 		if neverDue(r) {
@@ -74,22 +76,47 @@ func (b *builder) client() {
 		if r.Lateness() > bound {
 			cl.Late++
 		}
+		if first.has(r) {
+			together = append(together, ms(r.Lateness()))
+			continue
+		}
+		rest = append(rest, ms(r.Lateness()))
 	}
+	judged := newDistribution(rest, 0, b.c.percentiles)
+	if len(rest) == 0 {
+		judged = cl.Lateness
+	} else if slices.Sort(together); quantile(together, 0, 0.99) > ms(bound) {
+		b.sum.Notes = append(b.sum.Notes, fmt.Sprintf("the client took %.1f ms to release the %d requests that were due together at the run's first moment: that is part of their TTFT, and not held against the client",
+			together[len(together)-1], len(together)))
+	}
+	p99 := quantile(rest, 0, 0.99)
 	cl.DueRate, cl.ReleaseRate = due.rate(), released.rate()
 
 	add := func(format string, args ...any) { cl.Reasons = append(cl.Reasons, fmt.Sprintf(format, args...)) }
 	b.shortages(add)
+	remedy := "use a faster client machine or a lower rate"
+	if b.closedLoop() {
+		remedy = "give the client more CPU, or keep fewer requests in flight"
+	} else if len(rest) == 0 {
+		remedy = "a client needs some time to send requests that are due at the same moment: give it more CPU, or spread them"
+	}
+	late := cl.Late
+	for _, l := range together {
+		if len(rest) > 0 && l > ms(bound) {
+			late--
+		}
+	}
 	switch {
 	case len(b.rs) == 0:
 		add("no request was released: nothing was measured")
-	case p99 > ms(bound) && cl.Late > 1: // one late release is not the client's habit
-		add("client released %d of %d requests more than %v late; p99 %.1f ms: the measured latencies include the client's own delay; use a faster client machine or a lower rate",
-			cl.Late, cl.Lateness.Count, bound, p99)
+	case p99 > ms(bound) && late > 1: // one late release is not the client's habit
+		add("client released %d of %d requests more than %v late; p99 %.1f ms: the measured latencies include the client's own delay; %s",
+			late, judged.Count, bound, p99, remedy)
 	default:
-		for i, late := range cl.Lateness.Percentiles {
-			if ttft := b.sum.TTFT.Percentiles[i].Value; cl.Late > 1 && late.Value > millis(bound) && late.Value > latenessShare*ttft {
-				add("client released %d of %d requests more than %v late; its lateness p%g is %.1f ms, a large part of the TTFT p%g of %.1f ms: use a faster client machine or a lower rate",
-					cl.Late, cl.Lateness.Count, bound, late.P, late.Value, late.P, ttft)
+		for i, lateness := range judged.Percentiles {
+			if ttft := b.sum.TTFT.Percentiles[i].Value; late > 1 && lateness.Value > millis(bound) && lateness.Value > latenessShare*ttft {
+				add("client released %d of %d requests more than %v late; its lateness p%g is %.1f ms, a large part of the TTFT p%g of %.1f ms: %s",
+					late, judged.Count, bound, lateness.P, lateness.Value, lateness.P, ttft, remedy)
 				break
 			}
 		}
@@ -98,8 +125,8 @@ func (b *builder) client() {
 	slip := (released.length() - due.length()).Abs()
 	if cl.DueRate != nil && cl.ReleaseRate != nil && slip > bound {
 		if diff := *cl.ReleaseRate / *cl.DueRate - 1; math.Abs(diff) > clientTolerance {
-			add("client released requests at %s/s instead of %s/s (%+.1f %%): the server saw another load than the one asked for; use a faster client machine or a lower rate",
-				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff)
+			add("client released requests at %s/s instead of %s/s (%+.1f %%): the server saw another load than the one asked for; %s",
+				sig(*cl.ReleaseRate), sig(*cl.DueRate), 100*diff, remedy)
 		}
 	}
 	cl.ReadDelay = b.readDelay(add)
@@ -113,6 +140,34 @@ func (b *builder) client() {
 	}
 	cl.OK = len(cl.Reasons) == 0
 	b.sum.Client = cl
+}
+
+// An opening is the requests that were due together at a run's first moment. They cannot all leave at once, so that most of
+// them are late by what it takes to send those before them.
+type opening struct {
+	due time.Duration
+	n   int
+}
+
+func (b *builder) opening() opening {
+	var o opening
+	for _, r := range b.rs {
+		switch {
+		case neverDue(r):
+		case o.n == 0 || r.Due < o.due:
+			o = opening{due: r.Due, n: 1}
+		case r.Due == o.due:
+			o.n++
+		}
+	}
+	return o
+}
+
+func (o opening) has(r *load.Result) bool { return o.n > 1 && r.Due == o.due }
+
+// closedLoop reports whether all requests arrived at once and waited for their places.
+func (b *builder) closedLoop() bool {
+	return b.sum.MaxConcurrency > 0 && b.c.firstArr == b.c.lastArr && b.c.arrived > b.sum.MaxConcurrency
 }
 
 // shortages adds what the client's own machine ran out of, each kind once.

@@ -68,6 +68,23 @@ func fortyStreams(t *testing.T, url string) *Summary {
 	return col.Summary()
 }
 
+// requireRefused checks that a closed loop of forty is refused before a request is sent.
+func requireRefused(t *testing.T, url string, says ...string) {
+	t.Helper()
+	gen, err := load.NewRequestGenerator(load.Random(4, 1, 1), load.WithLimit(400), load.WithArrivals(load.AllAtOnce()))
+	require.NoError(t, err)
+	sender, err := load.NewSender(url)
+	require.NoError(t, err)
+	defer sender.Close()
+	col, err := NewCollector()
+	require.NoError(t, err)
+	err = load.Run(t.Context(), gen, sender, col, load.WithMaxConcurrency(40))
+	for _, part := range append(says, "40 requests are due at the same moment", "40 connections are needed at once", "max_concurrency") {
+		require.ErrorContains(t, err, part)
+	}
+	require.Zero(t, col.Progress())
+}
+
 func requireClientFault(t *testing.T, s *Summary, says ...string) {
 	t.Helper()
 	failed := 0
@@ -105,9 +122,10 @@ func TestNoLocalPortIsTheClientsFault(t *testing.T) {
 	ifr.SetUint16(unix.IFF_UP)
 	require.NoError(t, unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr))
 	unix.Close(fd)
-	srv := httptest.NewServer(generating(200 * msec))
+	srv := httptest.NewServer(generating(100 * msec))
 	defer srv.Close()
 	require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40009"), 0))
+	requireRefused(t, srv.URL, "this machine has 10 local ports for them (40000 to 40009): widen net.ipv4.ip_local_port_range")
 	s := fortyStreams(t, srv.URL)
 	requireClientFault(t, s, "no local port is left", "widen net.ipv4.ip_local_port_range, which is 40000 to 40009, 10 ports", "max_concurrency")
 	require.Equal(t, 10, s.Requests.OK)
@@ -115,12 +133,13 @@ func TestNoLocalPortIsTheClientsFault(t *testing.T) {
 
 func TestNoFileDescriptorIsTheClientsFault(t *testing.T) {
 	if os.Getenv(asChild) == "" {
-		srv := httptest.NewServer(generating(200 * msec))
+		srv := httptest.NewServer(generating(100 * msec))
 		defer srv.Close()
 		runInChild(t, "few descriptors", nil, "SGLANGTEST_URL="+srv.URL)
 		return
 	}
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 24, Max: 24}))
+	requireRefused(t, os.Getenv("SGLANGTEST_URL"), "this process may have 24 files open, and has ", "raise that limit (ulimit -n ")
 	s := fortyStreams(t, os.Getenv("SGLANGTEST_URL"))
 	requireClientFault(t, s, "this process has no file descriptor left", "raise its limit (ulimit -n), which is 24", "max_concurrency")
 }

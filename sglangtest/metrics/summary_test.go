@@ -286,6 +286,52 @@ func TestTable(t *testing.T) {
 		"engine         SGLang of unknown version, model (not named), at http://gpu-8:30000\nworkload"))
 }
 
+func TestOpeningOfAClosedLoop(t *testing.T) {
+	// 1,000 requests in four waves of 250, 100 ms each.
+	run := func(requests, limit int, lateAtFirst, lateThen, ttft time.Duration) *Summary {
+		var rs []load.Result
+		for i := range requests {
+			wave := i / 250
+			due, late := time.Duration(wave)*100*msec, lateThen
+			if wave == 0 {
+				late = lateAtFirst * time.Duration(i) / 250
+			}
+			r := answer(i, 0, due+late, ttft, msec, 2)
+			r.Due, r.Released = due, r.Send
+			rs = append(rs, r)
+		}
+		c, err := NewCollector()
+		require.NoError(t, err)
+		require.NoError(t, c.Begin(context.Background(), load.Info{Plan: load.Plan{Requests: requests}, MaxConcurrency: limit}))
+		c.Start(load.NewClock(time.Now()))
+		for i := range rs {
+			c.Arrived(&load.Request{ID: i})
+		}
+		for i := range rs {
+			c.Record(&rs[i])
+		}
+		require.NoError(t, c.End(context.Background()))
+		return c.Summary()
+	}
+	s := run(1000, 250, 62*msec, 200*time.Microsecond, 98*msec)
+	require.True(t, s.Client.OK, "%v", s.Client.Reasons)
+	require.Equal(t, 229, s.Client.Late, "they are counted all the same")
+	require.Contains(t, s.Notes, "the client took 61.8 ms to release the 250 requests that were due together at the run's first moment: "+
+		"that is part of their TTFT, and not held against the client")
+
+	s = run(1000, 250, 62*msec, 9*msec, 98*msec)
+	require.Equal(t, "client released 750 of 750 requests more than 5ms late; p99 9.0 ms: the measured latencies include the client's own delay; "+
+		"give the client more CPU, or keep fewer requests in flight", s.Client.Reasons[0])
+
+	s = run(250, 0, 62*msec, 0, 20*msec)
+	require.Len(t, s.Client.Reasons, 1)
+	require.Contains(t, s.Client.Reasons[0], "a large part of the TTFT p90 of 75.6 ms: a client needs some time to send requests that are due at the same moment")
+	require.True(t, run(250, 0, 62*msec, 0, 2*time.Second).Client.OK)
+	s = run(250, 0, 3*msec, 0, 20*msec)
+	require.True(t, s.Client.OK)
+	require.NotContains(t, s.String(), "first moment")
+}
+
 func TestEmptyRun(t *testing.T) {
 	c := collect(t, load.Plan{Requests: 5}, nil, nil)
 	s := c.Summary()
