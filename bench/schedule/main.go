@@ -1,9 +1,9 @@
-// Command schedule replays recorded schedules of real SGLang schedulers in the simulated engine and prints, for each,
-// "equal" or the first difference.
+// Command schedule replays recorded schedules of real SGLang schedulers in the simulated engine, alone and through its loop,
+// and prints, for each, "equal" or the first difference.
 //
 //	go run ./bench/schedule FILE|FOLDER...
 //
-// A folder is searched for .json files. The exit status is 1 if anything differs.
+// A folder is searched for .json and .json.gz files. The exit status is 1 if anything differs.
 package main
 
 import (
@@ -42,7 +42,11 @@ func main() {
 	for _, f := range files {
 		g, err := sim.ReadRecording(f)
 		if err == nil {
-			err = g.Replay(opts...)
+			if err = g.Replay(opts...); err == nil {
+				if err = g.Replay(append(opts, sim.ReplayLoop)...); err != nil {
+					err = fmt.Errorf("through the loop: %w", err)
+				}
+			}
 		}
 		if err != nil {
 			fmt.Printf("%s: %v\n", f, err)
@@ -61,7 +65,7 @@ func main() {
 func find(args []string) (files []string, err error) {
 	for _, a := range args {
 		err := filepath.WalkDir(a, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() && (path == a || strings.HasSuffix(path, ".json")) {
+			if err == nil && !d.IsDir() && (path == a || strings.HasSuffix(path, ".json") || strings.HasSuffix(path, ".json.gz")) {
 				files = append(files, path)
 			}
 			return err

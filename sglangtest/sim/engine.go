@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/sglangtest/harness/sglangtest/load"
 )
@@ -48,6 +49,8 @@ type Engine struct {
 	short  []*Request // joined the running batch with their last token under way
 	due    []*Request // scratch: their last token comes with the next result
 	aborts []*Request // running, and to end with their next result
+	// chunkAbort is to end before the next Plan, if it is still the chunked request then (_pending_chunked_abort_req).
+	chunkAbort *Request
 
 	free                                int    // tokens of the pool, whole pages
 	tree                                *radix // nil: no prefix cache
@@ -305,13 +308,23 @@ func (e *Engine) Abort(r *Request) {
 	case r.phase == phaseWaiting:
 		e.dequeue(r)
 		e.finish(r, abortedQueued)
-	case r.phase == phaseRunning && r.abort == nil && !r.leaving: // the scheduler no longer finds one that is leaving
-		r.abort = abortedRunning
-		if r != e.chunked && !r.aborted {
-			r.aborted = true
+	case r.phase == phaseRunning && !r.leaving: // the scheduler no longer finds one that is leaving
+		if r == e.chunked {
+			e.chunkAbort = r
+			if !e.inLast(r) {
+				return
+			}
+		}
+		if r.abort == nil {
+			r.abort = abortedRunning
 			e.aborts = append(e.aborts, r)
 		}
 	}
+}
+
+// inLast reports whether r is in the prefill planned last, and not merged yet.
+func (e *Engine) inLast(r *Request) bool {
+	return e.last != nil && slices.ContainsFunc(e.last.Rows, func(row Row) bool { return row.Request == r && row.live() })
 }
 
 // AbortAll aborts every request (/abort_request with abort_all, and /pause_generation with mode abort).

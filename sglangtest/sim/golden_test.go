@@ -18,7 +18,7 @@ var recordedVersions = []string{"0.5.15.post1", "0.5.23"}
 func goldens(t testing.TB, folder string) []string {
 	var files []string
 	for _, v := range recordedVersions {
-		found, err := filepath.Glob(filepath.Join(folder, v, "*.json"))
+		found, err := filepath.Glob(filepath.Join(folder, v, "*.json*"))
 		require.NoError(t, err)
 		files = append(files, found...)
 	}
@@ -42,6 +42,10 @@ func testGoldens(t *testing.T, folder string) {
 
 // Every decision is that of the recorded scheduler.
 func TestSmallGoldenSchedules(t *testing.T) { testGoldens(t, "testdata/schedules") }
+
+// Random scenarios of bench/schedule/generate.py, weighted to small pools with long answers, preemption, pages, no cache and
+// decodes that ride in prefills.
+func TestRandomSmallGoldenSchedules(t *testing.T) { testGoldens(t, "testdata/schedules-random") }
 
 func TestGoldenSchedules(t *testing.T) {
 	testGoldens(t, filepath.Dir(filepath.Dir(refdata.Path(t, "sglang-schedules/0.5.23/single.json"))))

@@ -1,11 +1,15 @@
 package sim
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"strconv"
+	"strings"
 )
 
 // A Recording is what the scheduler of a real SGLang server was given and what it decided, step for step, in the
@@ -82,11 +86,20 @@ type recordedRow struct {
 	DRatio    float64           `json:"d_ratio"`
 }
 
-// ReadRecording reads one recording.
+// ReadRecording reads one recording. A file whose name ends in .gz is compressed.
 func ReadRecording(path string) (*Recording, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("sim: read recording: %w", err)
+	}
+	if strings.HasSuffix(path, ".gz") {
+		z, err := gzip.NewReader(bytes.NewReader(raw))
+		if err == nil {
+			raw, err = io.ReadAll(z)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("sim: read recording %s: %w", path, err)
+		}
 	}
 	g := &Recording{}
 	if err := json.Unmarshal(raw, g); err != nil {

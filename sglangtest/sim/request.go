@@ -32,10 +32,9 @@ type Request struct {
 	// Owner is for the caller, to find its own data from an [Output].
 	Owner any
 
-	phase   phase
-	epoch   uint32 // counts retractions and the finish; what was planned in an older epoch is void
-	abort   *Finish
-	aborted bool // the abort waits in Engine.aborts
+	phase phase
+	epoch uint32 // counts retractions and the finish; what was planned in an older epoch is void
+	abort *Finish
 
 	// The tokens: see lockstep.go for requests that decode.
 	computed int   // tokens whose KV is allocated

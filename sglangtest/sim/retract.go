@@ -132,11 +132,12 @@ func (e *Engine) Lost() []*Request {
 }
 
 // RetractAll takes every request back to the queue (/pause_generation with mode retract; scheduler.py,
-// pause_generation). All steps must have been completed.
+// pause_generation). All steps must have been completed. One that was to be aborted is so with its next token.
 func (e *Engine) RetractAll() {
 	var all []*Request
+	ended := false // there was something, if only requests that have ended
 	for _, r := range e.running {
-		if r.phase == phaseRunning {
+		if ended = true; r.phase == phaseRunning {
 			all = append(all, r)
 		}
 	}
@@ -154,9 +155,11 @@ func (e *Engine) RetractAll() {
 		e.last = nil
 		e.recycle(s)
 	}
-	chunked := e.chunked
-	if chunked != nil && !slices.Contains(all, chunked) {
-		all = append(all, chunked)
+	if e.cfg.Rules == Rules0515 && len(all) == 0 && !ended {
+		return // batch_is_full and a chunk that is in no batch stay as they are
+	}
+	if c := e.chunked; c != nil && !slices.Contains(all, c) {
+		all = append(all, c)
 	}
 	for i, r := range all {
 		e.takeBack(r, len(all)-i)
@@ -167,7 +170,4 @@ func (e *Engine) RetractAll() {
 		e.enqueue(r)
 	}
 	e.full, e.chunked = false, nil
-	if c := chunked; c != nil && c.abort != nil { // its abort was to come with the next Plan
-		e.Abort(c)
-	}
 }

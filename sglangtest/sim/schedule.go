@@ -57,9 +57,12 @@ func (e *Engine) note(before mark, s *Step) {
 
 func (e *Engine) plan() *Step {
 	e.retracted, e.preempted, e.retraction = e.retracted[:0], e.preempted[:0], nil
-	if c := e.chunked; c != nil && c.abort != nil { // process_pending_chunked_abort
-		e.chunked = nil
-		e.finish(c, abortedQueued)
+	if c := e.chunkAbort; c != nil { // process_pending_chunked_abort
+		e.chunkAbort = nil
+		if c == e.chunked {
+			e.chunked = nil
+			e.finish(c, abortedQueued)
+		}
 	}
 	if c := e.chunked; c != nil && c.computed > c.prefix { // stash_chunked_request
 		e.checkpoint(c, c.computed)
