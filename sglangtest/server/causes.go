@@ -143,7 +143,7 @@ var causes = []causeRule{
 		}},
 	{CauseUnbalanced, []string{"The memory capacity is unbalanced"}, evidence.raised, nil, // else it is only a warning
 		say("end the other process, or use other GPUs: one of these has less free memory than the rest")},
-	{CauseKVRun, []string{"Prefill out of memory. Try to lower your batch size", "Decode out of memory. Try to lower your batch size", "alloc_req_slots runs out of memory"}, nil, nil,
+	{CauseKVRun, []string{"Prefill out of memory. Try to lower your batch size", "Decode out of memory. Try to lower your batch size", "Out of memory. Try to lower your batch size", "alloc_req_slots runs out of memory"}, nil, nil,
 		func(e evidence, _ []string) []string {
 			return append(e.memory()[:1], "raise schedule_conservativeness, so that fewer requests are admitted", "raise mem_fraction_static: the cache is too small for the load")
 		}},

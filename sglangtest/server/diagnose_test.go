@@ -200,6 +200,7 @@ func TestDiagnoseTexts(t *testing.T) {
 		exception + "RuntimeError: The memory capacity is unbalanced. Some GPUs may be occupied by other processes. ":   CauseUnbalanced,
 		serving + exception + "RuntimeError: Prefill out of memory. Try to lower your batch size.":                      CauseKVRun,
 		serving + exception + "RuntimeError: Decode out of memory. Try to lower your batch size.":                       CauseKVRun,
+		serving + exception + "RuntimeError: Out of memory. Try to lower your batch size.\nTry to allocate 3 tokens.":   CauseKVRun, // pages of one token
 		serving + exception + "RuntimeError: alloc_req_slots runs out of memory. Please set a smaller number for":       CauseKVRun,
 		"OSError: m/m is not a local folder and is not a valid model identifier listed on 'https://huggingface.co'":     CauseModel,
 		"huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error. Repository Not Found for url":                CauseModel,
