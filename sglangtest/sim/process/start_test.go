@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -210,6 +211,31 @@ func TestCrashByRequest(t *testing.T) {
 	require.Equal(t, -9, c.wait())
 	require.Contains(t, c.stderr(), "Scheduler hit an exception: Traceback (most recent call last):")
 	require.Contains(t, c.stderr(), "TypeError: '>' not supported between instances of 'str' and 'int'")
+	c.gone()
+}
+
+// A scheduler that has let more decodes ride in a prefill than its pool holds dies, and with it the server.
+func TestCrashOfMemory(t *testing.T) {
+	t.Parallel()
+	c := start(t, "--sim-version", "0.5.15.post1", "--max-total-tokens", "3004", "--max-running-requests", "8", "--chunked-prefill-size", "8",
+		"--enable-mixed-chunk", "--schedule-conservativeness", "0.3", "--decode-log-interval", "1").ready()
+	var all sync.WaitGroup
+	ask := func(id, in, out int) {
+		all.Go(func() {
+			_, _ = c.try("/generate", fmt.Sprintf(`{"input_ids":[%s1],"sampling_params":{"max_new_tokens":%d}}`, strings.Repeat(fmt.Sprint(id, ","), in-1), out))
+		})
+	}
+	c.post("/slow_down", `{"forward_sleep_time":0.05}`) // until all are under way
+	for i := range 5 {
+		ask(i, 10, 600)
+	}
+	c.line("Decode batch, #running-req: 5")
+	ask(9, 1500, 1)
+	c.line("#new-token: 3,")
+	c.post("/slow_down", `{"forward_sleep_time":null}`)
+	require.Equal(t, -9, c.wait())
+	all.Wait()
+	require.Contains(t, c.stderr(), "RuntimeError: Out of memory. Try to lower your batch size.\nTry to allocate ")
 	c.gone()
 }
 

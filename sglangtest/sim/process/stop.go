@@ -115,11 +115,14 @@ func (p *mainProc) serve() error {
 				return err
 			}
 			f := fault{frames: "frames-loop", err: "TypeError: '>' not supported between instances of 'str' and 'int'"} // recorded on 0.5.15.post1
+			before := ""
 			if oom := (*sim.OutOfMemoryError)(nil); errors.As(p.sim.Err(), &oom) {
-				f.err = fmt.Sprintf("RuntimeError: %s\nTry to allocate %d tokens.\n{free}", oom.Text(), oom.Want)
+				// mem_cache/common.py logs it before it raises
+				before = fmt.Sprintf("%s\nTry to allocate %d tokens.\nAvailable tokens: %d (available_size=%[3]d + evictable_size=0)\n", oom.Text(), oom.Want, oom.Free)
+				f.err = "RuntimeError: " + before
 			}
 			p.log.flush()
-			if err := p.kids.fail(order{Text: f.text(f.frames, p.fill)}); err != nil {
+			if err := p.kids.fail(order{Text: f.text(f.frames, p.fill), Before: before}); err != nil {
 				return err
 			}
 		}
