@@ -89,6 +89,7 @@ type NodeConfig struct {
 	OutputDir       string    `json:"output_dir,omitempty"`
 	Label           string    `json:"label,omitempty"`            // names the experiment for people; default: "node"
 	OutputFormat    string    `json:"output_format,omitempty"`    // "jsonl" (default), or "csv": a table of the requests as well
+	OmitChunks      bool      `json:"omit_chunks,omitempty"`      // store no times of single chunks, which are most of a folder
 	MetricsInterval Seconds   `json:"metrics_interval,omitempty"` // how often the engine is sampled; default: 0.25
 	Percentiles     []float64 `json:"percentiles,omitempty"`      // from 1 up to 100; default: 90, 95, 99, 99.9
 }
@@ -248,6 +249,7 @@ func (c NodeConfig) Validate() error {
 	}
 	check(!strings.Contains(c.OutputDir, "{label}") || c.Label != "", "output_dir", "{label} needs label")
 	check(!strings.Contains(c.OutputDir, "{label}") || !strings.ContainsAny(c.Label, `/\`), "label", "%q; want no / and \\ where it is part of output_dir", c.Label)
+	check(!c.OmitChunks || c.OutputDir != "", "omit_chunks", "needs output_dir")
 	check(c.MetricsInterval >= 0 && c.MetricsInterval <= maxSeconds, "metrics_interval", "%v; want more than 0 and at most 1e9 seconds", float64(c.MetricsInterval))
 	for i, p := range c.Percentiles {
 		check(p >= 1 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want from 1 up to 100, such as 99 or 99.9", p)

@@ -23,7 +23,7 @@ func fullConfig() NodeConfig {
 		SamplingParams: &load.SamplingParams{Temperature: load.Ptr(0.7)}, Seed: 7,
 		API: load.ChatCompletions, WarmupRequests: 4, RequestTimeout: 60, BatchStrategy: "continuous",
 		EnableDynamicParams: true, ParamUpdateSchedule: map[Seconds]map[string]int{30: {"max_running_requests": 64}, 60.5: {"max_running_requests": 512}},
-		OutputDir: "runs/{label}-{time}", Label: "a", OutputFormat: "csv", MetricsInterval: 0.5, Percentiles: []float64{50, 99},
+		OutputDir: "runs/{label}-{time}", Label: "a", OutputFormat: "csv", OmitChunks: true, MetricsInterval: 0.5, Percentiles: []float64{50, 99},
 	}
 }
 
@@ -127,6 +127,7 @@ func TestNodeConfigContradictions(t *testing.T) {
 		`param_update_schedule["9"]: not before the end of the workload at 5 s`: func(c *NodeConfig) {
 			c.Duration, c.EnableDynamicParams, c.ParamUpdateSchedule = 5, true, map[Seconds]map[string]int{9: {"max_running_requests": 2}}
 		},
+		"omit_chunks: needs output_dir":                      func(c *NodeConfig) { c.OmitChunks = true },
 		"output_format: needs output_dir":                    func(c *NodeConfig) { c.OutputFormat = "csv" },
 		"output_format: \"parquet\"; want":                   func(c *NodeConfig) { c.OutputFormat, c.OutputDir = "parquet", "x" },
 		"static_batch_size: only with":                       func(c *NodeConfig) { c.StaticBatchSize = 4 },

@@ -283,6 +283,9 @@ func (c NodeConfig) createRun(dir string) (*results.Writer, error) {
 	if c.OutputFormat == "csv" {
 		opts = append(opts, results.WithCSV())
 	}
+	if c.OmitChunks {
+		opts = append(opts, results.WithoutChunks())
+	}
 	return results.Create(dir, results.Meta{Label: cmp.Or(c.Label, "node"), Config: c.withoutSecrets(), Seed: c.Seed}, opts...)
 }
 

@@ -95,7 +95,6 @@ func soundResult() Result {
 
 // brokenResults are ways to spoil a sound result.
 var brokenResults = map[string]func(r *Result){
-	"no outcome":            func(r *Result) { r.Outcome = "" },
 	"arrival before start":  func(r *Result) { r.Arrival = -1 },
 	"arrival after due":     func(r *Result) { r.Arrival = 3 },
 	"due after release":     func(r *Result) { r.Due = 4 },
@@ -111,8 +110,7 @@ var brokenResults = map[string]func(r *Result){
 	"event before send":     func(r *Result) { r.FirstEvent = 4 },
 	"event after end":       func(r *Result) { r.FirstEvent = 10 },
 	"negative first":        func(r *Result) { r.FirstToken = math.MinInt64 },
-	"not sent":              func(r *Result) { r.Sent = false },
-	"not sent but answered": func(r *Result) { r.Sent, r.Connect, r.Send = false, 0, 9 },
+	"new but idle":          func(r *Result) { r.Idle = 1 },
 	"huge connect":          func(r *Result) { r.Connect = math.MaxInt64 },
 	"negative connect":      func(r *Result) { r.Connect = -1 },
 	"negative overhead":     func(r *Result) { r.Overhead = -1 },
@@ -164,6 +162,12 @@ func (d brokenDoer) Do(_ context.Context, clock Clock, req *Request, res *Result
 
 func TestRunVoidsWhatBreaksTheContract(t *testing.T) {
 	broken := map[string]func(r *Result){
+		"no outcome": func(r *Result) { r.Outcome = "" },
+		"not sent":   func(r *Result) { r.Sent = false },
+		"answer not sent": func(r *Result) {
+			r.Sent, r.Connect, r.Send, r.FirstToken, r.LastToken = false, 0, 9, 9, 9
+			r.Chunks.Reset()
+		},
 		"other ID":          func(r *Result) { r.ID = 7 },
 		"other arrival":     func(r *Result) { r.Arrival = 1 },
 		"due changed":       func(r *Result) { r.Due = 1 },

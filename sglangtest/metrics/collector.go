@@ -189,7 +189,11 @@ func (c *Collector) Record(res *load.Result) {
 		c.mu.Unlock()
 		return
 	}
-	if fault := res.Check(); fault != nil {
+	fault := res.Check()
+	if fault == nil && res.Outcome == "" {
+		fault = errors.New("Outcome is not set")
+	}
+	if fault != nil {
 		c.breach(fmt.Errorf("metrics: the result of request %d contradicts itself: %w", res.ID, fault))
 		void := res.Void("the result contradicts itself: "+fault.Error(), max(c.clock.Now(), 0))
 		res = &void

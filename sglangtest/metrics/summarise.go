@@ -5,7 +5,10 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sglangtest/harness/sglangtest/load"
 )
@@ -47,7 +50,7 @@ func (b *builder) simulated() {
 		}
 		if r.SimulatedBy != "" {
 			const ask = "not told to the collector; the server's /server_info says it"
-			b.sum.Simulation = &Simulation{Profile: r.SimulatedBy, Calibrated: ask, KnownError: ask}
+			b.sum.Simulation = &Simulation{Profile: shorten(r.SimulatedBy), Calibrated: ask, KnownError: ask}
 		}
 	}
 }
@@ -117,13 +120,20 @@ func (b *builder) requests() {
 	q.UnfinishedIDs = unfinished[:min(20, len(unfinished))]
 }
 
-// shorten cuts a message that may be a whole error page.
+// shorten makes a message of a server fit for a line: cut, as it may be a whole error page, and without what is no text or
+// would move a terminal's cursor.
 func shorten(message string) string {
 	const most = 300
-	if r := []rune(message); len(r) > most {
-		return string(r[:most]) + " …"
+	clean := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return utf8.RuneError
+		}
+		return r
+	}, message[:min(len(message), most*utf8.UTFMax)])
+	if r := []rune(clean); len(r) > most || len(message) > most*utf8.UTFMax {
+		return string(r[:min(len(r), most)]) + " …"
 	}
-	return message
+	return clean
 }
 
 func (b *builder) durations() {

@@ -19,7 +19,7 @@ type column struct {
 	value func(r *load.Result) string
 }
 
-// csvColumns are the columns of requests.csv but the last, which says by what the run was simulated.
+// csvColumns are the columns of requests.csv but the last two, the number of chunks and by what the run was simulated.
 var csvColumns = []column{
 	{"id", func(r *load.Result) string { return strconv.Itoa(r.ID) }},
 	{"conversation", func(r *load.Result) string { return r.Conversation }},
@@ -30,15 +30,16 @@ var csvColumns = []column{
 	{"send_ns", func(r *load.Result) string { return ns(r.Send) }},
 	{"first_event_ns", func(r *load.Result) string { return emptyIfZero(int64(r.FirstEvent)) }},
 	{"first_token_ns", func(r *load.Result) string { return emptyIfZero(int64(r.FirstToken)) }},
+	{"first_tokens", func(r *load.Result) string { return emptyIfZero(int64(r.FirstTokens)) }},
 	{"last_token_ns", func(r *load.Result) string { return emptyIfZero(int64(r.LastToken)) }},
 	{"completion_ns", func(r *load.Result) string { return ns(r.Completion) }},
 	{"queue_time_ns", func(r *load.Result) string { return ns(r.QueueTime()) }},
 	{"server_latency_ns", func(r *load.Result) string { return ns(r.ServerLatency()) }},
 	{"total_latency_ns", func(r *load.Result) string { return ns(r.TotalLatency()) }},
 	{"sent", func(r *load.Result) string { return strconv.FormatBool(r.Sent) }},
-	{"connect_ns", func(r *load.Result) string { return ns(r.Connect) }},
-	{"reused", func(r *load.Result) string { return strconv.FormatBool(r.Reused) }},
-	{"idle_ns", func(r *load.Result) string { return ns(r.Idle) }},
+	{"connect_ns", func(r *load.Result) string { return cellIf(r.Sent || r.Connect != 0, ns(r.Connect)) }},
+	{"reused", func(r *load.Result) string { return cellIf(r.Sent || r.Reused, strconv.FormatBool(r.Reused)) }},
+	{"idle_ns", func(r *load.Result) string { return cellIf(r.Reused, ns(r.Idle)) }},
 	{"held_open", func(r *load.Result) string { return strconv.FormatBool(r.HeldOpen) }},
 	{"overhead_ns", func(r *load.Result) string { return ns(r.Overhead) }},
 	{"api", func(r *load.Result) string { return string(r.API) }},
@@ -48,16 +49,23 @@ var csvColumns = []column{
 	{"message", func(r *load.Result) string { return r.Message }},
 	{"input_len", func(r *load.Result) string { return strconv.Itoa(r.InputLen) }},
 	{"output_len", func(r *load.Result) string { return strconv.Itoa(r.OutputLen) }},
-	{"prompt_tokens", func(r *load.Result) string { return strconv.Itoa(r.PromptTokens) }},
+	{"prompt_tokens", func(r *load.Result) string { return emptyIfZero(int64(r.PromptTokens)) }},
 	{"output_tokens", func(r *load.Result) string { return strconv.Itoa(r.OutputTokens) }},
 	{"cached_tokens", func(r *load.Result) string { return reported(r.CachedTokens) }},
 	{"retractions", func(r *load.Result) string { return reported(r.Retractions) }},
 	{"finish_reason", func(r *load.Result) string { return r.FinishReason }},
 	{"worker", func(r *load.Result) string { return r.Worker }},
-	{"chunks", func(r *load.Result) string { return strconv.Itoa(r.Chunks.Len()) }},
 }
 
 func ns(d time.Duration) string { return strconv.FormatInt(int64(d), 10) }
+
+// cellIf leaves a cell empty where a value is not known.
+func cellIf(known bool, value string) string {
+	if !known {
+		return ""
+	}
+	return value
+}
 
 // emptyIfZero leaves a cell empty where 0 stands for "none": a reader would average it.
 func emptyIfZero(v int64) string {
@@ -70,11 +78,13 @@ func emptyIfZero(v int64) string {
 // WriteCSV writes one row per result, in the order of [Run.Requests], as RFC 4180 has it (lines end in CRLF).
 // The header names the unit of each column as the keys of requests.jsonl do. Rows hold what is one value per
 // request, the three latencies and the number of chunks; texts and the chunks themselves are left out. A
-// cell is empty where there was no first or last token, or no HTTP status. The last column, simulated_by,
+// cell is empty where a value is not known, as where it is null in requests.jsonl. The last column, simulated_by,
 // names the profiles of a simulated run and is empty otherwise: a CSV file gets apart from the folder that would say so.
-func (r *Run) WriteCSV(w io.Writer) error { return writeCSV(w, r.Requests(), r.Meta.Simulated) }
+func (r *Run) WriteCSV(w io.Writer) error {
+	return writeCSV(w, r.Requests(), r.Meta.Simulated, r.ChunksStored)
+}
 
-func writeCSV(w io.Writer, results iter.Seq2[load.Result, error], simulated []metrics.Simulation) error {
+func writeCSV(w io.Writer, results iter.Seq2[load.Result, error], simulated []metrics.Simulation, chunks bool) error {
 	profiles := make([]string, len(simulated))
 	for i, s := range simulated {
 		profiles[i] = s.Profile
@@ -86,7 +96,7 @@ func writeCSV(w io.Writer, results iter.Seq2[load.Result, error], simulated []me
 	for _, c := range csvColumns {
 		row = append(appendCell(row, c.name), ',')
 	}
-	row = append(row, "simulated_by\r\n"...)
+	row = append(row, "chunks,simulated_by\r\n"...)
 	if _, err := out.Write(row); err != nil {
 		return fmt.Errorf("results: writing CSV: %w", err)
 	}
@@ -98,6 +108,7 @@ func writeCSV(w io.Writer, results iter.Seq2[load.Result, error], simulated []me
 		for _, c := range csvColumns {
 			row = append(appendCell(row, c.value(&res)), ',')
 		}
+		row = append(appendCell(row, cellIf(chunks, strconv.Itoa(res.Chunks.Len()))), ',')
 		row = append(appendCell(row, simulatedBy), "\r\n"...)
 		if _, err := out.Write(row); err != nil {
 			return fmt.Errorf("results: writing CSV: %w", err)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,52 +13,46 @@ import (
 	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
-// wireResult is a result as it stands in requests.jsonl. Members that every line has are pointers, so that
-// their absence is noticed. Strings that were not valid UTF-8 come in base64, which fills []byte.
+// wireResult is a result as it stands in requests.jsonl. Members that are never null are pointers, so that their absence is
+// noticed.
 type wireResult struct {
-	ID                 *int           `json:"id"`
-	Conversation       string         `json:"conversation"`
-	ConversationBase64 []byte         `json:"conversation_base64"`
-	Turn               int            `json:"turn"`
-	Arrival            *time.Duration `json:"arrival_ns"`
-	Due                *time.Duration `json:"due_ns"`
-	Released           *time.Duration `json:"released_ns"`
-	Send               *time.Duration `json:"send_ns"`
-	FirstEvent         time.Duration  `json:"first_event_ns"`
-	FirstToken         time.Duration  `json:"first_token_ns"`
-	LastToken          time.Duration  `json:"last_token_ns"`
-	Completion         *time.Duration `json:"completion_ns"`
-	Sent               *bool          `json:"sent"`
-	Connect            time.Duration  `json:"connect_ns"`
-	Reused             bool           `json:"reused"`
-	Idle               time.Duration  `json:"idle_ns"`
-	HeldOpen           bool           `json:"held_open"`
-	Streamed           bool           `json:"streamed"`
-	Overhead           time.Duration  `json:"overhead_ns"`
-	API                string         `json:"api"`
-	APIBase64          []byte         `json:"api_base64"`
-	Outcome            *string        `json:"outcome"`
-	OutcomeBase64      []byte         `json:"outcome_base64"`
-	Status             int            `json:"status"`
-	Message            string         `json:"message"`
-	MessageBase64      []byte         `json:"message_base64"`
-	InputLen           *int           `json:"input_len"`
-	OutputLen          *int           `json:"output_len"`
-	PromptTokens       int            `json:"prompt_tokens"`
-	OutputTokens       int            `json:"output_tokens"`
-	CachedTokens       int            `json:"cached_tokens"`
-	Retractions        int            `json:"retractions"`
-	FinishReason       string         `json:"finish_reason"`
-	FinishReasonBase64 []byte         `json:"finish_reason_base64"`
-	Worker             string         `json:"worker"`
-	WorkerBase64       []byte         `json:"worker_base64"`
-	SimulatedBy        string         `json:"simulated_by"`
-	SimulatedByBase64  []byte         `json:"simulated_by_base64"`
-	ChunkGaps          ints           `json:"chunk_gap_ns"`
-	ChunkTokens        ints           `json:"chunk_tokens"`
-	ChunkTextBytes     ints           `json:"chunk_text_bytes"`
-	Text               string         `json:"text"`
-	TextBase64         []byte         `json:"text_base64"`
+	ID             *int              `json:"id"`
+	Conversation   string            `json:"conversation"`
+	Turn           int               `json:"turn"`
+	Arrival        *time.Duration    `json:"arrival_ns"`
+	Due            *time.Duration    `json:"due_ns"`
+	Released       *time.Duration    `json:"released_ns"`
+	Send           *time.Duration    `json:"send_ns"`
+	FirstEvent     time.Duration     `json:"first_event_ns"`
+	FirstToken     time.Duration     `json:"first_token_ns"`
+	FirstTokens    int               `json:"first_tokens"`
+	LastToken      time.Duration     `json:"last_token_ns"`
+	Completion     *time.Duration    `json:"completion_ns"`
+	Sent           *bool             `json:"sent"`
+	Connect        time.Duration     `json:"connect_ns"`
+	Reused         bool              `json:"reused"`
+	Idle           time.Duration     `json:"idle_ns"`
+	HeldOpen       bool              `json:"held_open"`
+	Overhead       time.Duration     `json:"overhead_ns"`
+	API            string            `json:"api"`
+	Streamed       bool              `json:"streamed"`
+	Outcome        string            `json:"outcome"`
+	Status         int               `json:"status"`
+	Message        string            `json:"message"`
+	InputLen       *int              `json:"input_len"`
+	OutputLen      *int              `json:"output_len"`
+	PromptTokens   int               `json:"prompt_tokens"`
+	OutputTokens   *int              `json:"output_tokens"`
+	CachedTokens   *int              `json:"cached_tokens"`
+	Retractions    *int              `json:"retractions"`
+	FinishReason   string            `json:"finish_reason"`
+	Worker         string            `json:"worker"`
+	SimulatedBy    string            `json:"simulated_by"`
+	ChunkGaps      ints              `json:"chunk_gap_ns"`
+	ChunkTokens    ints              `json:"chunk_tokens"`
+	ChunkTextBytes ints              `json:"chunk_text_bytes"`
+	Text           string            `json:"text"`
+	NotUTF8        map[string][]byte `json:"not_utf8"`
 }
 
 func decodeResult(line []byte) (load.Result, error) {
@@ -65,17 +60,14 @@ func decodeResult(line []byte) (load.Result, error) {
 	if err := json.Unmarshal(line, &w); err != nil {
 		return load.Result{}, err
 	}
-	if w.Outcome == nil && w.OutcomeBase64 != nil {
-		w.Outcome = new(string)
-	}
 	if w.ID == nil || w.Arrival == nil || w.Due == nil || w.Released == nil || w.Send == nil || w.Completion == nil ||
-		w.Sent == nil || w.Outcome == nil || w.InputLen == nil || w.OutputLen == nil {
+		w.Sent == nil || w.InputLen == nil || w.OutputLen == nil || w.OutputTokens == nil {
 		return load.Result{}, errors.New("not a result: one of id, arrival_ns, due_ns, released_ns, send_ns, completion_ns, " +
-			"sent, outcome, input_len and output_len is missing")
+			"sent, input_len, output_len and output_tokens is missing")
 	}
 	r := load.Result{
 		ID:           *w.ID,
-		Conversation: text(w.Conversation, w.ConversationBase64),
+		Conversation: w.Conversation,
 		Turn:         w.Turn,
 		Arrival:      *w.Arrival,
 		Due:          *w.Due,
@@ -83,6 +75,7 @@ func decodeResult(line []byte) (load.Result, error) {
 		Send:         *w.Send,
 		FirstEvent:   w.FirstEvent,
 		FirstToken:   w.FirstToken,
+		FirstTokens:  w.FirstTokens,
 		LastToken:    w.LastToken,
 		Completion:   *w.Completion,
 		Sent:         *w.Sent,
@@ -90,57 +83,59 @@ func decodeResult(line []byte) (load.Result, error) {
 		Reused:       w.Reused,
 		Idle:         w.Idle,
 		HeldOpen:     w.HeldOpen,
-		Streamed:     w.Streamed,
 		Overhead:     w.Overhead,
-		API:          load.API(text(w.API, w.APIBase64)),
-		Outcome:      load.Outcome(text(*w.Outcome, w.OutcomeBase64)),
+		API:          load.API(w.API),
+		Streamed:     w.Streamed,
+		Outcome:      load.Outcome(w.Outcome),
 		Status:       w.Status,
-		Message:      text(w.Message, w.MessageBase64),
+		Message:      w.Message,
 		InputLen:     *w.InputLen,
 		OutputLen:    *w.OutputLen,
 		PromptTokens: w.PromptTokens,
-		OutputTokens: w.OutputTokens,
-		CachedTokens: w.CachedTokens,
-		Retractions:  w.Retractions,
-		FinishReason: text(w.FinishReason, w.FinishReasonBase64),
-		Worker:       text(w.Worker, w.WorkerBase64),
-		SimulatedBy:  text(w.SimulatedBy, w.SimulatedByBase64),
-		Text:         text(w.Text, w.TextBase64),
+		OutputTokens: *w.OutputTokens,
+		CachedTokens: reportedOr(w.CachedTokens),
+		Retractions:  reportedOr(w.Retractions),
+		FinishReason: w.FinishReason,
+		Worker:       w.Worker,
+		SimulatedBy:  w.SimulatedBy,
+		Text:         w.Text,
+	}
+	for key, raw := range w.NotUTF8 {
+		i := slices.IndexFunc(textFields, func(f textField) bool { return f.key == key })
+		if i < 0 {
+			return load.Result{}, fmt.Errorf("not_utf8 has the key %q, which is no text of a result", key)
+		}
+		textFields[i].set(&r, string(raw))
 	}
 	var err error
-	r.Chunks, err = w.chunks()
-	return r, err
+	if r.Chunks, err = w.chunks(); err != nil {
+		return load.Result{}, err
+	}
+	if err := r.Check(); err != nil {
+		return load.Result{}, fmt.Errorf("the result contradicts itself: %w", err)
+	}
+	return r, nil
 }
 
-func text(s string, raw []byte) string {
-	if raw != nil {
-		return string(raw)
+// reportedOr returns a count, or load.NotReported for null.
+func reportedOr(n *int) int {
+	if n == nil {
+		return load.NotReported
 	}
-	return s
+	return *n
 }
 
 func (w *wireResult) chunks() (load.Chunks, error) {
 	var chunks load.Chunks
 	n := len(w.ChunkGaps)
-	if (w.ChunkTokens != nil && len(w.ChunkTokens) != n) || (w.ChunkTextBytes != nil && len(w.ChunkTextBytes) != n) {
-		return chunks, fmt.Errorf("chunk_gap_ns, chunk_tokens and chunk_text_bytes have %d, %d and %d elements",
+	if len(w.ChunkTokens) != n || len(w.ChunkTextBytes) != n {
+		return chunks, fmt.Errorf("chunk_gap_ns, chunk_tokens and chunk_text_bytes have %d, %d and %d elements; want as many of each",
 			n, len(w.ChunkTokens), len(w.ChunkTextBytes))
 	}
-	at, last := *w.Send, time.Duration(0)
+	at := *w.Send
 	for i, gap := range w.ChunkGaps {
 		at += time.Duration(gap)
-		c := load.Chunk{At: at, Tokens: 1}
-		if w.ChunkTokens != nil {
-			c.Tokens = int(w.ChunkTokens[i])
-		}
-		if w.ChunkTextBytes != nil {
-			c.TextBytes = int(w.ChunkTextBytes[i])
-		}
-		if c.At < last || c.Tokens < 0 || c.TextBytes < 0 {
-			return chunks, fmt.Errorf("chunk %d lies before the one before it or has a negative count", i)
-		}
-		chunks.Append(c)
-		last = at
+		chunks.Append(load.Chunk{At: at, Tokens: int(w.ChunkTokens[i]), TextBytes: int(w.ChunkTextBytes[i])}) // checked with the result
 	}
 	return chunks, nil
 }
@@ -151,6 +146,9 @@ type ints []int64
 
 func (v *ints) UnmarshalJSON(data []byte) error {
 	text := string(data)
+	if text == "null" {
+		return nil
+	}
 	if len(text) < 2 || text[0] != '[' {
 		return fmt.Errorf("want an array of integers, not %.20s", text)
 	}
@@ -197,18 +195,14 @@ func decodeArrival(line []byte) (Arrival, error) {
 }
 
 func decodeSample(line []byte) (metrics.Sample, error) {
-	var w struct {
-		At *time.Duration `json:"at_ns"` // shadows the sample's, to notice its absence
-		wireSample
-	}
+	var w wireSample
 	if err := json.Unmarshal(line, &w); err != nil {
 		return metrics.Sample{}, err
 	}
 	if w.At == nil {
 		return metrics.Sample{}, errors.New("not a sample: at_ns is missing")
 	}
-	s := w.Sample
-	s.At = *w.At
+	s := metrics.Sample{At: *w.At, Cost: w.Cost, Source: w.Source, Err: orEmpty(w.Err)}
 	if w.Values != nil {
 		s.Values = make(map[string]float64, len(w.Values))
 		for name, v := range w.Values {
@@ -219,17 +213,12 @@ func decodeSample(line []byte) (metrics.Sample, error) {
 }
 
 func decodeEvent(line []byte) (metrics.Event, error) {
-	var w struct {
-		At *time.Duration `json:"at_ns"` // shadows the event's, to notice its absence
-		metrics.Event
-	}
+	var w wireEvent
 	if err := json.Unmarshal(line, &w); err != nil {
 		return metrics.Event{}, err
 	}
 	if w.At == nil {
 		return metrics.Event{}, errors.New("not an event: at_ns is missing")
 	}
-	e := w.Event
-	e.At = *w.At
-	return e, nil
+	return metrics.Event{At: *w.At, Kind: w.Kind, Source: orEmpty(w.Source), Data: w.Data}, nil
 }

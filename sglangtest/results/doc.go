@@ -6,7 +6,7 @@
 //
 // # The run folder
 //
-// This is schema version 1 ([SchemaVersion]). JSON files are UTF-8; a file whose name ends in .jsonl holds
+// This is schema version 2 ([SchemaVersion]). JSON files are UTF-8; a file whose name ends in .jsonl holds
 // one JSON object per line, each ended by one newline. Keys ending in _ns are integers in nanoseconds;
 // those that are moments are offsets from the run's start on the monotonic clock. Lengths and counts whose
 // keys name tokens, and input_len and output_len, are in tokens. Readers should ignore keys that they don't know.
@@ -41,6 +41,7 @@
 //	max_concurrency  cap on requests under way; 0 for none
 //	writer           the process that writes: pid, and where Linux tells them start_ticks (clock ticks from
 //	                 boot to its start), boot_id and pid_namespace, by which a reader knows whether it lives
+//	chunks_stored    whether requests.jsonl has the chunks of streamed answers; false with WithoutChunks
 //	size_bytes       the length of each .jsonl file when the run ended; absent until then, and if storing failed
 //
 // engines.json, of each server (metrics.EngineRecord), as it was at the run's start; what it does not tell is 0 or "":
@@ -61,56 +62,61 @@
 //
 // API keys and passwords in it are "(not stored)".
 //
-// requests.jsonl (a [load.Result]; keys marked * are on every line, others are absent where the value is 0,
-// false or empty):
+// Every line of a .jsonl file has every key of its kind, so that tools which take columns from keys (pandas, DuckDB) find the
+// right ones. null stands for what is not known, 0 for a 0 that is. Keys marked * are never null. A key that is missing reads
+// as null.
+//
+// requests.jsonl (a [load.Result]):
 //
 //	id*              position in the workload, unique within a run
-//	conversation     the conversation's name
-//	turn             position in the conversation
+//	conversation     the conversation's name; null for a single request
+//	turn*            position in the conversation
 //	arrival_ns*      intended arrival
 //	due_ns*          when nothing but the client stood between the request and its release
 //	released_ns*     when the client let go of it
 //	send_ns*         when it began to be written; equals completion_ns if sent is false
-//	first_event_ns   when the first event of the output had been read; absent if none came
-//	first_token_ns   when the first output token had been read; absent if none came
-//	last_token_ns    when the last output token had been read; absent if none came
+//	first_event_ns   when the first event of the output had been read; null if none came
+//	first_token_ns   when the first output token had been read; null if none came
+//	first_tokens     how many had been read then; null if the server did not say
+//	last_token_ns    when the last output token had been read; null if none came
 //	completion_ns*   when the answer's last byte had been read or the failure was known
 //	sent*            whether the request left
-//	connect_ns       part of send_ns − released_ns spent on getting a connection
-//	reused           whether the connection had served a request before
-//	idle_ns          how long that connection had lain idle
-//	held_open        whether the server kept the connection open after the stream's [DONE]
-//	overhead_ns      time the client spent between reads of the answer
+//	connect_ns       part of send_ns − released_ns spent on getting a connection; null if none was had
+//	reused           whether the connection had served a request before; null likewise
+//	idle_ns          how long that connection had lain idle; null for a new one
+//	held_open*       whether the server kept the connection open after the stream's [DONE]
+//	overhead_ns*     time the client spent between reads of the answer
 //	api              "generate", "completions" or "chat_completions"
-//	streamed         whether the answer came as an event stream
+//	streamed*        whether the answer came as an event stream
 //	outcome*         how it ended (load.Outcome); "ok" is the only success
-//	status           HTTP status; absent if no answer came
-//	message          the error's text
+//	status           HTTP status; null if no answer came
+//	message          the error's text; null if there is none
 //	input_len*       prompt length asked for
 //	output_len*      output length asked for
-//	prompt_tokens    the server's count, like the next two
-//	output_tokens
-//	cached_tokens    prompt tokens from the server's cache; -1 if the server did not report it
-//	retractions      how often the engine took the request back to its queue; -1 if it did not report it
-//	finish_reason    the engine's
-//	worker           the server that processed it
-//	simulated_by     the profile of the simulated engine that answered; absent for a real one
+//	prompt_tokens    the server's count, like the next two; null if it did not say
+//	output_tokens*   of a failed request, those that had arrived
+//	cached_tokens    prompt tokens from the server's cache; null if the server did not report it
+//	retractions      how often the engine took the request back to its queue; null if it did not report it
+//	finish_reason    the engine's; null if none came
+//	worker           the server that processed it; null if that is not known
+//	simulated_by     the profile of the simulated engine that answered; null for a real one
 //	chunk_gap_ns     for each chunk of a streamed answer, the time since the chunk before it; for the first
 //	                 since send_ns. Running sums plus send_ns are the times at which chunks had been read
-//	chunk_tokens     the output tokens of each chunk; absent if each has exactly 1
-//	chunk_text_bytes the bytes of text of each chunk; absent if none has any
-//	text             the output, if it was kept
+//	chunk_tokens     the output tokens of each chunk; 0 where the server did not say
+//	chunk_text_bytes the bytes of text of each chunk
+//	text             the output; null if it was not kept
+//	not_utf8         texts that are not valid UTF-8, in standard base64 by their keys, so that no byte is lost; under
+//	                 their own keys they have U+FFFD in place of such bytes. null if there are none
 //
-// The three chunk arrays have equal lengths. A string that is not valid UTF-8 is kept in standard base64
-// under its key with _base64 appended, such as message_base64, so that no byte is lost. Equal results make
-// equal lines.
+// The three chunk arrays have equal lengths. They are null for an answer that was not streamed, and for all of a run that was
+// stored with WithoutChunks, of which run.json says "chunks_stored": false. Equal results make equal lines.
 //
 // arrivals.jsonl has id and arrival_ns. It is kept when a run has finished: with it anyone can check that
 // every request that arrived has a result, without taking the writer's word.
 //
-// samples.jsonl is a [metrics.Sample]: at_ns, cost_ns, source, values (an object of numbers; values that
-// JSON cannot write are the strings "NaN", "+Inf" and "-Inf") or error. events.jsonl is a [metrics.Event]:
-// at_ns, kind, source, data. Bytes in their strings that are not valid UTF-8 are replaced by U+FFFD.
+// samples.jsonl is a [metrics.Sample]: at_ns*, cost_ns*, source*, values (an object of numbers; values that
+// JSON cannot write are the strings "NaN", "+Inf" and "-Inf"), error; one of the last two is null. events.jsonl is a
+// [metrics.Event]: at_ns*, kind*, source, data. Bytes in their strings that are not valid UTF-8 are replaced by U+FFFD.
 //
 // # What survives
 //

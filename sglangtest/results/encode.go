@@ -6,87 +6,121 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/sglangtest/harness/sglangtest/load"
-	"github.com/sglangtest/harness/sglangtest/metrics"
 )
 
-// appendResult appends the line of a result. Equal results give equal bytes. The keys are described in the
-// package comment; wireResult reads them.
-func appendResult(b []byte, r *load.Result) []byte {
+// appendResult appends the line of a result: always the same keys, null where a value is not known. Equal results give equal
+// bytes. With chunks false the chunks are left out, as if they were not known. The keys are described in the package
+// comment; wireResult reads them.
+func appendResult(b []byte, r *load.Result, chunks bool) []byte {
 	b = appendInt(b, `{"id":`, int64(r.ID))
-	b = appendOptionalString(b, "conversation", r.Conversation)
-	b = appendOptionalInt(b, `,"turn":`, int64(r.Turn))
+	b = appendString(b, "conversation", r.Conversation)
+	b = appendInt(b, `,"turn":`, int64(r.Turn))
 	b = appendInt(b, `,"arrival_ns":`, int64(r.Arrival))
 	b = appendInt(b, `,"due_ns":`, int64(r.Due))
 	b = appendInt(b, `,"released_ns":`, int64(r.Released))
 	b = appendInt(b, `,"send_ns":`, int64(r.Send))
-	b = appendOptionalInt(b, `,"first_event_ns":`, int64(r.FirstEvent))
-	b = appendOptionalInt(b, `,"first_token_ns":`, int64(r.FirstToken))
-	b = appendOptionalInt(b, `,"last_token_ns":`, int64(r.LastToken))
+	b = appendIntIf(b, `,"first_event_ns":`, int64(r.FirstEvent), r.FirstEvent != 0)
+	b = appendIntIf(b, `,"first_token_ns":`, int64(r.FirstToken), r.FirstToken != 0)
+	b = appendIntIf(b, `,"first_tokens":`, int64(r.FirstTokens), r.FirstTokens != 0)
+	b = appendIntIf(b, `,"last_token_ns":`, int64(r.LastToken), r.LastToken != 0)
 	b = appendInt(b, `,"completion_ns":`, int64(r.Completion))
 	b = strconv.AppendBool(append(b, `,"sent":`...), r.Sent)
-	b = appendOptionalInt(b, `,"connect_ns":`, int64(r.Connect))
-	if r.Reused {
-		b = append(b, `,"reused":true`...)
+	b = appendIntIf(b, `,"connect_ns":`, int64(r.Connect), r.Sent || r.Connect != 0)
+	if b = append(b, `,"reused":`...); r.Sent || r.Reused {
+		b = strconv.AppendBool(b, r.Reused)
+	} else {
+		b = append(b, "null"...)
 	}
-	b = appendOptionalInt(b, `,"idle_ns":`, int64(r.Idle))
-	if r.HeldOpen {
-		b = append(b, `,"held_open":true`...)
-	}
-	b = appendOptionalInt(b, `,"overhead_ns":`, int64(r.Overhead))
-	b = appendOptionalString(b, "api", string(r.API))
-	if r.Streamed {
-		b = append(b, `,"streamed":true`...)
-	}
+	b = appendIntIf(b, `,"idle_ns":`, int64(r.Idle), r.Reused)
+	b = strconv.AppendBool(append(b, `,"held_open":`...), r.HeldOpen)
+	b = appendInt(b, `,"overhead_ns":`, int64(r.Overhead))
+	b = appendString(b, "api", string(r.API))
+	b = strconv.AppendBool(append(b, `,"streamed":`...), r.Streamed)
 	b = appendString(b, "outcome", string(r.Outcome))
-	b = appendOptionalInt(b, `,"status":`, int64(r.Status))
-	b = appendOptionalString(b, "message", r.Message)
+	b = appendIntIf(b, `,"status":`, int64(r.Status), r.Status != 0)
+	b = appendString(b, "message", r.Message)
 	b = appendInt(b, `,"input_len":`, int64(r.InputLen))
 	b = appendInt(b, `,"output_len":`, int64(r.OutputLen))
-	b = appendOptionalInt(b, `,"prompt_tokens":`, int64(r.PromptTokens))
-	b = appendOptionalInt(b, `,"output_tokens":`, int64(r.OutputTokens))
-	b = appendOptionalInt(b, `,"cached_tokens":`, int64(r.CachedTokens))
-	b = appendOptionalInt(b, `,"retractions":`, int64(r.Retractions))
-	b = appendOptionalString(b, "finish_reason", r.FinishReason)
-	b = appendOptionalString(b, "worker", r.Worker)
-	b = appendOptionalString(b, "simulated_by", r.SimulatedBy)
-	if r.Chunks.Len() > 0 {
+	b = appendIntIf(b, `,"prompt_tokens":`, int64(r.PromptTokens), r.PromptTokens != 0)
+	b = appendInt(b, `,"output_tokens":`, int64(r.OutputTokens))
+	b = appendIntIf(b, `,"cached_tokens":`, int64(r.CachedTokens), r.CachedTokens != load.NotReported)
+	b = appendIntIf(b, `,"retractions":`, int64(r.Retractions), r.Retractions != load.NotReported)
+	b = appendString(b, "finish_reason", r.FinishReason)
+	b = appendString(b, "worker", r.Worker)
+	b = appendString(b, "simulated_by", r.SimulatedBy)
+	if chunks && (r.Streamed || r.Chunks.Len() > 0) {
 		b = appendChunks(b, r.Chunks, r.Send)
+	} else {
+		b = append(b, `,"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null`...)
 	}
-	b = appendOptionalString(b, "text", r.Text)
+	b = appendString(b, "text", r.Text)
+	b = appendNotUTF8(b, r)
 	return append(b, "}\n"...)
 }
 
-// appendChunks appends the chunks as up to three arrays of equal length. Gaps are what dominates a line:
-// they are an order of magnitude shorter than offsets.
+// appendChunks appends the chunks as three arrays of equal length. Gaps are what dominates a line: they are an order of
+// magnitude shorter than offsets.
 func appendChunks(b []byte, chunks load.Chunks, send time.Duration) []byte {
-	b = append(b, `,"chunk_gap_ns":[`...)
-	last, allOne, anyText := send, true, false
-	for c := range chunks.All() {
-		b = append(strconv.AppendInt(b, int64(c.At-last), 10), ',')
+	last := send
+	array := func(key string, value func(load.Chunk) int64) {
+		b = append(append(b, key...), '[')
+		for c := range chunks.All() {
+			b = append(strconv.AppendInt(b, value(c), 10), ',')
+		}
+		if chunks.Len() > 0 {
+			b = b[:len(b)-1]
+		}
+		b = append(b, ']')
+	}
+	array(`,"chunk_gap_ns":`, func(c load.Chunk) int64 {
+		gap := int64(c.At - last)
 		last = c.At
-		allOne = allOne && c.Tokens == 1
-		anyText = anyText || c.TextBytes != 0
-	}
-	b[len(b)-1] = ']'
-	if !allOne {
-		b = append(b, `,"chunk_tokens":[`...)
-		for c := range chunks.All() {
-			b = append(strconv.AppendInt(b, int64(c.Tokens), 10), ',')
-		}
-		b[len(b)-1] = ']'
-	}
-	if anyText {
-		b = append(b, `,"chunk_text_bytes":[`...)
-		for c := range chunks.All() {
-			b = append(strconv.AppendInt(b, int64(c.TextBytes), 10), ',')
-		}
-		b[len(b)-1] = ']'
-	}
+		return gap
+	})
+	array(`,"chunk_tokens":`, func(c load.Chunk) int64 { return int64(c.Tokens) })
+	array(`,"chunk_text_bytes":`, func(c load.Chunk) int64 { return int64(c.TextBytes) })
 	return b
+}
+
+// A textField is a text of a result, by its key in requests.jsonl.
+type textField struct {
+	key string
+	get func(r *load.Result) string
+	set func(r *load.Result, s string)
+}
+
+var textFields = []textField{
+	{"conversation", func(r *load.Result) string { return r.Conversation }, func(r *load.Result, s string) { r.Conversation = s }},
+	{"api", func(r *load.Result) string { return string(r.API) }, func(r *load.Result, s string) { r.API = load.API(s) }},
+	{"outcome", func(r *load.Result) string { return string(r.Outcome) }, func(r *load.Result, s string) { r.Outcome = load.Outcome(s) }},
+	{"message", func(r *load.Result) string { return r.Message }, func(r *load.Result, s string) { r.Message = s }},
+	{"finish_reason", func(r *load.Result) string { return r.FinishReason }, func(r *load.Result, s string) { r.FinishReason = s }},
+	{"worker", func(r *load.Result) string { return r.Worker }, func(r *load.Result, s string) { r.Worker = s }},
+	{"simulated_by", func(r *load.Result) string { return r.SimulatedBy }, func(r *load.Result, s string) { r.SimulatedBy = s }},
+	{"text", func(r *load.Result) string { return r.Text }, func(r *load.Result, s string) { r.Text = s }},
+}
+
+// appendNotUTF8 appends the texts that JSON, which is UTF-8, cannot hold (servers' error texts come from the outside) in
+// base64, by their keys.
+func appendNotUTF8(b []byte, r *load.Result) []byte {
+	b = append(b, `,"not_utf8":`...)
+	sep := byte('{')
+	for i := range textFields {
+		if s := textFields[i].get(r); !utf8.ValidString(s) {
+			b = append(append(append(b, sep, '"'), textFields[i].key...), `":"`...)
+			b = append(base64.StdEncoding.AppendEncode(b, []byte(s)), '"')
+			sep = ','
+		}
+	}
+	if sep == '{' {
+		return append(b, "null"...)
+	}
+	return append(b, '}')
 }
 
 func appendArrival(b []byte, a Arrival) []byte {
@@ -99,28 +133,22 @@ func appendInt(b []byte, key string, v int64) []byte {
 	return strconv.AppendInt(append(b, key...), v, 10)
 }
 
-func appendOptionalInt(b []byte, key string, v int64) []byte {
-	if v == 0 {
-		return b
+// appendIntIf appends v, or null if it is not known.
+func appendIntIf(b []byte, key string, v int64, known bool) []byte {
+	if !known {
+		return append(append(b, key...), "null"...)
 	}
 	return appendInt(b, key, v)
 }
 
-func appendOptionalString(b []byte, name, s string) []byte {
-	if s == "" {
-		return b
-	}
-	return appendString(b, name, s)
-}
-
-// appendString appends a member whose value is s. JSON text is UTF-8; a string that is not (servers' error
-// texts come from the outside) is kept whole in base64, under a name that says so.
+// appendString appends a member whose value is s, or null if s is empty. What is not UTF-8 in s is replaced by U+FFFD.
 func appendString(b []byte, name, s string) []byte {
 	b = append(append(b, `,"`...), name...)
+	if s == "" {
+		return append(b, `":null`...)
+	}
 	if !utf8.ValidString(s) {
-		b = append(b, `_base64":"`...)
-		b = base64.StdEncoding.AppendEncode(b, []byte(s))
-		return append(b, '"')
+		s = strings.ToValidUTF8(s, "\uFFFD")
 	}
 	b = append(b, `":"`...)
 	start := 0
@@ -157,8 +185,35 @@ func (w *Writer) appendEncoded(j *journal, v any) {
 
 // wireSample is a sample as it stands in a file: [metrics.Sample] with values that need not be finite.
 type wireSample struct {
-	metrics.Sample
-	Values map[string]number `json:"values,omitempty"`
+	At     *time.Duration    `json:"at_ns"` // a pointer, to notice its absence
+	Cost   time.Duration     `json:"cost_ns"`
+	Source string            `json:"source"`
+	Values map[string]number `json:"values"`
+	Err    *string           `json:"error"`
+}
+
+// wireEvent is a [metrics.Event] as it stands in a file.
+type wireEvent struct {
+	At     *time.Duration `json:"at_ns"` // a pointer, to notice its absence
+	Kind   string         `json:"kind"`
+	Source *string        `json:"source"`
+	Data   map[string]any `json:"data"`
+}
+
+// orNull returns a pointer to s, or nil if s is empty.
+func orNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// orEmpty is the inverse of orNull.
+func orEmpty(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // A number is a float64 that in JSON, which has no such numbers, is "NaN", "+Inf" or "-Inf" if it must.

@@ -25,7 +25,7 @@ func chunksOf(list ...load.Chunk) load.Chunks {
 func sampleResult() load.Result {
 	return load.Result{
 		ID: 7, Conversation: "c-1", Turn: 2,
-		Arrival: 1000, Due: 1001, Released: 1002, Send: 1003, FirstEvent: 1900, FirstToken: 2000, LastToken: 2500, Completion: 3000,
+		Arrival: 1000, Due: 1001, Released: 1002, Send: 1003, FirstEvent: 1900, FirstToken: 2000, FirstTokens: 1, LastToken: 2500, Completion: 3000,
 		Sent: true, Connect: 5, Reused: true, Idle: 8, HeldOpen: true, Streamed: true, Overhead: 6,
 		API: load.Generate, Outcome: load.OutcomeOK, Status: 200, Message: "say \"no\"\\\n\x01é",
 		InputLen: 10, OutputLen: 4, PromptTokens: 11, OutputTokens: 4, CachedTokens: 3, Retractions: 1,
@@ -37,29 +37,40 @@ func sampleResult() load.Result {
 
 // The bytes of a line are part of the schema: readers in other languages rely on them.
 func TestEncodingIsFixed(t *testing.T) {
-	full, zero := sampleResult(), load.Result{}
-	plain := load.Result{ID: 1, Outcome: load.OutcomeOK, Chunks: chunksOf(load.Chunk{At: 5, Tokens: 1}, load.Chunk{At: 9, Tokens: 1})}
-	bad := load.Result{Outcome: load.OutcomeHTTP, Status: 500, Message: "\xff\x00"}
+	full := sampleResult()
+	zero := load.Result{Outcome: load.OutcomeRefused, CachedTokens: load.NotReported, Retractions: load.NotReported}
+	plain := load.Result{ID: 1, Outcome: load.OutcomeOK, Sent: true, Streamed: true, Completion: 9, FirstToken: 5, LastToken: 9, OutputTokens: 2,
+		Chunks: chunksOf(load.Chunk{At: 5, Tokens: 1}, load.Chunk{At: 9, Tokens: 1})}
+	bad := load.Result{Outcome: load.OutcomeHTTP, Sent: true, Status: 500, Message: "a\xff\x00", Worker: "\xfe"}
 	tests := []struct {
 		name string
 		res  load.Result
 		want string
 	}{
 		{"every field", full, `{"id":7,"conversation":"c-1","turn":2,"arrival_ns":1000,"due_ns":1001,"released_ns":1002,"send_ns":1003,` +
-			`"first_event_ns":1900,"first_token_ns":2000,"last_token_ns":2500,"completion_ns":3000,"sent":true,"connect_ns":5,"reused":true,"idle_ns":8,"held_open":true,"overhead_ns":6,` +
+			`"first_event_ns":1900,"first_token_ns":2000,"first_tokens":1,"last_token_ns":2500,"completion_ns":3000,"sent":true,"connect_ns":5,"reused":true,"idle_ns":8,"held_open":true,"overhead_ns":6,` +
 			`"api":"generate","streamed":true,"outcome":"ok","status":200,"message":"say \"no\"\\\n\u0001é","input_len":10,"output_len":4,` +
 			`"prompt_tokens":11,"output_tokens":4,"cached_tokens":3,"retractions":1,"finish_reason":"length","worker":"server-0","simulated_by":"p",` +
-			`"chunk_gap_ns":[997,500],"chunk_tokens":[1,3],"chunk_text_bytes":[3,0],"text":"a b"}`},
-		{"zero value", zero, `{"id":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,"completion_ns":0,"sent":false,` +
-			`"outcome":"","input_len":0,"output_len":0}`},
-		{"one token per chunk, no text", plain, `{"id":1,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,"completion_ns":0,"sent":false,` +
-			`"outcome":"ok","input_len":0,"output_len":0,"chunk_gap_ns":[5,4]}`},
-		{"not UTF-8", bad, `{"id":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,"completion_ns":0,"sent":false,` +
-			`"outcome":"http_error","status":500,"message_base64":"/wA=","input_len":0,"output_len":0}`},
+			`"chunk_gap_ns":[997,500],"chunk_tokens":[1,3],"chunk_text_bytes":[3,0],"text":"a b","not_utf8":null}`},
+		{"nothing known", zero, `{"id":0,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
+			`"first_event_ns":null,"first_token_ns":null,"first_tokens":null,"last_token_ns":null,"completion_ns":0,"sent":false,"connect_ns":null,"reused":null,"idle_ns":null,"held_open":false,"overhead_ns":0,` +
+			`"api":null,"streamed":false,"outcome":"refused","status":null,"message":null,"input_len":0,"output_len":0,` +
+			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":null,"retractions":null,"finish_reason":null,"worker":null,"simulated_by":null,` +
+			`"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,"text":null,"not_utf8":null}`},
+		{"zeros that are known", plain, `{"id":1,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
+			`"first_event_ns":null,"first_token_ns":5,"first_tokens":null,"last_token_ns":9,"completion_ns":9,"sent":true,"connect_ns":0,"reused":false,"idle_ns":null,"held_open":false,"overhead_ns":0,` +
+			`"api":null,"streamed":true,"outcome":"ok","status":null,"message":null,"input_len":0,"output_len":0,` +
+			`"prompt_tokens":null,"output_tokens":2,"cached_tokens":0,"retractions":0,"finish_reason":null,"worker":null,"simulated_by":null,` +
+			`"chunk_gap_ns":[5,4],"chunk_tokens":[1,1],"chunk_text_bytes":[0,0],"text":null,"not_utf8":null}`},
+		{"not UTF-8", bad, `{"id":0,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
+			`"first_event_ns":null,"first_token_ns":null,"first_tokens":null,"last_token_ns":null,"completion_ns":0,"sent":true,"connect_ns":0,"reused":false,"idle_ns":null,"held_open":false,"overhead_ns":0,` +
+			`"api":null,"streamed":false,"outcome":"http_error","status":500,"message":"a�\u0000","input_len":0,"output_len":0,` +
+			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":0,"retractions":0,"finish_reason":null,"worker":"�","simulated_by":null,` +
+			`"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,"text":null,"not_utf8":{"message":"Yf8A","worker":"/g=="}}`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			line := string(appendResult(nil, &test.res))
+			line := string(appendResult(nil, &test.res, true))
 			require.Equal(t, test.want+"\n", line)
 			back, err := decodeResult([]byte(test.want))
 			require.NoError(t, err)
@@ -76,7 +87,7 @@ func setAll(t *testing.T, v any) {
 		f := s.Field(i)
 		switch f.Interface().(type) {
 		case load.Chunks:
-			f.Set(reflect.ValueOf(chunksOf(load.Chunk{At: 1 << 40, Tokens: 5, TextBytes: 6})))
+			f.Set(reflect.ValueOf(chunksOf(load.Chunk{At: 1008, Tokens: 5, TextBytes: 6})))
 			continue
 		case map[string]float64:
 			f.Set(reflect.ValueOf(map[string]float64{"a": 0.1, "b": math.Inf(1), "c": math.Inf(-1), "d": 1e300}))
@@ -100,8 +111,10 @@ func setAll(t *testing.T, v any) {
 
 func TestEveryFieldSurvives(t *testing.T) {
 	var res load.Result
-	setAll(t, &res)
-	back, err := decodeResult(appendResult(nil, &res))
+	setAll(t, &res) // each field is larger than the one before, so that the moments are in order
+	res.FirstEvent, res.OutputTokens, res.FirstTokens = res.FirstToken, 5000, 4000
+	require.NoError(t, res.Check())
+	back, err := decodeResult(appendResult(nil, &res, true))
 	require.NoError(t, err)
 	require.Equal(t, res, back)
 
@@ -132,6 +145,7 @@ func TestSampleValuesThatAreNotNumbers(t *testing.T) {
 
 func FuzzResultRoundTrip(f *testing.F) {
 	f.Add(1, int64(5), int64(6), int64(7), true, "ok", "message", "text", 200, []byte{1, 2, 3, 200, 1, 9})
+	f.Add(3, int64(0), int64(0), int64(0), true, "ok", "a\xff", "\xfe", 0, []byte{})
 	f.Add(-1, int64(math.MinInt64), int64(math.MaxInt64), int64(-1), false, "\xff", "\"\\\u2028\x7f\x00", "\xed\xa0\x80 </script>", -5, []byte(nil))
 	f.Fuzz(func(t *testing.T, id int, a, b, c int64, flag bool, s1, s2, s3 string, n int, chunks []byte) {
 		r := load.Result{
@@ -150,8 +164,15 @@ func FuzzResultRoundTrip(f *testing.F) {
 			r.Chunks.Append(load.Chunk{At: time.Duration(at), Tokens: int(chunks[1]) % 6, TextBytes: int(chunks[2]) << (chunks[0] % 40)})
 			chunks = chunks[3:]
 		}
-		line := appendResult(nil, &r)
-		require.Equal(t, line, appendResult(nil, &r))
+		if r.Check() != nil {
+			line := appendResult(nil, &r, true)
+			require.True(t, json.Valid(line), "%q", line)
+			_, err := decodeResult(line)
+			require.Error(t, err)
+			return
+		}
+		line := appendResult(nil, &r, true)
+		require.Equal(t, line, appendResult(nil, &r, true))
 		require.Equal(t, len(line)-1, strings.IndexByte(string(line), '\n'), "one line")
 		require.True(t, json.Valid(line), "%q", line)
 		back, err := decodeResult(line)
@@ -162,7 +183,7 @@ func FuzzResultRoundTrip(f *testing.F) {
 
 func FuzzDecode(f *testing.F) {
 	r := sampleResult()
-	f.Add(appendResult(nil, &r))
+	f.Add(appendResult(nil, &r, true))
 	f.Add([]byte(`{"id":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":-5,"completion_ns":0,"sent":false,"outcome":"ok",` +
 		`"input_len":0,"output_len":0,"chunk_gap_ns":[1,9223372036854775807],"chunk_tokens":[1,-1]}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
@@ -171,37 +192,51 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := decodeResult(appendResult(nil, &r))
+		again, err := decodeResult(appendResult(nil, &r, true))
 		require.NoError(t, err)
 		require.Equal(t, r, again)
 	})
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	const head = `{"id":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":10,"completion_ns":0,"sent":false,"outcome":"ok","input_len":0,"output_len":0`
-	_, err := decodeResult([]byte(head + `}`))
+	const head = `{"id":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":10,"completion_ns":20,"sent":true,"outcome":"ok","input_len":0,"output_len":0,"output_tokens":3`
+	r, err := decodeResult([]byte(head + `}`))
 	require.NoError(t, err)
-	r, err := decodeResult([]byte(head + `, "chunk_gap_ns" : [ 1 , 2 ], "chunk_tokens": [0,2], "a key of the future": {} }`))
+	require.Equal(t, []int{load.NotReported, load.NotReported}, []int{r.CachedTokens, r.Retractions}, "what is not there is not known")
+	r, err = decodeResult([]byte(head + `, "chunk_gap_ns" : [ 1 , 2 ], "chunk_tokens": [0,2], "chunk_text_bytes": [3,0], "a key of the future": {} }`))
 	require.NoError(t, err)
-	require.Equal(t, chunksOf(load.Chunk{At: 11}, load.Chunk{At: 13, Tokens: 2}), r.Chunks)
+	require.Equal(t, chunksOf(load.Chunk{At: 11, TextBytes: 3}, load.Chunk{At: 13, Tokens: 2}), r.Chunks)
+	chunks := func(gaps, tokens, bytes string) string {
+		return head + `,"chunk_gap_ns":` + gaps + `,"chunk_tokens":` + tokens + `,"chunk_text_bytes":` + bytes + `}`
+	}
+	_, err = decodeResult([]byte(chunks("null", "null", "null")))
+	require.NoError(t, err)
 	for name, line := range map[string]string{
-		"empty":                 ``,
-		"no members":            `{}`,
-		"wrong type":            `{"id":"7"}`,
-		"two values":            head + `}{}`,
-		"fraction of a ns":      strings.Replace(head, `"due_ns":0`, `"due_ns":0.5`, 1) + `}`,
-		"arrays differ":         head + `,"chunk_gap_ns":[1,2],"chunk_tokens":[1]}`,
-		"tokens without chunks": head + `,"chunk_tokens":[1]}`,
-		"negative tokens":       head + `,"chunk_gap_ns":[1],"chunk_tokens":[-1]}`,
-		"negative text":         head + `,"chunk_gap_ns":[1],"chunk_text_bytes":[-1]}`,
-		"chunk before start":    head + `,"chunk_gap_ns":[-11]}`,
-		"chunks out of order":   head + `,"chunk_gap_ns":[1,-1]}`,
-		"gap overflows":         head + `,"chunk_gap_ns":[1,9223372036854775807]}`,
-		"array is null":         head + `,"chunk_gap_ns":null}`,
-		"array is a number":     head + `,"chunk_gap_ns":1}`,
-		"array of arrays":       head + `,"chunk_gap_ns":[[1]]}`,
-		"array of fractions":    head + `,"chunk_gap_ns":[1,2.5]}`,
-		"bad base64":            head + `,"text_base64":"?"}`,
+		"empty":                  ``,
+		"no members":             `{}`,
+		"wrong type":             `{"id":"7"}`,
+		"two values":             head + `}{}`,
+		"null where none may be": strings.Replace(head, `"due_ns":0`, `"due_ns":null`, 1) + `}`,
+		"fraction of a ns":       strings.Replace(head, `"due_ns":0`, `"due_ns":0.5`, 1) + `}`,
+		"arrays differ":          chunks("[1,2]", "[1]", "[1,1]"),
+		"an array is missing":    head + `,"chunk_gap_ns":[1,2],"chunk_tokens":[1,1]}`,
+		"tokens without chunks":  chunks("null", "[1]", "null"),
+		"negative tokens":        chunks("[1]", "[-1]", "[1]"),
+		"many tokens":            chunks("[1]", "[9223372036854775807]", "[1]"),
+		"negative text":          chunks("[1]", "[1]", "[-1]"),
+		"chunk before start":     chunks("[-11]", "[1]", "[1]"),
+		"chunks out of order":    chunks("[1,-1]", "[1,1]", "[1,1]"),
+		"chunk after the end":    chunks("[11]", "[1]", "[1]"),
+		"gap overflows":          chunks("[1,9223372036854775807]", "[1,1]", "[1,1]"),
+		"array is a number":      chunks("1", "1", "1"),
+		"array of arrays":        chunks("[[1]]", "[1]", "[1]"),
+		"array of fractions":     chunks("[1,2.5]", "[1,1]", "[1,1]"),
+		"bad base64":             head + `,"not_utf8":{"text":"?"}}`,
+		"not a text":             head + `,"not_utf8":{"id":"/w=="}}`,
+		"token after the end":    head + `,"first_token_ns":21,"last_token_ns":21}`,
+		"more than all tokens":   head + `,"first_token_ns":20,"last_token_ns":20,"first_tokens":4}`,
+		"many prompt tokens":     head + `,"prompt_tokens":9223372036854775807}`,
+		"-2 cached tokens":       head + `,"cached_tokens":-2}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := decodeResult([]byte(line))
@@ -215,6 +250,7 @@ func benchResult() load.Result {
 	r := sampleResult()
 	r.Message, r.Text = "", ""
 	r.Arrival, r.Due, r.Released, r.Send, r.Completion = 12_345_678_901, 12_345_678_901, 12_345_700_123, 12_345_750_000, 13_500_000_000
+	r.FirstEvent, r.FirstToken, r.LastToken, r.OutputTokens = 0, r.Send+8_123_457, r.Send+128*8_123_457, 128
 	r.Chunks = load.Chunks{}
 	for i := range 128 {
 		r.Chunks.Append(load.Chunk{At: r.Send + time.Duration(i+1)*8_123_457, Tokens: 1, TextBytes: 2 + i%7})
@@ -225,7 +261,7 @@ func benchResult() load.Result {
 func TestEncodingDoesNotAllocate(t *testing.T) {
 	r := benchResult()
 	buf := make([]byte, 0, 8<<10)
-	require.Zero(t, testing.AllocsPerRun(100, func() { buf = appendResult(buf[:0], &r) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { buf = appendResult(buf[:0], &r, true) }))
 }
 
 func BenchmarkEncode(b *testing.B) {
@@ -233,14 +269,14 @@ func BenchmarkEncode(b *testing.B) {
 	buf := make([]byte, 0, 8<<10)
 	b.ReportAllocs()
 	for b.Loop() {
-		buf = appendResult(buf[:0], &r)
+		buf = appendResult(buf[:0], &r, true)
 	}
 	b.ReportMetric(float64(len(buf)), "B/line")
 }
 
 func BenchmarkDecode(b *testing.B) {
 	r := benchResult()
-	line := appendResult(nil, &r)
+	line := appendResult(nil, &r, true)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := decodeResult(line); err != nil {

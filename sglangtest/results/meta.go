@@ -11,7 +11,7 @@ import (
 )
 
 // SchemaVersion is the version of the folder's format. Open refuses every other version.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // The files of a run folder. See the package comment for what each holds.
 const (
@@ -83,6 +83,7 @@ type runRecord struct {
 	Plan           *load.Plan           `json:"plan"`
 	MaxConcurrency int                  `json:"max_concurrency"`
 	Writer         process              `json:"writer"`
+	ChunksStored   bool                 `json:"chunks_stored"`
 	Sizes          map[string]int64     `json:"size_bytes,omitempty"`
 }
 

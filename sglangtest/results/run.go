@@ -32,6 +32,9 @@ type Run struct {
 	// Engines are the servers that were measured, as they were at the run's start; nil if the run never began, or nothing
 	// declared them.
 	Engines []metrics.EngineRecord
+	// ChunksStored says whether results have the chunks of streamed answers: false of a run that was stored WithoutChunks. What
+	// is computed from them (ITL, tokens over time) cannot be had then, and TPOT only from FirstToken, FirstTokens and LastToken.
+	ChunksStored bool
 	// Truncated lists the files that end in an incomplete line, which is not read. After an interruption that
 	// is what had not been written completely; in a running run the rest may follow.
 	Truncated []Truncation
@@ -81,6 +84,7 @@ func Open(dir string) (*Run, error) {
 		Created:        record.Created,
 		Plan:           record.Plan,
 		MaxConcurrency: record.MaxConcurrency,
+		ChunksStored:   record.ChunksStored,
 	}
 	if record.Started != nil {
 		r.Started = *record.Started
@@ -154,6 +158,18 @@ func readJSON(dir, name string, into any) error {
 // Requests yields the results in the order in which they were recorded, roughly that of completion. Memory
 // does not grow with their number. The sequence ends after the first error, which names file and line.
 func (r *Run) Requests() iter.Seq2[load.Result, error] { return lines(r.requests, decodeResult) }
+
+// Chunks yields the results like [Run.Requests] does, for what is computed from their chunks: ITL, tokens over time. Of a run
+// that was stored without chunks it yields nothing but an error that says so.
+func (r *Run) Chunks() iter.Seq2[load.Result, error] {
+	if r.ChunksStored {
+		return r.Requests()
+	}
+	return func(yield func(load.Result, error) bool) {
+		yield(load.Result{}, fmt.Errorf("results: %s was stored without chunks (results.WithoutChunks, or omit_chunks in the config): the times between tokens (ITL) and "+
+			"tokens over time cannot be computed from it; its summary.json holds what was measured", r.Dir))
+	}
+}
 
 // Arrivals yields the requests that arrived, in order of arrival, like [Run.Requests] does.
 func (r *Run) Arrivals() iter.Seq2[Arrival, error] { return lines(r.arrivals, decodeArrival) }

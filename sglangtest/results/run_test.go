@@ -3,12 +3,15 @@ package results
 import (
 	"bufio"
 	"encoding/csv"
+	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,7 +161,7 @@ func appendTo(t *testing.T, dir, name, text string) {
 func TestTornLines(t *testing.T) {
 	one, two := sampleResult(), sampleResult()
 	two.ID, two.Text = 8, strings.Repeat("long ", 100_000) // longer than any read buffer
-	line := string(appendResult(nil, &two))
+	line := string(appendResult(nil, &two, true))
 	for _, cut := range []int{1, 10, len(line) / 2, len(line) - 1} {
 		dir := interrupted(t, one)
 		appendTo(t, dir, requestsFile, line[:cut])
@@ -251,9 +254,9 @@ func TestDamagedFolders(t *testing.T) {
 	require.ErrorContains(t, err, samplesFile)
 
 	dir = finished()
-	rewrite(dir, runFile, `"schema_version": 1`, `"schema_version": 2`)
+	rewrite(dir, runFile, `"schema_version": 2`, `"schema_version": 1`)
 	_, err = Open(dir)
-	require.ErrorContains(t, err, "schema version 2")
+	require.ErrorContains(t, err, "schema version 1")
 
 	dir = finished()
 	rewrite(dir, runFile, `"finished"`, `"perhaps"`)
@@ -337,18 +340,18 @@ func TestCSV(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, run.WriteCSV(&out))
 	header, rest, _ := strings.Cut(out.String(), "\r\n")
-	require.Equal(t, "id,conversation,turn,arrival_ns,due_ns,released_ns,send_ns,first_event_ns,first_token_ns,last_token_ns,completion_ns,"+
+	require.Equal(t, "id,conversation,turn,arrival_ns,due_ns,released_ns,send_ns,first_event_ns,first_token_ns,first_tokens,last_token_ns,completion_ns,"+
 		"queue_time_ns,server_latency_ns,total_latency_ns,sent,connect_ns,reused,idle_ns,held_open,overhead_ns,api,streamed,outcome,status,message,input_len,"+
 		"output_len,prompt_tokens,output_tokens,cached_tokens,retractions,finish_reason,worker,chunks,simulated_by", header)
 	require.Contains(t, rest, `"a,b`+"\r\n"+`""c""",0,0,`, "line ends inside a cell stay as they are")
 	rows, err := csv.NewReader(strings.NewReader(out.String())).ReadAll()
 	require.NoError(t, err)
 	require.Len(t, rows, 3)
-	require.Equal(t, []string{"7", "c-1", "2", "1000", "1001", "1002", "1003", "1900", "2000", "2500", "3000", "3", "1997", "2000", "true", "5",
+	require.Equal(t, []string{"7", "c-1", "2", "1000", "1001", "1002", "1003", "1900", "2000", "1", "2500", "3000", "3", "1997", "2000", "true", "5",
 		"true", "8", "true", "6", "generate", "true", "ok", "200", full.Message, "10", "4", "11", "4", "3", "1", "length", "server-0", "2", "p, q"}, rows[1])
-	require.Equal(t, []string{"", "", ""}, rows[2][7:10], "no token is not time 0")
-	require.Equal(t, "", rows[2][23], "no status is not status 0")
-	require.Equal(t, "a,b\n\"c\"", rows[2][24], "the standard reader folds CRLF in cells")
+	require.Equal(t, []string{"", "", "", ""}, rows[2][7:11], "no token is not time 0")
+	require.Equal(t, "", rows[2][24], "no status is not status 0")
+	require.Equal(t, "a,b\n\"c\"", rows[2][25], "the standard reader folds CRLF in cells")
 }
 
 func TestParseGitStatus(t *testing.T) {
@@ -360,4 +363,86 @@ func TestParseGitStatus(t *testing.T) {
 	require.True(t, git.Dirty)
 	_, err = parseGitStatus("")
 	require.Error(t, err)
+}
+
+// A folder without chunks says so, and refuses what cannot be computed from it.
+func TestWithoutChunks(t *testing.T) {
+	res := sampleResult()
+	w := begin(t, t.TempDir()+"/run", WithoutChunks(), WithCSV())
+	w.Arrived(&load.Request{ID: res.ID, Arrival: res.Arrival})
+	w.Result(&res)
+	require.NoError(t, w.Finish(nil))
+	line, err := os.ReadFile(filepath.Join(w.Dir(), requestsFile))
+	require.NoError(t, err)
+	require.Contains(t, string(line), `"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,`)
+	run, err := Open(w.Dir())
+	require.NoError(t, err)
+	require.False(t, run.ChunksStored)
+	want := res
+	want.Chunks = load.Chunks{}
+	require.Equal(t, []load.Result{want}, collect(t, run.Requests()))
+	n := 0
+	for _, err := range run.Chunks() {
+		require.ErrorContains(t, err, "stored without chunks (results.WithoutChunks, or omit_chunks in the config): the times between tokens (ITL) and tokens over time cannot be computed")
+		n++
+	}
+	require.Equal(t, 1, n)
+	table, err := os.ReadFile(filepath.Join(w.Dir(), csvFile))
+	require.NoError(t, err)
+	require.Contains(t, string(table), ",server-0,,\r\n", "their number is not 0")
+
+	w = begin(t, t.TempDir()+"/run")
+	w.Result(&res)
+	require.NoError(t, w.Finish(nil))
+	run, err = Open(w.Dir())
+	require.NoError(t, err)
+	require.True(t, run.ChunksStored)
+	require.Equal(t, []load.Result{res}, collect(t, run.Chunks()))
+}
+
+// Every line of every file has all keys, whatever is known.
+func TestEveryLineHasEveryKey(t *testing.T) {
+	w := begin(t, t.TempDir()+"/run")
+	res := sampleResult()
+	w.Result(&load.Result{Outcome: load.OutcomeRefused, CachedTokens: load.NotReported, Retractions: load.NotReported})
+	w.Result(&res)
+	w.Arrived(&load.Request{})
+	w.Arrived(&load.Request{ID: 1, Arrival: 5})
+	w.Sample(metrics.Sample{Source: "server-0", Err: "refused"})
+	w.Sample(metrics.Sample{At: 1, Cost: 2, Source: "server-0", Values: map[string]float64{"x": 1}})
+	w.Event(metrics.Event{})
+	w.Event(metrics.Event{At: 1, Kind: "k", Source: "s", Data: map[string]any{"a": 1}})
+	require.NoError(t, w.Finish(nil))
+	for _, name := range journalFiles {
+		data, err := os.ReadFile(filepath.Join(w.Dir(), name))
+		require.NoError(t, err)
+		var keys [][]string
+		for line := range strings.Lines(string(data)) {
+			var v map[string]any
+			require.NoError(t, json.Unmarshal([]byte(line), &v))
+			keys = append(keys, slices.Sorted(maps.Keys(v)))
+		}
+		require.Len(t, keys, 2)
+		require.Equal(t, keys[0], keys[1], name)
+	}
+	samples, err := os.ReadFile(filepath.Join(w.Dir(), samplesFile))
+	require.NoError(t, err)
+	require.Equal(t, `{"at_ns":0,"cost_ns":0,"source":"server-0","values":null,"error":"refused"}`+"\n"+
+		`{"at_ns":1,"cost_ns":2,"source":"server-0","values":{"x":1},"error":null}`+"\n", string(samples))
+	events, err := os.ReadFile(filepath.Join(w.Dir(), eventsFile))
+	require.NoError(t, err)
+	require.Equal(t, `{"at_ns":0,"kind":"","source":null,"data":null}`+"\n"+`{"at_ns":1,"kind":"k","source":"s","data":{"a":1}}`+"\n", string(events))
+}
+
+// A result that contradicts itself, handed to a writer without a collector, is stored as a failure and fails the run.
+func TestAResultThatContradictsItself(t *testing.T) {
+	res := sampleResult()
+	res.FirstToken = res.Completion + 1
+	w := begin(t, t.TempDir()+"/run")
+	w.Result(&res)
+	require.ErrorContains(t, w.Finish(nil), "the result of request 7 contradicts itself")
+	run, err := Open(w.Dir())
+	require.NoError(t, err)
+	require.Equal(t, StateFailed, run.State)
+	require.Equal(t, load.OutcomeProtocol, collect(t, run.Requests())[0].Outcome)
 }

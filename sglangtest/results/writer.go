@@ -27,7 +27,10 @@ const (
 // An Option changes how runs are stored.
 type Option func(*options) error
 
-type options struct{ csv bool }
+type options struct {
+	csv           bool
+	withoutChunks bool
+}
 
 func newOptions(opts []Option) (options, error) {
 	var o options
@@ -42,6 +45,16 @@ func newOptions(opts []Option) (options, error) {
 func WithCSV() Option {
 	return func(o *options) error {
 		o.csv = true
+		return nil
+	}
+}
+
+// WithoutChunks leaves out the moments, token counts and lengths of the single chunks of streamed answers, which are most of
+// a folder: run.json says so, and [Run.Chunks] refuses what needs them. The summary is not affected: it is made of what
+// was measured, not of what is stored.
+func WithoutChunks() Option {
+	return func(o *options) error {
+		o.withoutChunks = true
 		return nil
 	}
 }
@@ -122,6 +135,7 @@ func Create(dir string, meta Meta, opts ...Option) (*Writer, error) {
 			Label:         meta.Label,
 			Simulated:     append([]metrics.Simulation(nil), meta.Simulated...),
 			Writer:        currentProcess(),
+			ChunksStored:  !o.withoutChunks,
 		},
 	}
 	environment, err := json.MarshalIndent(currentEnvironment(meta.Seed), "", "  ")
@@ -275,25 +289,36 @@ func (w *Writer) Arrived(req *load.Request) {
 	scratch.Put(line)
 }
 
-// Result stores what became of a request.
+// Result stores what became of a request. A result that contradicts itself (see [load.Result.Check]) is stored as a failure that
+// says so, and makes the run fail: no reader would take it.
 func (w *Writer) Result(res *load.Result) {
+	if fault := res.Check(); fault != nil {
+		w.keep(fmt.Errorf("results: the result of request %d contradicts itself: %w", res.ID, fault))
+		void := res.Void("the result contradicts itself: "+fault.Error(), 0)
+		res = &void
+	}
 	line := scratch.Get().(*[]byte)
-	*line = appendResult((*line)[:0], res)
+	*line = appendResult((*line)[:0], res, !w.opts.withoutChunks)
 	w.append(w.requests, *line)
 	scratch.Put(line)
 }
 
 // Sample stores a sample.
 func (w *Writer) Sample(s metrics.Sample) {
-	values := make(map[string]number, len(s.Values))
+	var values map[string]number
+	if s.Values != nil {
+		values = make(map[string]number, len(s.Values))
+	}
 	for name, v := range s.Values {
 		values[name] = number(v)
 	}
-	w.appendEncoded(w.samples, wireSample{Sample: s, Values: values})
+	w.appendEncoded(w.samples, wireSample{At: &s.At, Cost: s.Cost, Source: s.Source, Values: values, Err: orNull(s.Err)})
 }
 
 // Event stores an event. Unlike other records, events such as the verdict of a check may come after End.
-func (w *Writer) Event(e metrics.Event) { w.appendEncoded(w.events, e) }
+func (w *Writer) Event(e metrics.Event) {
+	w.appendEncoded(w.events, wireEvent{At: &e.At, Kind: e.Kind, Source: orNull(e.Source), Data: e.Data})
+}
 
 func (w *Writer) append(j *journal, line []byte) {
 	m, waiting, err := j.append(line)
@@ -504,6 +529,6 @@ func (w *Writer) writeSummary(summary any) error {
 func (w *Writer) writeCSV() error {
 	stored := lineFile{path: filepath.Join(w.dir, requestsFile), size: w.requests.size}
 	return replaceFile(w.dir, csvFile, func(out io.Writer) error {
-		return writeCSV(out, lines(stored, decodeResult), w.record.Simulated)
+		return writeCSV(out, lines(stored, decodeResult), w.record.Simulated, w.record.ChunksStored)
 	})
 }
