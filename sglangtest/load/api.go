@@ -70,7 +70,7 @@ type Plan struct {
 	// UnknownInputs is the number of requests whose input length only the server can know.
 	UnknownInputs int `json:"unknown_inputs"`
 	// Prompts says how much of the prompts a prefix cache can take from earlier ones of this workload; null if that is not
-	// known, for lack of memory or because the source does not count it.
+	// known, for lack of memory, because prompts hold answers, or because the source does not count it.
 	Prompts *SharedPrompts `json:"prompts"`
 }
 

@@ -1,5 +1,7 @@
 package load
 
+import "slices"
+
 // SharedPrompts says how much of a workload's prompts begins like an earlier prompt of the same workload, in order of arrival:
 // what an unbounded prefix cache can take from it. Prompts that the generator makes up share nothing and count in Tokens alone.
 type SharedPrompts struct {
@@ -188,7 +190,7 @@ func (t *prefixTree) add(prompt []run) (shared int) {
 type promptCount struct {
 	tree prefixTree
 	sum  SharedPrompts
-	full bool // the tree would have become too large
+	full bool // what is shared is not known: the tree would have become too large, or prompts hold answers
 }
 
 func (c *promptCount) add(p *Prompt, madeUp bool) {
@@ -196,7 +198,8 @@ func (c *promptCount) add(p *Prompt, madeUp bool) {
 		c.sum.Tokens += int64(n)
 		return
 	}
-	if c.full = c.full || c.tree.held > maxPrefixMemory; c.full {
+	answered := slices.ContainsFunc(p.Segments, func(s Segment) bool { return s.Answer }) // which a cache may hold, and the tree does not
+	if c.full = c.full || answered || c.tree.held > maxPrefixMemory; c.full {
 		c.tree = prefixTree{}
 		return
 	}

@@ -38,6 +38,8 @@ func TestPlanCountsSharedPrompts(t *testing.T) {
 	require.Equal(t, SharedPrompts{Tokens: 110 + 110 + 105 + 40 + 30 + 3 + 4 + 50, Shared: 100 + 105 + 30 + 2, Bytes: 4 + 4 + 18 + 18, SharedBytes: 2 + 14}, *p.Prompts)
 	require.Equal(t, []int{1, 0}, []int{p.Passes, p.Rows})
 
+	require.Nil(t, plan(genRows{named(seg(1, 0, 10)), named(seg(1, 0, 10), Segment{Stream: 0, Length: 5, Answer: true})}).Prompts, "a cache may hold the answer")
+
 	p = plan(rows[:2], WithRepeat(), WithLimit(5))
 	require.Equal(t, []int{3, 2}, []int{p.Passes, p.Rows})
 	require.Equal(t, SharedPrompts{Tokens: 550, Shared: 100 + 3*110}, *p.Prompts)

@@ -10,7 +10,10 @@
 // A request that failed has no latency but stays in the percentiles, as +infinity: a server that refuses half
 // of its load has no median. ITL is per token, by the server's own count, and not per event of the stream;
 // where the server does not count, there is no ITL rather than a guess. Every summary says how late the client
-// itself was and gives a verdict on it ([Client]).
+// itself was and gives a verdict on it ([Client]), and one on the run as a whole ([Verdict]).
+//
+// Requests that were under way when a run was stopped are censored: they count neither as ended nor as failed. That favours
+// short requests; a note gives lower bounds of the percentiles that would be larger.
 //
 // # Compatible
 //
