@@ -52,7 +52,7 @@ func (e *Engine) completeRow(row *Row) {
 			r.produced--
 		}
 	} else {
-		e.checkpoint(r, row.Prefix+row.Extend)
+		e.checkpoint(r, row.Prefix+row.Extend, false)
 	}
 	r.told = r.produced
 	e.outputs = append(e.outputs, out)
@@ -158,12 +158,19 @@ func (e *Engine) tell(r *Request) {
 
 // checkpoint puts the first n tokens of r, all computed, into the prefix cache, in whole pages, and locks them there
 // (checkpoint, formerly cache_unfinished_req). What was there before is freed: r's own copy is a duplicate.
-func (e *Engine) checkpoint(r *Request, n int) {
+func (e *Engine) checkpoint(r *Request, n int, chunk bool) {
 	r.prefix = n
 	if e.tree == nil {
 		return
 	}
-	last := e.insert(r, n)
+	counted := r.inserted
+	if e.cfg.Rules.old() {
+		counted = 0
+		if chunk {
+			counted = n
+		}
+	}
+	last := e.insert(r, n, counted, !e.cfg.Rules.old())
 	if r.locked != nil {
 		e.tree.unlock(r.locked)
 	}
@@ -171,18 +178,19 @@ func (e *Engine) checkpoint(r *Request, n int) {
 	r.locked = last
 }
 
-// insert gives the first n tokens of r, in whole pages, to the tree.
-func (e *Engine) insert(r *Request, n int) *node {
+// insert gives the first n tokens of r, in whole pages, to the tree. Nodes within the first counted tokens get no hit: from
+// 0.5.23 on those that the request has inserted before, with the old rules all of a chunk that is not the last, and none of
+// what comes later. With apart, the answer is a node apart from the prompt, which can outlive it.
+func (e *Engine) insert(r *Request, n, counted int, apart bool) *node {
 	n = e.tree.floor(n)
 	key := e.keyOf(r, n)
-	last, had := e.tree.insert(key, n, r.Priority, r.inserted)
+	last, had := e.tree.insert(key, n, r.Priority, counted)
 	r.inserted = max(r.inserted, n)
 	if had > r.protected {
 		e.free += had - r.protected
 	}
 	r.protected = n
-	// From 0.5.23 on, the answer is a node apart from the prompt, which can outlive it.
-	if prompt := e.tree.floor(r.InputLen); !e.cfg.Rules.old() && prompt > 0 && prompt < n {
+	if prompt := e.tree.floor(r.InputLen); apart && prompt > 0 && prompt < n {
 		// The prompt may end inside the last node: the lock has to stay at the whole key's end, which a split
 		// keeps, since it puts the new node above.
 		e.tree.insert(r.key, prompt, r.Priority+1, prompt)
@@ -195,7 +203,11 @@ func (e *Engine) release(r *Request, keep bool) {
 	e.part(r)
 	r.leaving = false
 	if e.tree != nil && keep && r.computed > 0 {
-		e.insert(r, min(r.computed, r.InputLen+r.produced))
+		counted := r.inserted
+		if e.cfg.Rules.old() {
+			counted = 0
+		}
+		e.insert(r, min(r.computed, r.InputLen+r.produced), counted, e.cfg.Rules <= Rules0521)
 	}
 	e.free += e.ceil(r.computed) - r.protected
 	if r.locked != nil {

@@ -4,10 +4,10 @@ import "fmt"
 
 // Rules name the version of SGLang whose scheduler an [Engine] follows. There are two sets, old (0.5.15 to 0.5.21) and
 // new (0.5.23), which differ in when a finish frees its place, whether it costs a wasted decode step, what requests with
-// ignore_eos reserve, when batch_is_full is cleared, the rows that count against the limit, mixed batches, retraction, and
-// what becomes of a request that was preempted in vain. Within the old set differ: the eviction and a stop token on the
-// last allowed token (0.5.15), and the page that a request with ignore_eos sets aside without a prefix cache (from 0.5.21
-// on). The zero value is the newest.
+// ignore_eos reserve, when batch_is_full is cleared, the rows that count against the limit, mixed batches, retraction, which
+// nodes of the cache get a hit, and what becomes of a request that was preempted in vain. Within the old set differ: the eviction and a stop token on the
+// last allowed token (0.5.15), and, from 0.5.21 on, the page that a request with ignore_eos sets aside without a prefix
+// cache, and the node of its own that an answer has in it. The zero value is the newest.
 type Rules uint8
 
 // The versions whose rules are known, newest first.

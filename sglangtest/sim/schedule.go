@@ -65,7 +65,7 @@ func (e *Engine) plan() *Step {
 		}
 	}
 	if c := e.chunked; c != nil && c.computed > c.prefix { // stash_chunked_request
-		e.checkpoint(c, c.computed)
+		e.checkpoint(c, c.computed, true)
 	}
 	e.merge()
 	var s *Step
