@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,6 +48,33 @@ func (a *openings) enter() bool {
 	return !a.over
 }
 
+// A connection knows whether it has carried a request. net/http does not tell: it calls a connection reused that was dialed for
+// one request and went to another, because the first had found an idle one meanwhile, as most do in a burst.
+type connection struct {
+	net.Conn
+	used atomic.Bool
+}
+
+func followed(conn net.Conn, err error) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &connection{Conn: conn}, nil
+}
+
+// reused reports whether the connection that a request has got had carried another, and notes that it carries one. Of a
+// connection that was not dialed here net/http's word is taken.
+func reused(info httptrace.GotConnInfo) bool {
+	conn := info.Conn
+	if over, ok := conn.(*tls.Conn); ok {
+		conn = over.NetConn()
+	}
+	if c, ok := conn.(*connection); ok {
+		return c.used.Swap(true)
+	}
+	return info.Reused
+}
+
 type openingKey struct{}
 
 // dial dials for the sender's own transport.
@@ -57,7 +85,7 @@ type openingKey struct{}
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	o, ok := ctx.Value(openingKey{}).(*opening)
 	if !ok {
-		return dialer.DialContext(ctx, network, address)
+		return followed(dialer.DialContext(ctx, network, address))
 	}
 	if !o.all.enter() {
 		return nil, context.Canceled
@@ -65,7 +93,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	o.abandon()
 	<-o.all.start
 	o.all.slots <- struct{}{}
-	conn, err := dialer.DialContext(ctx, network, address)
+	conn, err := followed(dialer.DialContext(ctx, network, address))
 	<-o.all.slots
 	if trace := httptrace.ContextClientTrace(ctx); err != nil || trace == nil {
 		o.done()

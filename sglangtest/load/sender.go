@@ -278,7 +278,7 @@ func newAttempt() *attempt {
 	a := new(attempt)
 	a.trace = httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
-			a.gotConn, a.reused, a.idle, a.sent = a.clock.Now(), info.Reused, info.IdleTime, true
+			a.gotConn, a.reused, a.idle, a.sent = a.clock.Now(), reused(info), info.IdleTime, true
 		},
 		WroteRequest: func(httptrace.WroteRequestInfo) { a.wrote.Store(true) },
 	}

@@ -22,7 +22,7 @@ type Client struct {
 	// at the run's first moment are part of it, but OK judges the others, if there are any.
 	Lateness Distribution `json:"lateness"`
 	// Connect is the time to get a connection, of all requests that were sent: about 0 for those that found one free.
-	// Opened is how many opened one of their own.
+	// Opened is how many were the first on theirs, whether it was opened for them or before.
 	Connect Distribution `json:"connect"`
 	Opened  int          `json:"connections_opened"`
 	// Overhead is the time spent between reads on parsing and recording an answer.

@@ -39,7 +39,7 @@ var csvColumns = []column{
 	{"sent", func(r *load.Result) string { return strconv.FormatBool(r.Sent) }},
 	{"connect_ns", func(r *load.Result) string { return cellIf(r.Sent || r.Connect != 0, ns(r.Connect)) }},
 	{"reused", func(r *load.Result) string { return cellIf(r.Sent || r.Reused, strconv.FormatBool(r.Reused)) }},
-	{"idle_ns", func(r *load.Result) string { return cellIf(r.Reused, ns(r.Idle)) }},
+	{"idle_ns", func(r *load.Result) string { return cellIf(r.Sent || r.Idle != 0, ns(r.Idle)) }},
 	{"held_open", func(r *load.Result) string { return strconv.FormatBool(r.HeldOpen) }},
 	{"overhead_ns", func(r *load.Result) string { return ns(r.Overhead) }},
 	{"api", func(r *load.Result) string { return string(r.API) }},

@@ -83,7 +83,7 @@
 //	sent*            whether the request left
 //	connect_ns       part of send_ns − released_ns spent on getting a connection; null if none was had
 //	reused           whether the connection had served a request before; null likewise
-//	idle_ns          how long that connection had lain idle; null for a new one
+//	idle_ns          how long that connection had lain idle; 0 for a new one, null if none was had
 //	held_open*       whether the server kept the connection open after the stream's [DONE]
 //	overhead_ns*     time the client spent between reads of the answer
 //	api              "generate", "completions" or "chat_completions"

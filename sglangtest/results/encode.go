@@ -36,7 +36,7 @@ func appendResult(b []byte, r *load.Result, chunks bool) []byte {
 	} else {
 		b = append(b, "null"...)
 	}
-	b = appendIntIf(b, `,"idle_ns":`, int64(r.Idle), r.Reused)
+	b = appendIntIf(b, `,"idle_ns":`, int64(r.Idle), r.Sent || r.Idle != 0)
 	b = strconv.AppendBool(append(b, `,"held_open":`...), r.HeldOpen)
 	b = appendInt(b, `,"overhead_ns":`, int64(r.Overhead))
 	b = appendString(b, "api", string(r.API))

@@ -58,12 +58,12 @@ func TestEncodingIsFixed(t *testing.T) {
 			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":null,"retractions":null,"finish_reason":null,"worker":null,"simulated_by":null,` +
 			`"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,"text":null,"not_utf8":null}`},
 		{"zeros that are known", plain, `{"id":1,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
-			`"first_event_ns":null,"first_token_ns":5,"first_tokens":null,"last_token_ns":9,"completion_ns":9,"sent":true,"connect_ns":0,"reused":false,"idle_ns":null,"held_open":false,"overhead_ns":0,` +
+			`"first_event_ns":null,"first_token_ns":5,"first_tokens":null,"last_token_ns":9,"completion_ns":9,"sent":true,"connect_ns":0,"reused":false,"idle_ns":0,"held_open":false,"overhead_ns":0,` +
 			`"api":null,"streamed":true,"outcome":"ok","status":null,"message":null,"input_len":0,"output_len":0,` +
 			`"prompt_tokens":null,"output_tokens":2,"cached_tokens":0,"retractions":0,"finish_reason":null,"worker":null,"simulated_by":null,` +
 			`"chunk_gap_ns":[5,4],"chunk_tokens":[1,1],"chunk_text_bytes":[0,0],"text":null,"not_utf8":null}`},
 		{"not UTF-8", bad, `{"id":0,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
-			`"first_event_ns":null,"first_token_ns":null,"first_tokens":null,"last_token_ns":null,"completion_ns":0,"sent":true,"connect_ns":0,"reused":false,"idle_ns":null,"held_open":false,"overhead_ns":0,` +
+			`"first_event_ns":null,"first_token_ns":null,"first_tokens":null,"last_token_ns":null,"completion_ns":0,"sent":true,"connect_ns":0,"reused":false,"idle_ns":0,"held_open":false,"overhead_ns":0,` +
 			`"api":null,"streamed":false,"outcome":"http_error","status":500,"message":"a�\u0000","input_len":0,"output_len":0,` +
 			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":0,"retractions":0,"finish_reason":null,"worker":"�","simulated_by":null,` +
 			`"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,"text":null,"not_utf8":{"message":"Yf8A","worker":"/g=="}}`},
