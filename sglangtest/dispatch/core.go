@@ -81,6 +81,8 @@ type Action struct {
 	Status     int
 	RetryAfter time.Duration
 	Reason     string
+	// Note is for the result of a request that is dispatched.
+	Note *load.RouteNote
 }
 
 // Err returns what a rejection is for the request's client.
@@ -122,9 +124,37 @@ type Core struct {
 	aside   []*entry  // held in the present round
 	held    int       // entries
 
+	by    string          // the policy's name
+	plain *load.RouteNote // of a first attempt without a reason
+	notes map[noteKey]*load.RouteNote
+
 	pushed    map[int]*Ticket // with the strategy, by ID
 	strategic policy.Wake     // the strategy's
 	err       error
+}
+
+type noteKey struct {
+	reason  string
+	attempt int
+}
+
+// maxNotes bounds the notes that are kept; a policy may make up a new reason for each request.
+const maxNotes = 1024
+
+// note returns a note that is shared by all requests of which the same is to be said.
+func (c *Core) note(reason string, attempt int) *load.RouteNote {
+	if reason == "" && attempt == 1 {
+		return c.plain
+	}
+	k := noteKey{reason, attempt}
+	n := c.notes[k]
+	if n == nil {
+		n = &load.RouteNote{By: c.by, Reason: reason, Attempt: attempt}
+		if len(c.notes) < maxNotes {
+			c.notes[k] = n
+		}
+	}
+	return n
 }
 
 // worker is what the core knows of a worker beside the view.
@@ -158,6 +188,8 @@ func New(p policy.Policy, opts ...Option) (*Core, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
+	c.by = strings.TrimPrefix(fmt.Sprintf("%T", p), "*")
+	c.plain, c.notes = &load.RouteNote{By: c.by, Attempt: 1}, make(map[noteKey]*load.RouteNote)
 	if c.cfg.strategy != nil {
 		c.pushed = make(map[int]*Ticket)
 	}
@@ -525,6 +557,9 @@ func (c *Core) concerns(w policy.Wake, ev policy.Events, slots []int) bool {
 
 // hold puts an entry among those that wait for its wake.
 func (c *Core) hold(e *entry) {
+	if e.wake.On == 0 && e.wake.At == 0 { // the policy is at fault with it
+		return
+	}
 	c.held++
 	if e.wake.At > 0 {
 		c.timed.push(e)
@@ -676,7 +711,8 @@ func (c *Core) reject(t *Ticket, batch int, d policy.Decision) {
 func (c *Core) dispatch(t *Ticket, e *entry, d *policy.Decision) {
 	a := c.action(t, e.batch)
 	a.Verdict, a.Worker, a.Prefill, a.Reason = policy.VerdictDispatch, d.Worker, d.Prefill, d.Reason
-	t.state, t.worker, t.prefill = stateSent, d.Worker, d.Prefill
+	a.Note = c.note(d.Reason, t.Request.Attempt)
+	t.state, t.worker, t.prefill, t.sentAt = stateSent, d.Worker, d.Prefill, c.view.Now
 	for _, slot := range [2]int{d.Worker, d.Prefill} {
 		if slot == 0 {
 			continue

@@ -9,6 +9,7 @@ import (
 // A Worker describes a worker that comes to a dispatcher.
 type Worker struct {
 	Name  string
+	URL   string // for [Live] only: where its requests are sent
 	Role  policy.Role
 	Facts policy.Facts
 	Limit int // how many requests may be in flight on it; 0: any number

@@ -23,7 +23,7 @@ const maxErrorBody = 1 << 20
 const lingerTime = 100 * time.Millisecond
 
 // read reads the answer and fills in everything from Completion on.
-func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *http.Response, res *Result) {
+func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *http.Response, p *Placement, res *Result) {
 	res.Status = resp.StatusCode
 	if by := resp.Header[SimulatedByHeader]; len(by) > 0 {
 		res.SimulatedBy = by[0]
@@ -31,7 +31,7 @@ func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *
 	streamed := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if resp.StatusCode == http.StatusOK && s.stream && streamed {
 		res.Streamed = true
-		s.readStream(ctx, rctx, clock, a, resp.Body, res)
+		s.readStream(ctx, rctx, clock, a, resp.Body, p, res)
 		return
 	}
 	most := int64(maxBody)
@@ -54,6 +54,7 @@ func (s *Sender) read(ctx, rctx context.Context, clock Clock, a *attempt, resp *
 		res.fail(OutcomeHTTP, wire.ErrorMessage(body))
 	default:
 		s.readWhole(body, a, res)
+		p.tokens(at, res.OutputTokens, res.OutputTokens > 0)
 		if res.Outcome == OutcomeOK && s.stream {
 			res.fail(OutcomeProtocol, fmt.Sprintf("asked for an event stream, got %q", resp.Header.Get("Content-Type")))
 		}
@@ -98,7 +99,7 @@ func (s *Sender) readWhole(body []byte, a *attempt, res *Result) {
 }
 
 // readStream reads an event stream. Each read is stamped when it returns, before anything is parsed.
-func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.ReadCloser, res *Result) {
+func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, body io.ReadCloser, p *Placement, res *Result) {
 	var (
 		broken  bool          // an error came
 		ended   bool          // [DONE] was seen
@@ -181,13 +182,15 @@ func (s *Sender) readStream(ctx, rctx context.Context, clock Clock, a *attempt, 
 			}
 			if output && (tokens > 0 || added > 0) {
 				res.Chunks.Append(Chunk{At: shown, Tokens: tokens, TextBytes: added})
-				if res.FirstToken == 0 {
+				first := res.FirstToken == 0
+				if first {
 					res.FirstToken = shown
 				}
 				res.LastToken = shown
 				if shown == res.FirstToken {
 					res.FirstTokens += tokens
 				}
+				p.tokens(shown, tokens, first)
 			}
 			res.counts(c)
 			res.finish(c)

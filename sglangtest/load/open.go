@@ -103,7 +103,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 
 // CanOpen implements [Opener], with the limits on this process's descriptors and on local ports, where the system tells them.
 func (s *Sender) CanOpen(n int) error {
-	if s.owned == nil || s.picker != nil {
+	if s.owned == nil || s.own.Target.URL == "" {
 		return nil
 	}
 	if s.maxConns > 0 {
@@ -121,16 +121,16 @@ func (s *Sender) CanOpen(n int) error {
 	return nil
 }
 
-// Open implements [Opener]. It does nothing if the sender has a transport of the caller's ([WithTransport]) or a picker, which
-// alone knows the targets.
+// Open implements [Opener]. It does nothing if the sender has a transport of the caller's ([WithTransport]) or sends where a route
+// says, which alone knows how many go to each target.
 func (s *Sender) Open(ctx context.Context, n int) {
-	if s.owned == nil || s.picker != nil {
+	if s.owned == nil || s.own.Target.URL == "" {
 		return
 	}
 	if s.maxConns > 0 {
 		n = min(n, s.maxConns)
 	}
-	to, err := s.place(s.target.URL)
+	to, err := s.place(s.own.Target.URL)
 	if err != nil {
 		return // NewSender has reported it
 	}

@@ -17,7 +17,9 @@ type job struct {
 	waiter Waiter
 	line   *line
 	cur    Request     // of the goroutine that lets requests arrive
+	route  Route       // nil: none
 	breach func(error) // notes the first breach of the Doer's contract
+	end    func(error) // ends the run
 }
 
 // arrive waits for the next request's arrival and reports it; false if there is none or the run is over, then with the error
@@ -39,17 +41,32 @@ func (j *job) arrive() (bool, error) {
 
 // carryOut does the request and records what became of it in res, whose chunk memory is used again.
 func (j *job) carryOut(p *pending, due time.Duration, res *Result) {
-	req, do := &p.Request, j.do
-	if p.ready != nil {
-		do = p.ready
+	if j.route != nil {
+		j.placed(p, due, res)
+	} else {
+		do := j.do
+		if p.ready != nil {
+			do = p.ready
+		}
+		p.blank(due, res)
+		do.Do(j.ctx, j.clock, &p.Request, res)
+		j.check(&p.Request, due, res)
 	}
+	j.rec.Record(res)
+}
+
+// blank makes res the result of the request before anything is known.
+func (p *pending) blank(due time.Duration, res *Result) {
 	chunks := res.Chunks
 	chunks.Reset()
 	*res = Result{
-		ID: req.ID, Conversation: req.Conversation, Turn: req.Turn, Arrival: req.Arrival, Due: due,
-		InputLen: req.InputLen, OutputLen: req.OutputLen, Chunks: chunks,
+		ID: p.ID, Conversation: p.Conversation, Turn: p.Turn, Arrival: p.Arrival, Due: due,
+		InputLen: p.InputLen, OutputLen: p.OutputLen, Chunks: chunks,
 	}
-	do.Do(j.ctx, j.clock, req, res)
+}
+
+// check replaces a result in which the Doer broke its contract.
+func (j *job) check(req *Request, due time.Duration, res *Result) {
 	now := j.clock.Now()
 	if fault := res.breach(req.ID, req.Arrival, due, now); fault != nil {
 		j.breach(fmt.Errorf("the Doer broke its contract with request %d: %w", req.ID, fault))
@@ -57,7 +74,6 @@ func (j *job) carryOut(p *pending, due time.Duration, res *Result) {
 			OutputLen: req.OutputLen}
 		*res = asked.Void("the Doer broke its contract: "+fault.Error(), now)
 	}
-	j.rec.Record(res)
 }
 
 // giveUp records a request that had arrived but was not released when the run was cancelled.

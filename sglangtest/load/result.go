@@ -126,6 +126,9 @@ type Result struct {
 	// Worker names the server that processed the request, where that is known: the target's name, or if it has
 	// none the weight version that the server answered with, unless that is SGLang's "default".
 	Worker string
+	// Routed is when a route of the harness placed the request, and Route by whom and why; nil: there was no route.
+	Routed time.Duration
+	Route  *RouteNote
 	// SimulatedBy names the profile of the simulated engine that answered; empty for a real one. See [SimulatedByHeader].
 	SimulatedBy string
 	// Chunks lists the events that carried output. It is empty unless Streamed.

@@ -33,6 +33,7 @@ type runConfig struct {
 	afterWarmup    func(context.Context) error
 	background     []func(context.Context, Clock) error
 	waiter         Waiter
+	route          Route
 }
 
 // A RunOption configures [Run].
@@ -63,9 +64,9 @@ func WithOpenConnections(n int) RunOption {
 	}
 }
 
-// WithWarmup sends n requests before the run, one after the other, and waits for their end. They are requests
-// of their own ([WarmupRequest]), not rows of the workload, and are not recorded. If one fails, so does the run.
-// Default: 0.
+// WithWarmup sends n requests before the run, to each target if there are several (see [WithRoute]), one after the other, and
+// waits for their end. They are requests of their own ([WarmupRequest]), not rows of the workload, and are not recorded. If
+// one fails, so does the run. Default: 0.
 func WithWarmup(n int) RunOption {
 	return func(c *runConfig) error {
 		if n < 0 {
@@ -111,6 +112,42 @@ func WithWaiter(w Waiter) RunOption {
 	}
 }
 
+// WithRoute makes r decide where each request goes and how long it waits before: r stands between the cap and the Doer, which
+// must be a [TargetDoer]. The wait counts as QueueTime and moves Result.Due, so that it is never the client's lateness.
+// Warm-up requests go to each target in turn, without r. Default: the Doer knows where to send.
+func WithRoute(r Route) RunOption {
+	return func(c *runConfig) error {
+		if r == nil {
+			return errors.New("WithRoute(nil)")
+		}
+		c.route = r
+		return nil
+	}
+}
+
+// checkRoute reports what the Doer cannot send.
+func checkRoute(r Route, do Doer) error {
+	if r == nil {
+		if s, ok := do.(*Sender); ok && s.own.Target.URL == "" {
+			return errors.New("the sender sends where a route says, and there is none: add WithRoute, or make it with NewSender")
+		}
+		return nil
+	}
+	d, ok := do.(TargetDoer)
+	if !ok {
+		return fmt.Errorf("a route needs a Doer that sends where it is told (load.TargetDoer), which %T is not", do)
+	}
+	targets := r.Targets()
+	if len(targets) == 0 {
+		return errors.New("the route has no targets")
+	}
+	var faults []error
+	for _, t := range targets {
+		faults = append(faults, d.CheckTarget(t))
+	}
+	return errors.Join(faults...)
+}
+
 // Run carries out the workload src: it releases each request to do at its intended time (open loop) and returns
 // when all have ended. Every request that arrived is recorded exactly once with rec.
 //
@@ -125,6 +162,7 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	for _, opt := range opts {
 		faults = append(faults, opt(&cfg))
 	}
+	faults = append(faults, checkRoute(cfg.route, do))
 	if err := errors.Join(faults...); err != nil {
 		return fmt.Errorf("load: run: %w", err)
 	}
@@ -184,9 +222,12 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	clock := NewClock(time.Now().Add(startLead))
 	rec.Start(clock)
 	stopBackground := startBackground(ctx, clock, cfg.background)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	var breach error
 	var once sync.Once
-	j := job{ctx: ctx, clock: clock, do: do, rec: rec, waiter: cfg.waiter, line: line, breach: func(err error) { once.Do(func() { breach = err }) }}
+	j := job{ctx: ctx, clock: clock, do: do, rec: rec, waiter: cfg.waiter, line: line, route: cfg.route, end: end,
+		breach: func(err error) { once.Do(func() { breach = err }) }}
 	if cfg.maxConcurrency > 0 {
 		err = (&places{job: j, cap: cfg.maxConcurrency}).run()
 	} else {
@@ -203,16 +244,24 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 
 func warmUp(ctx context.Context, do Doer, seed uint64, cfg *runConfig) error {
 	clock := NewClock(time.Now())
-	for i := range cfg.warmup {
+	var targets []Target
+	if cfg.route != nil {
+		targets = cfg.route.Targets()
+	}
+	for i := range cfg.warmup * max(1, len(targets)) {
 		req := WarmupRequest(seed, i)
 		now := clock.Now()
 		res := Result{ID: req.ID, Arrival: now, Due: now, InputLen: req.InputLen, OutputLen: req.OutputLen}
-		do.Do(ctx, clock, &req, &res)
+		if targets != nil {
+			do.(TargetDoer).DoTo(ctx, clock, &Placement{Target: targets[i%len(targets)]}, &req, &res)
+		} else {
+			do.Do(ctx, clock, &req, &res)
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if !res.OK() {
-			return fmt.Errorf("load: warm-up request %d of %d failed: %s (HTTP status %d): %s", i+1, cfg.warmup, res.Outcome, res.Status, res.Message)
+			return fmt.Errorf("load: warm-up request %d of %d failed: %s (HTTP status %d): %s", i+1, cfg.warmup*max(1, len(targets)), res.Outcome, res.Status, res.Message)
 		}
 	}
 	if cfg.afterWarmup != nil {

@@ -394,7 +394,7 @@ func TestWorkerIsTheTargetWhereThatHasAName(t *testing.T) {
 	})
 	res := do(t, answer, Request{Prompt: Prompt{Text: "x"}, OutputLen: 1}, WithStreaming(false))
 	require.Equal(t, "step-1200", res.Worker)
-	s, err := NewSender("", WithTransport(answer), WithStreaming(false), WithPicker(pickOne{}))
+	s, err := NewRoutedSender(WithTransport(answer), WithStreaming(false))
 	require.NoError(t, err)
 	req := Request{Prompt: Prompt{Text: "x"}, OutputLen: 1}
 	for range 3 { // a caller's own trace is not carried from one request to the next
@@ -405,16 +405,10 @@ func TestWorkerIsTheTargetWhereThatHasAName(t *testing.T) {
 			return answer(r)
 		})
 		res = Result{}
-		s.Do(ctx, NewClock(time.Now()), &req, &res)
+		s.DoTo(ctx, NewClock(time.Now()), &Placement{Target: Target{URL: "http://one", Name: "worker-1"}}, &req, &res)
 		require.Equal(t, 1, calls)
 		require.Equal(t, "worker-1", res.Worker)
 	}
-}
-
-type pickOne struct{}
-
-func (pickOne) Pick(context.Context, *Request) (Target, error) {
-	return Target{URL: "http://one", Name: "worker-1"}, nil
 }
 
 func TestSenderTransportFailures(t *testing.T) {

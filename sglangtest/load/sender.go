@@ -20,13 +20,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/internal/wire"
 )
 
-// A Picker chooses the target of each request. It is called from many goroutines at once. It must decide at once:
-// the time it takes counts as the client's lateness.
-// An error refuses the request: its outcome is OutcomeRejected.
-type Picker interface {
-	Pick(ctx context.Context, req *Request) (Target, error)
-}
-
 // A Sender sends requests to an SGLang server, or to anything that answers like one, and measures the answers.
 // It never retries. It is safe for concurrent use; create it with [NewSender] and release it with Close.
 //
@@ -41,8 +34,7 @@ type Sender struct {
 	timeout             time.Duration
 	tokenLow, tokenHigh int32
 	header              http.Header
-	picker              Picker
-	target              Target
+	own                 Placement // where requests go without a route
 	rt                  http.RoundTripper
 	owned               *http.Transport // rt, if the sender made it
 	maxConns            int
@@ -120,11 +112,6 @@ func WithHeader(key, value string) SenderOption {
 // WithAPIKey sends "Authorization: Bearer key".
 func WithAPIKey(key string) SenderOption { return WithHeader("Authorization", "Bearer "+key) }
 
-// WithPicker makes p choose the target of each request, instead of the URL given to [NewSender], which must then be empty.
-func WithPicker(p Picker) SenderOption {
-	return func(s *Sender) error { s.picker = p; return nil }
-}
-
 // WithMaxConnections limits the connections to each target. A request that finds none free waits; the wait
 // shows as Result.Connect. Default: no limit, so that the number of connections follows the load.
 func WithMaxConnections(n int) SenderOption {
@@ -184,20 +171,24 @@ func WithTransport(rt http.RoundTripper) SenderOption {
 
 // NewSender returns a sender to the server at baseURL. All faults of the options are reported together.
 func NewSender(baseURL string, opts ...SenderOption) (*Sender, error) {
+	return newSender(baseURL, false, opts)
+}
+
+// NewRoutedSender returns a sender that sends each request where a route says; see [WithRoute].
+func NewRoutedSender(opts ...SenderOption) (*Sender, error) { return newSender("", true, opts) }
+
+func newSender(baseURL string, routed bool, opts []SenderOption) (*Sender, error) {
 	s := &Sender{
 		api: Generate, model: "default", stream: true, tokenLow: DefaultTokenLow, tokenHigh: DefaultTokenHigh,
 		header: http.Header{"Content-Type": {"application/json"}},
-		target: Target{URL: baseURL},
+		own:    Placement{Target: Target{URL: baseURL}},
 	}
 	var faults []error
 	for _, opt := range opts {
 		faults = append(faults, opt(s))
 	}
-	switch {
-	case s.picker != nil && baseURL != "":
-		faults = append(faults, errors.New("a picker and a base URL exclude each other: pass an empty URL"))
-	case s.picker == nil:
-		_, err := s.place(s.target.URL)
+	if !routed {
+		_, err := s.place(baseURL)
 		faults = append(faults, err)
 	}
 	if s.rt != nil && s.maxConns > 0 {
@@ -308,11 +299,33 @@ func (s *Sender) Do(ctx context.Context, clock Clock, req *Request, res *Result)
 	s.Prepare(req).Do(ctx, clock, req, res)
 }
 
+// DoTo implements [TargetDoer].
+func (s *Sender) DoTo(ctx context.Context, clock Clock, p *Placement, req *Request, res *Result) {
+	s.Prepare(req).(TargetDoer).DoTo(ctx, clock, p, req, res)
+}
+
+// CheckTarget implements [TargetDoer].
+func (s *Sender) CheckTarget(t Target) error {
+	if s.own.Target.URL != "" {
+		return fmt.Errorf("the sender sends to %s, not where a route says: make it with NewRoutedSender", wire.WithoutPassword(s.own.Target.URL))
+	}
+	_, err := s.place(t.URL)
+	return err
+}
+
+// CheckTarget implements [TargetDoer].
+func (b *body) CheckTarget(t Target) error { return b.s.CheckTarget(t) }
+
 // Do sends the body. It must not be used afterwards.
 func (b *body) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
+	b.DoTo(ctx, clock, &b.s.own, req, res)
+}
+
+// DoTo sends the body. It must not be used afterwards.
+func (b *body) DoTo(ctx context.Context, clock Clock, p *Placement, req *Request, res *Result) {
 	s := b.s
 	res.API, res.CachedTokens, res.Retractions = s.api, NotReported, NotReported
-	target, to, err := s.pick(ctx, req)
+	to, err := s.place(p.Target.URL)
 	if err = cmp.Or(b.err, err); err != nil {
 		s.bodies.Put(b)
 		res.Released = clock.Now()
@@ -321,7 +334,7 @@ func (b *body) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
 		return
 	}
 	a := s.attempts.Get().(*attempt)
-	res.Worker = target.Name
+	res.Worker = p.Target.Name
 	b.reader.Reset(b.data)
 	a.wrote.Store(false)
 	a.clock, a.sent = clock, false
@@ -355,25 +368,13 @@ func (b *body) Do(ctx context.Context, clock Clock, req *Request, res *Result) {
 		s.failed(ctx, rctx, res, roundTripOutcome(res, err), err)
 		res.complete(at)
 	} else {
-		s.read(ctx, rctx, clock, a, resp, res)
+		s.read(ctx, rctx, clock, a, resp, p, res)
 		resp.Body.Close()
 	}
 	if a.wrote.Load() {
 		s.attempts.Put(a)
 		s.bodies.Put(b)
 	}
-}
-
-// pick finds out where the request goes.
-func (s *Sender) pick(ctx context.Context, req *Request) (t Target, to *place, err error) {
-	t = s.target
-	if s.picker != nil {
-		if t, err = s.picker.Pick(ctx, req); err != nil {
-			return t, nil, err
-		}
-	}
-	to, err = s.place(t.URL)
-	return t, to, err
 }
 
 // samplingOf returns the request's sampling parameters as its body has them.

@@ -53,11 +53,6 @@ func TestBaseURL(t *testing.T) {
 	}
 }
 
-// basic is a picker of one target with a password.
-type basic string
-
-func (b basic) Pick(context.Context, *Request) (Target, error) { return Target{URL: string(b)}, nil }
-
 func TestUserAndPasswordOfAURL(t *testing.T) {
 	var got []string
 	rt := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -73,10 +68,12 @@ func TestUserAndPasswordOfAURL(t *testing.T) {
 	_, err = NewSender("http://me:secret@h", WithTransport(rt), WithAPIKey("k"))
 	require.ErrorContains(t, err, "leave one of them out")
 	require.NotContains(t, err.Error(), "secret")
-	s, err = NewSender("", WithTransport(rt), WithAPIKey("k"), WithPicker(basic("http://me:secret@h")))
+	s, err = NewRoutedSender(WithTransport(rt), WithAPIKey("k"))
 	require.NoError(t, err)
+	target := Target{URL: "http://me:secret@h"}
+	require.ErrorContains(t, s.CheckTarget(target), "leave one of them out")
 	var res Result
-	s.Do(t.Context(), NewClock(time.Now()), &Request{Prompt: Prompt{Text: "x"}}, &res)
+	s.DoTo(t.Context(), NewClock(time.Now()), &Placement{Target: target}, &Request{Prompt: Prompt{Text: "x"}}, &res)
 	require.Equal(t, OutcomeRejected, res.Outcome)
 	require.NotContains(t, res.Message, "secret")
 }

@@ -19,6 +19,7 @@ type flight struct {
 	load    load.Request
 	ticket  dispatch.Ticket
 	due     time.Duration
+	note    *load.RouteNote
 
 	ended      bool    // it has been recorded, or is tried again as another flight
 	short      bool    // the engine's sizes cut its answer short

@@ -33,6 +33,7 @@ func (s *run) carryOut() {
 		if a.Verdict == policy.VerdictReject {
 			s.fail(f, load.OutcomeRejected, a.Reason)
 		} else {
+			f.note = a.Note
 			s.dispatch(f, s.workers[a.Worker-1])
 		}
 	}
@@ -142,6 +143,7 @@ func (s *run) result(f *flight) *load.Result {
 		res.Send = s.now
 		return res
 	}
+	res.Routed, res.Route = f.due, f.note
 	res.Worker, res.Sent, res.Reused, res.Streamed = f.worker.Name, true, true, true
 	res.SimulatedBy = f.worker.Profile.Name
 	res.PromptTokens, res.CachedTokens, res.Retractions = f.prompt(), f.request.CachedTokens(), f.request.Retractions()

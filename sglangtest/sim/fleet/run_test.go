@@ -22,7 +22,9 @@ func TestTimesOfOneRequest(t *testing.T) {
 	r := results(col)[0]
 	// It reaches the scheduler at 5 + 2 + 1 ms; steps end at 18, 28 and 38; the client sees tokens 3 ms later.
 	require.Equal(t, []time.Duration{21 * ms, 31 * ms, 41 * ms}, tokenTimes(&r))
-	r.Chunks = load.Chunks{}
+	require.Equal(t, load.RouteNote{By: "policy.RoundRobin", Attempt: 1}, *r.Route)
+	require.Equal(t, 5*ms, r.Routed)
+	r.Chunks, r.Route, r.Routed = load.Chunks{}, nil, 0
 	require.Equal(t, load.Result{Arrival: 5 * ms, Due: 5 * ms, Released: 5 * ms, Send: 5 * ms, FirstToken: 21 * ms, FirstTokens: 1, LastToken: 41 * ms, Completion: 41 * ms,
 		Sent: true, Reused: true, API: load.Generate, Streamed: true, Outcome: load.OutcomeOK, Status: 200, InputLen: 100, OutputLen: 3,
 		PromptTokens: 100, OutputTokens: 3, FinishReason: "length", Worker: "server-0", SimulatedBy: "steady"}, r)
