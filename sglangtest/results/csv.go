@@ -55,6 +55,10 @@ var csvColumns = []column{
 	{"retractions", func(r *load.Result) string { return reported(r.Retractions) }},
 	{"finish_reason", func(r *load.Result) string { return r.FinishReason }},
 	{"worker", func(r *load.Result) string { return r.Worker }},
+	{"routed_ns", func(r *load.Result) string { return cellIf(r.Route != nil, ns(r.Routed)) }},
+	{"routed_by", func(r *load.Result) string { return routeOf(r).By }},
+	{"route_reason", func(r *load.Result) string { return routeOf(r).Reason }},
+	{"attempt", func(r *load.Result) string { return emptyIfZero(int64(routeOf(r).Attempt)) }},
 }
 
 func ns(d time.Duration) string { return strconv.FormatInt(int64(d), 10) }

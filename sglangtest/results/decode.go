@@ -47,6 +47,10 @@ type wireResult struct {
 	Retractions    *int              `json:"retractions"`
 	FinishReason   string            `json:"finish_reason"`
 	Worker         string            `json:"worker"`
+	Routed         time.Duration     `json:"routed_ns"`
+	RoutedBy       string            `json:"routed_by"`
+	RouteReason    string            `json:"route_reason"`
+	Attempt        *int              `json:"attempt"`
 	SimulatedBy    string            `json:"simulated_by"`
 	ChunkGaps      ints              `json:"chunk_gap_ns"`
 	ChunkTokens    ints              `json:"chunk_tokens"`
@@ -99,6 +103,9 @@ func decodeResult(line []byte) (load.Result, error) {
 		Worker:       w.Worker,
 		SimulatedBy:  w.SimulatedBy,
 		Text:         w.Text,
+	}
+	if w.Attempt != nil {
+		r.Routed, r.Route = w.Routed, &load.RouteNote{By: w.RoutedBy, Reason: w.RouteReason, Attempt: *w.Attempt}
 	}
 	for key, raw := range w.NotUTF8 {
 		i := slices.IndexFunc(textFields, func(f textField) bool { return f.key == key })

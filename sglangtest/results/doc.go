@@ -99,6 +99,10 @@
 //	retractions      how often the engine took the request back to its queue; null if it did not report it
 //	finish_reason    the engine's; null if none came
 //	worker           the server that processed it; null if that is not known
+//	routed_ns        when the harness placed it; null if it did not, like the next three
+//	routed_by        the policy
+//	route_reason     why the policy placed it there; null if it did not say
+//	attempt          which attempt this is, from 1
 //	simulated_by     the profile of the simulated engine that answered; null for a real one
 //	chunk_gap_ns     for each chunk of a streamed answer, the time since the chunk before it; for the first
 //	                 since send_ns. Running sums plus send_ns are the times at which chunks had been read

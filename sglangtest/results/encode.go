@@ -52,6 +52,11 @@ func appendResult(b []byte, r *load.Result, chunks bool) []byte {
 	b = appendIntIf(b, `,"retractions":`, int64(r.Retractions), r.Retractions != load.NotReported)
 	b = appendString(b, "finish_reason", r.FinishReason)
 	b = appendString(b, "worker", r.Worker)
+	route := routeOf(r)
+	b = appendIntIf(b, `,"routed_ns":`, int64(r.Routed), r.Route != nil)
+	b = appendString(b, "routed_by", route.By)
+	b = appendString(b, "route_reason", route.Reason)
+	b = appendIntIf(b, `,"attempt":`, int64(route.Attempt), r.Route != nil)
 	b = appendString(b, "simulated_by", r.SimulatedBy)
 	if chunks && (r.Streamed || r.Chunks.Len() > 0) {
 		b = appendChunks(b, r.Chunks, r.Send)
@@ -101,8 +106,26 @@ var textFields = []textField{
 	{"message", func(r *load.Result) string { return r.Message }, func(r *load.Result, s string) { r.Message = s }},
 	{"finish_reason", func(r *load.Result) string { return r.FinishReason }, func(r *load.Result, s string) { r.FinishReason = s }},
 	{"worker", func(r *load.Result) string { return r.Worker }, func(r *load.Result, s string) { r.Worker = s }},
+	{"routed_by", func(r *load.Result) string { return routeOf(r).By }, func(r *load.Result, s string) { setRoute(r).By = s }},
+	{"route_reason", func(r *load.Result) string { return routeOf(r).Reason }, func(r *load.Result, s string) { setRoute(r).Reason = s }},
 	{"simulated_by", func(r *load.Result) string { return r.SimulatedBy }, func(r *load.Result, s string) { r.SimulatedBy = s }},
 	{"text", func(r *load.Result) string { return r.Text }, func(r *load.Result, s string) { r.Text = s }},
+}
+
+// routeOf returns by whom and why the request was routed; the zero value if it was not.
+func routeOf(r *load.Result) load.RouteNote {
+	if r.Route == nil {
+		return load.RouteNote{}
+	}
+	return *r.Route
+}
+
+// setRoute returns the note of a result that is being read.
+func setRoute(r *load.Result) *load.RouteNote {
+	if r.Route == nil {
+		r.Route = new(load.RouteNote)
+	}
+	return r.Route
 }
 
 // appendNotUTF8 appends the texts that JSON, which is UTF-8, cannot hold (servers' error texts come from the outside) in
