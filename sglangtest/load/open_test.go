@@ -137,7 +137,7 @@ func TestConnectionsThatCannotBe(t *testing.T) {
 	few, err := NewSender("http://127.0.0.1:1", WithMaxConnections(2))
 	require.NoError(t, err)
 	require.NoError(t, few.CanOpen(many), "no more are opened")
-	spread, err := NewSender("", WithPicker(pickOne{}))
+	spread, err := NewRoutedSender()
 	require.NoError(t, err)
 	require.NoError(t, spread.CanOpen(many), "how many targets there are is not known")
 }
