@@ -2,6 +2,7 @@ package sglangtest
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -112,4 +113,34 @@ func TestSharedPromptsExplainTheCache(t *testing.T) {
 	require.Greater(t, *s.Throughput.CachedTokens*10, s.Throughput.InputTokens*5)
 	require.NotContains(t, strings.Join(s.Notes, "\n"), "prefix cache")
 	require.Contains(t, text(s), "55000 begin like earlier ones of the workload")
+}
+
+// Before 0.5.21 the engine counts exactly in /metrics alone: with it the note is the same, without it nothing is claimed.
+func TestASecondRunOnAnOlderServer(t *testing.T) {
+	for name, enabled := range map[string]bool{"with /metrics": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			servers, err := server.NewServerManager(server.LocalProcess(server.WithCommand(os.Args[0], "--sim-version", "0.5.15.post1", "--sim-files", "false"),
+				server.WithEnvironment(map[string]string{envProcess: "1"})))
+			require.NoError(t, err)
+			t.Cleanup(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				defer cancel()
+				require.NoError(t, servers.StopAll(ctx))
+			})
+			node, err := servers.Launch(t.Context(), server.Config{ModelPath: "llama", EnableMetrics: enabled})
+			require.NoError(t, err)
+			require.Equal(t, enabled, node.HasMetrics())
+			for i := range 2 {
+				cfg := short()
+				cfg.API, cfg.RandomRangeRatio = load.Completions, 1
+				run, err := RunNode(t.Context(), cfg, WithLauncher(server.Attach(node.URL())))
+				require.NoError(t, err)
+				require.Equal(t, 20, run.Summary.Requests.OK)
+				require.Equal(t, enabled, run.Summary.Throughput.CachedByEngine != nil)
+				said := strings.Contains(strings.Join(run.Summary.Notes, "\n"), "98.4 % of the input tokens came, by the engine's own count")
+				require.Equal(t, enabled && i == 1, said, run.Summary)
+				require.Equal(t, metrics.CacheUnknown, run.Summary.Cache)
+			}
+		})
+	}
 }
