@@ -187,6 +187,7 @@ func (s *run) end(f *flight, res *load.Result) {
 		}
 	}
 	s.live--
+	s.clock(s.now)
 	s.rec.Record(res)
 	f.before, f.stretch = nil, stretch{} // nothing of the log is needed any more
 	if s.cfg.report != nil {

@@ -31,7 +31,7 @@ type Stats struct {
 // A recorder that has these methods, as metrics.Collector does, gets more: AddSimulation(metrics.Simulation) error is
 // called before Begin, so that whatever comes of the run says that it is simulated; Event(metrics.Event) gets what
 // scheduled actions did, and which were not done; AddSample(metrics.Sample) gets the samples of [WithSamples]. The clock that rec is handed
-// says only when the run began on the wall clock. What a recorder reads from it is not virtual time; so a collector must
+// tells the virtual time, and when the run began on the wall clock. It does not wait for anyone; so a collector must
 // have no samplers of its own (metrics.WithSampler), whose samples would not belong to the time line. Run cannot see them.
 //
 // Faults of the arguments are reported together before anything is recorded. If ctx is done, the requests that have
@@ -65,8 +65,11 @@ func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engi
 		return Stats{}, fmt.Errorf("fleet: run: %w", err)
 	}
 	defer func() { err = errors.Join(err, rec.End(context.WithoutCancel(ctx))) }()
-	rec.Start(load.NewClock(time.Now()))
+	var clock load.Clock
+	clock, s.clock = load.NewVirtualClock(time.Now())
+	rec.Start(clock)
 	err = s.play(src)
+	s.clock(s.now)
 	for _, a := range s.timers.actions {
 		s.event(KindActionNotDone, s.workers[a.worker], map[string]any{"planned_ns": int64(a.at)})
 	}
@@ -94,6 +97,7 @@ type run struct {
 	samples interface{ AddSample(metrics.Sample) }
 
 	now     time.Duration
+	clock   func(now time.Duration) // sets the recorder's, before it is told of anything
 	workers []*worker
 	tree    tournament // of the workers' next events
 	timers  timers
@@ -167,6 +171,7 @@ func (s *run) play(src load.Source) error {
 			break
 		}
 		s.now = max(s.now, req.Arrival)
+		s.clock(s.now)
 		s.rec.Arrived(&f.load)
 		s.stats.Requests++
 		s.queue.push(f)

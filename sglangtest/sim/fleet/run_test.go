@@ -292,3 +292,15 @@ func TestEnginesDoNotFallAsleep(t *testing.T) {
 		require.Equal(t, []load.Outcome{load.OutcomeOK, load.OutcomeOK, load.OutcomeOK}, outcomes(col), name)
 	}
 }
+
+func TestElapsedIsVirtualTime(t *testing.T) {
+	col, err := metrics.NewCollector()
+	require.NoError(t, err)
+	var elapsed []time.Duration
+	src := requests{ask(0, time.Minute, 100, 3), ask(1, time.Hour, 100, 3)}
+	stats, err := Run(t.Context(), src, new(policy.RoundRobin), Equal(1, steady()), col, WithProgress(1, func() { elapsed = append(elapsed, col.Progress().Elapsed) }))
+	require.NoError(t, err)
+	rs := results(col)
+	require.Equal(t, []time.Duration{rs[0].Completion, rs[1].Completion}, elapsed)
+	require.Equal(t, stats.End, col.Progress().Elapsed)
+}

@@ -119,6 +119,7 @@ func (s *run) sample() {
 		} else {
 			m.Err = "connection refused: the simulated server is down"
 		}
+		s.clock(s.now)
 		s.samples.AddSample(m)
 	}
 }
