@@ -23,10 +23,11 @@ const (
 	readFloor = 0.2
 )
 
-// Fewer pauses than this are not the client's habit.
+// Fewer pauses than this are not the client's habit, and fewer moments say little of a percentile.
 const (
 	fewPauses     = 2
 	fewPausesTail = 3 // above the 99th percentile
+	fewMoments    = 5
 )
 
 // readDelay sums up what the run measured of its own delays, and adds what they spoil.
@@ -80,7 +81,7 @@ func (b *builder) spoiled(p float64, delay Millis, name string, figure Millis) s
 		return ""
 	case own:
 		why = "its goroutines waited for a core"
-	case d.Wakes.Count(limit) < few:
+	case d.Wakes.Count(limit) < few || d.Moments.Count(limit) < fewMoments:
 		return ""
 	default:
 		why = "the system did not run it, because of other work on its cores, a limit on its CPU time, or a stop"

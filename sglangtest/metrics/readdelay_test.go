@@ -48,6 +48,7 @@ func TestVerdictOnReads(t *testing.T) {
 		{"a quiet machine", func(*load.Delays) {}, nil, ""},
 		{"one long pause", pauses(1, 300*msec), nil, ""},
 		{"two pauses in a long run", pauses(2, 25*msec), nil, ""},
+		{"three moments of a short run", func(d *load.Delays) { *d = load.Delays{}; pauses(100, 0)(d); pauses(3, 12*msec)(d) }, nil, ""},
 		{"late, but little against 20 ms", pauses(400, 1900*time.Microsecond), nil, ""},
 		{"starved for a tenth of the run", pauses(20, 40*msec), nil,
 			"client noticed what came up to 41.9 ms late (p99; at most 41.9 ms), a large part of the ITL p99 of 20.0 ms: the system did not run it"},
