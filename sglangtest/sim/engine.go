@@ -22,7 +22,8 @@ const (
 // for the same calls. [Loop] puts it on a time line.
 //
 // It is driven as SGLang's event loop drives its scheduler: Add and Abort what has come, Plan, run the step, Complete
-// the step before (with overlap) or this one (without).
+// the step before (with overlap) or this one (without). If Plan has nothing to run and no step is under way, call Idle, and
+// plan again unless the engine is [Engine.Settled]. It may die, see [Engine.Err], and lose requests, see [Engine.Lost].
 //
 // An Engine is not safe for concurrent use.
 type Engine struct {
