@@ -41,7 +41,7 @@ func (s CacheState) text() string {
 func (b *builder) cache() {
 	t := &b.sum.Throughput
 	var prefilled *float64
-	for _, e := range b.c.Events() {
+	for _, e := range b.events {
 		switch e.Kind {
 		case KindCacheState:
 			// Of several servers the one of which least is known.

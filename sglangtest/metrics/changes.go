@@ -15,7 +15,7 @@ type ParamChange struct {
 }
 
 func (b *builder) paramChanges() {
-	for _, e := range b.c.Events() {
+	for _, e := range b.events {
 		if e.Kind == KindParamUpdate && e.At > b.c.firstArr && e.At < b.end {
 			b.sum.ParamChanges = append(b.sum.ParamChanges, ParamChange{e.At, e.Source, fmt.Sprint(e.Data["name"]), e.Data["value"]})
 		}

@@ -28,7 +28,7 @@ func (b *builder) notes() {
 		add("the run never began, so that nothing was measured: the error of load.Run says why")
 	}
 	s.Notes = append(s.Notes, b.c.relabelled...)
-	for _, e := range b.c.events {
+	for _, e := range b.events {
 		if message, ok := e.Data["message"].(string); ok && (e.Kind == KindServerWarning || e.Kind == KindServerFault) {
 			when := "before the run"
 			if e.At > 0 {
@@ -84,7 +84,7 @@ func (b *builder) notes() {
 // lostNote says which requests simulated schedulers have forgotten.
 func (b *builder) lostNote(add func(format string, args ...any)) {
 	var ids []any
-	for _, e := range b.c.Events() {
+	for _, e := range b.events {
 		if e.Kind == KindRequestLost {
 			ids = append(ids, e.Data["request"])
 		}
@@ -301,7 +301,7 @@ func (b *builder) deadEnd(add func(format string, args ...any)) {
 	if last >= 0 {
 		text = fmt.Sprintf("the last success ended at %.3f s; the %d requests that ended later all failed: %s", last.Seconds(), n, strings.Join(how, ", "))
 	}
-	for _, e := range b.c.Events() {
+	for _, e := range b.events {
 		if e.Kind == KindServerEnded {
 			text += fmt.Sprintf("; the end of %s was noticed at %.3f s", e.Source, e.At.Seconds())
 		}

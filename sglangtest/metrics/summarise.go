@@ -17,7 +17,7 @@ import (
 // is empty and says so. It panics while the run is under way. Each call computes it anew, in a time that is
 // dominated by sorting one number for each output token, for which it needs eight bytes each.
 func (c *Collector) Summary() *Summary {
-	b := &builder{c: c, rs: c.finished("Summary"), samples: c.Samples()}
+	b := &builder{c: c, rs: c.finished("Summary"), samples: c.Samples(), events: c.Events()}
 	b.sum = &Summary{SchemaVersion: SchemaVersion, Began: c.Began(), Simulation: c.simulation, Engines: c.engines,
 		Started: c.clock.Start(), Plan: c.info.Plan, MaxConcurrency: c.info.MaxConcurrency}
 	b.serverEnds = c.serverEnds()
@@ -58,7 +58,8 @@ func (b *builder) simulated() {
 type builder struct {
 	c       *Collector
 	rs      []*load.Result // by ID
-	samples []Sample       // more may come while the summary is computed
+	samples []Sample       // more of these and of events may come while the summary is computed
+	events  []Event        // in order of time
 	sum     *Summary
 	end     time.Duration // the last completion, or the last arrival if that is later
 	buf     []float64     // scratch for the distribution being computed
