@@ -18,6 +18,7 @@ import (
 //   - requests that failed are left out;
 //   - ITL on /generate is the gap divided by the tokens that an event added, from the first event with text on; on the
 //     OpenAI routes it is the gap between events with text, however many tokens they carry;
+//   - TPOT is (E2E − TTFT) / (output length − 1), as if the first event had brought one token;
 //   - a success without text has TTFT 0 and the requested output length;
 //   - both peaks are taken over whole seconds from the first start, and count too much.
 //
