@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -28,7 +29,7 @@ type flags struct {
 	engines, requests, in, out int
 	perEngine                  float64
 	times, journal, sink       bool
-	mooncake                   string
+	mooncake, policy           string
 	dir, profile               string
 	seed                       uint64
 }
@@ -45,6 +46,7 @@ func main() {
 	flag.BoolVar(&f.sink, "stream", false, "store the run in a folder and keep nothing in memory (no collector)")
 	flag.StringVar(&f.dir, "dir", "", "`folder` of the run; default: a temporary one, removed at the end")
 	flag.StringVar(&f.mooncake, "mooncake", "", "replay this Mooncake trace `file` at its own times instead, as often as -requests needs")
+	flag.StringVar(&f.policy, "policy", "round_robin", "round_robin, random or least_outstanding")
 	flag.StringVar(&f.profile, "cpuprofile", "", "write a CPU profile of the run to this `file`")
 	flag.Uint64Var(&f.seed, "seed", 1, "seed of the workload")
 	flag.Parse()
@@ -61,6 +63,7 @@ func main() {
 // A Report is what the command prints. Memory is in MiB.
 type Report struct {
 	Engines      int     `json:"engines"`
+	Policy       string  `json:"policy"`
 	Requests     int     `json:"requests"`
 	Failed       int     `json:"failed"`
 	OutputTokens int64   `json:"output_tokens"`
@@ -92,7 +95,11 @@ func run(ctx context.Context, f flags) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep := &Report{Engines: f.engines, Requests: f.requests, TokenTimes: f.times, Journal: f.journal || f.sink, GOMAXPROCS: runtime.GOMAXPROCS(0)}
+	pol, err := policyOf(f)
+	if err != nil {
+		return nil, err
+	}
+	rep := &Report{Engines: f.engines, Policy: f.policy, Requests: f.requests, TokenTimes: f.times, Journal: f.journal || f.sink, GOMAXPROCS: runtime.GOMAXPROCS(0)}
 	began := time.Now()
 	if _, err := gen.Plan(); err != nil {
 		return nil, err
@@ -139,7 +146,7 @@ func run(ctx context.Context, f flags) (*Report, error) {
 	}
 	cpu := cpuTime()
 	began = time.Now()
-	stats, err := fleet.Run(ctx, gen, new(policy.RoundRobin), fleet.Equal(f.engines, sim.H100Llama8B()), count, fleet.WithTokenTimes(f.times))
+	stats, err := fleet.Run(ctx, gen, pol, fleet.Equal(f.engines, sim.H100Llama8B()), count, fleet.WithTokenTimes(f.times))
 	rep.WallS = time.Since(began).Seconds()
 	rep.CPUS = (cpuTime() - cpu).Seconds()
 	if f.profile != "" {
@@ -176,6 +183,18 @@ func run(ctx context.Context, f flags) (*Report, error) {
 		}
 	}
 	return rep, nil
+}
+
+func policyOf(f flags) (policy.Policy, error) {
+	switch f.policy {
+	case "round_robin":
+		return new(policy.RoundRobin), nil
+	case "random":
+		return policy.NewRandom(rand.NewPCG(f.seed, 0))
+	case "least_outstanding":
+		return policy.NewLeastOutstanding(policy.Local)
+	}
+	return nil, fmt.Errorf("policy %q: want round_robin, random or least_outstanding", f.policy)
 }
 
 func workload(f flags) (*load.RequestGenerator, error) {

@@ -20,7 +20,7 @@ func simple(t testing.TB) map[string]policy.Policy {
 	return map[string]policy.Policy{"random": random, "round robin": new(policy.RoundRobin), "least outstanding": least}
 }
 
-// load16 is a dispatcher with 16 requests in flight for each worker; each step dispatches one request and ends the oldest.
+// steps fills a dispatcher with 16 requests for each worker; each step dispatches one more and ends the oldest.
 func steps(t testing.TB, p policy.Policy, workers int) (step func()) {
 	c, err := New(p)
 	require.NoError(t, err)
@@ -126,6 +126,24 @@ func held(t testing.TB, p policy.Policy, n int) (order []int) {
 	require.NoError(t, c.Err())
 	require.Zero(t, c.View().Waiting+c.View().InFlight)
 	return order
+}
+
+// asked counts the questions to a policy.
+type asked struct {
+	policy.Policy
+	n int
+}
+
+func (p *asked) Pick(r *policy.Request, v *policy.View) (policy.Decision, error) {
+	p.n++
+	return p.Policy.Pick(r, v)
+}
+
+// Each request is asked about when it comes and when it leaves, and each end is answered by at most one that waits on.
+func TestHeldRequestsCostNoMoreThanWhatLeaves(t *testing.T) {
+	p := &asked{Policy: patient{}}
+	held(t, p, 2000)
+	require.LessOrEqual(t, p.n, 3*2000)
 }
 
 func TestHeldRequestsLeaveInOrder(t *testing.T) {

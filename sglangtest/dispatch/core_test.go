@@ -315,6 +315,44 @@ func (needy) Needs() policy.Needs {
 	return policy.Needs{Samples: true, Chunks: true, Predictions: true}
 }
 
+// wanting notes what requests look like to a policy that wants everything that the core itself can make.
+type wanting struct{ seen []string }
+
+func (*wanting) Needs() policy.Needs { return policy.Needs{Keys: true, Text: true, Predictions: true} }
+
+func (p *wanting) Pick(r *policy.Request, _ *policy.View) (policy.Decision, error) {
+	p.seen = append(p.seen, fmt.Sprint(r.PromptTokens, " ", r.Key.Len(), " ", r.Text, " ", r.Predicted))
+	return policy.Dispatch(1), nil
+}
+
+func TestWhatAPolicyIsGiven(t *testing.T) {
+	p := new(wanting)
+	c, err := New(p, WithPredictor(func(r *load.Request) int { return r.OutputLen / 2 }))
+	require.NoError(t, err)
+	c.AddWorker(0, Worker{})
+	for i, r := range []load.Request{
+		{OutputLen: 8, Prompt: load.Prompt{Segments: []load.Segment{{Length: 30}}}},
+		{OutputLen: 8, Prompt: load.Prompt{Text: "twelve bytes"}},
+		{OutputLen: 8, Prompt: load.Prompt{Text: "twelve bytes"}, InputLen: 2},
+		{OutputLen: 8, Prompt: load.Prompt{Messages: []load.Message{{Role: "user", Content: "one"}, {Role: "assistant", Content: "two"}}}},
+	} {
+		r.ID = i
+		tk := &Ticket{}
+		tk.Request.Request = &r
+		c.Arrive(0, tk)
+	}
+	require.Equal(t, []string{"30 30  4", "3 3 twelve bytes 4", "2 2 twelve bytes 4", "10 10 one two 4"}, p.seen)
+
+	q := newBench(t, 1, pick(func(r *policy.Request, _ *policy.View) policy.Decision {
+		require.Nil(t, r.Key)
+		require.Empty(t, r.Text)
+		require.Zero(t, r.Predicted)
+		return policy.Dispatch(1)
+	}))
+	q.arrive(0, 0)
+	require.NoError(t, q.Err())
+}
+
 func TestWhatIsRefused(t *testing.T) {
 	s, err := batching.NewStatic(2)
 	require.NoError(t, err)

@@ -32,6 +32,7 @@ func TestEveryDriverDecidesAlike(t *testing.T) {
 		fleet   []Option
 		limit   int  // of each worker
 		held    bool // some request must have waited
+		again   bool // some request must have had another attempt, and all succeed
 	}{
 		"random":            {policy: func() policy.Policy { p, _ := policy.NewRandom(rand.NewPCG(3, 4)); return p }},
 		"round robin":       {policy: func() policy.Policy { return new(policy.RoundRobin) }},
@@ -78,7 +79,7 @@ func TestEveryDriverDecidesAlike(t *testing.T) {
 			s, _ := batching.NewStatic(4)
 			return []dispatch.Option{dispatch.WithStrategy(s)}
 		}},
-		"retries": {policy: func() policy.Policy { return new(policy.RoundRobin) }, options: func() []dispatch.Option {
+		"retries": {again: true, policy: func() policy.Policy { return new(policy.RoundRobin) }, options: func() []dispatch.Option {
 			return []dispatch.Option{dispatch.WithRetries(3, failed)}
 		}, fleet: []Option{WithAction(150*ms+137, 1, Kill())}},
 		"failures": {policy: func() policy.Policy { return new(policy.RoundRobin) }, fleet: []Option{WithAction(150*ms+137, 1, Kill())}},
@@ -105,6 +106,10 @@ func TestEveryDriverDecidesAlike(t *testing.T) {
 			want := results(play(t, src, virtual, engines, append(c.fleet, WithDispatch(options()...))...))
 			if c.held {
 				require.True(t, slices.ContainsFunc(want, func(r load.Result) bool { return r.Due > r.Arrival }))
+			}
+			if c.again {
+				require.True(t, slices.ContainsFunc(want, func(r load.Result) bool { return r.Route.Attempt > 1 }))
+				require.False(t, slices.ContainsFunc(want, func(r load.Result) bool { return !r.OK() }))
 			}
 			script := virtual.log().timings
 

@@ -192,3 +192,27 @@ func TestStaleLoadsHerdAndOwnDispatchesRepair(t *testing.T) {
 	require.Less(t, own, 2*local)
 	require.Greater(t, polled, 5*local)
 }
+
+// chatty counts the tokens that it is told of.
+type chatty struct {
+	policy.RoundRobin
+	tokens map[int]int
+}
+
+func (*chatty) Needs() policy.Needs { return policy.Needs{Chunks: true} }
+
+func (p *chatty) Chunk(r *policy.Request, _ policy.Feedback, tokens int) { p.tokens[r.ID] += tokens }
+
+// A policy that is told of each token costs time, but changes nothing.
+func TestChunks(t *testing.T) {
+	src, p, cfg := crowded(200)
+	pol := &chatty{tokens: map[int]int{}}
+	engines := []Engine{{Profile: p, Config: cfg}}
+	told := results(play(t, src, pol, engines, WithTimeout(3*time.Second)))
+	quiet := results(play(t, src, new(policy.RoundRobin), engines, WithTimeout(3*time.Second)))
+	for i := range told {
+		require.Equal(t, told[i].OutputTokens, pol.tokens[told[i].ID], "request %d", told[i].ID)
+		told[i].Route, quiet[i].Route = nil, nil
+	}
+	require.Equal(t, quiet, told)
+}
