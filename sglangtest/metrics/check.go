@@ -17,9 +17,9 @@ const (
 	ServerTTFT    Metric = "server TTFT"
 	ITL           Metric = "ITL"
 	TPOT          Metric = "TPOT"
-	TotalLatency  Metric = "total latency"
+	TotalLatency  Metric = "E2E"
 	ServerLatency Metric = "server latency"
-	QueueTime     Metric = "before send"
+	QueueTime     Metric = "client queue"
 )
 
 // Distribution returns the distribution of a latency, and false for a name that is not one.

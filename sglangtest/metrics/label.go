@@ -16,6 +16,7 @@ type Simulation struct {
 	// KnownError is its measured error, or that none was measured. With a Validation it is worded anew in each [Summary], for a
 	// workload like that of the run.
 	KnownError string      `json:"known_error"`
+	Brief      string      `json:"brief,omitempty"`      // KnownError of a summary in a few words
 	Validation *Validation `json:"validation,omitempty"` // nil: none that holds for this engine
 	// Workload is what the run of a summary was like, for which KnownError is stated; nil elsewhere.
 	Workload *Workload `json:"workload,omitempty"`
@@ -162,7 +163,7 @@ func (b *builder) bound() {
 	case len(s.ParamChanges) > 0:
 		bound = ErrorBound{Uncovered: "run-time parameters were changed while it ran"}
 	}
-	stated.KnownError = bound.Statement()
+	stated.KnownError, stated.Brief = bound.Statement(), bound.Brief()
 	if v.Caveat != "" && bound.Uncovered == "" {
 		stated.KnownError += "; " + v.Caveat
 	}

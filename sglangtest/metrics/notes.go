@@ -55,7 +55,7 @@ func (b *builder) notes() {
 	b.cacheNote(add)
 	b.sendNote(add)
 	if wait, err := s.Client.Connect.Quantile(0.99); err == nil && wait > millis(b.c.maxLateness) {
-		add("requests waited for a connection, p99 %.1f ms, which is part of their time before send: see WithMaxConnections, the network, and how fast the server accepts", wait)
+		add("requests waited for a connection, p99 %.1f ms, which is part of the client queue: see WithMaxConnections, the network, and how fast the server accepts", wait)
 	}
 	for _, x := range s.Samplers {
 		if gaps, all := x.Failed+x.Missed, x.Taken+x.Failed+x.Missed; float64(gaps) > clientTolerance*float64(all) {
@@ -226,7 +226,7 @@ func (b *builder) censorNote(add func(format string, args ...any)) {
 		return r.FirstToken - r.Arrival, r.OK() && r.FirstToken > 0
 	})
 	text := fmt.Sprintf("%d requests were under way when the run was stopped, for up to %.3f s: latencies are of those that had ended, which favours short ones", n, oldest.Seconds())
-	for _, l := range []struct{ name, parts string }{{"TTFT", ttft}, {"total latency", total}} {
+	for _, l := range []struct{ name, parts string }{{"TTFT", ttft}, {"E2E", total}} {
 		if l.parts != "" {
 			text += fmt.Sprintf("; with them %s would be at least, in ms: %s", l.name, l.parts)
 		}
@@ -240,7 +240,7 @@ func (b *builder) sendNote(add func(format string, args ...any)) {
 	for _, r := range b.rs {
 		if r.Due > r.Arrival {
 			if b.sum.MaxConcurrency > 0 && b.sum.TTFT.Median > (1+sendTolerance)*b.sum.ServerTTFT.Median {
-				add("TTFT and total latency count from the arrival, so that the wait for one of the %d places is in them: TTFT p50 %s ms, server TTFT p50, from the send, %s ms",
+				add("TTFT and E2E count from the arrival, so that the wait for one of the %d places is in them: TTFT p50 %s ms, server TTFT p50, from the send, %s ms",
 					b.sum.MaxConcurrency, cell(b.sum.TTFT.Median), cell(b.sum.ServerTTFT.Median))
 			}
 			return

@@ -136,7 +136,7 @@ func TestSummaryOfARunThatNeverBegan(t *testing.T) {
 	s := c.Summary()
 	require.False(t, s.Began)
 	require.Contains(t, s.Notes, "the run never began, so that nothing was measured: the error of load.Run says why")
-	require.Contains(t, s.String(), "\nstarted        never, no concurrency cap\n")
+	require.Contains(t, s.String(), "\nstarted       never, no concurrency cap\n")
 	require.ErrorContains(t, s.Check(AtMost(TTFT, 0.99, time.Second)), "nothing was measured")
 	require.Error(t, s.Check(ClientOK()))
 	require.Empty(t, slices.Collect(c.Results()))

@@ -47,6 +47,9 @@ func (p Progress) Ended() bool { return p.Phase == "" && p.Arrived == p.Planned 
 func (c *Collector) Progress() Progress {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.state == stateNew {
+		return Progress{}
+	}
 	p := Progress{Planned: c.info.Plan.Requests, LastArrival: c.info.Plan.LastArrival, Arrived: c.arrived, Completed: c.completed, Failed: c.failed,
 		InFlight: len(c.pending), OutputTokens: c.tokens, Elapsed: c.ended}
 	if c.state == stateRunning {

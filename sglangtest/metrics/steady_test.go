@@ -80,14 +80,14 @@ func TestSteadyStateOfOpenLoops(t *testing.T) {
 	require.Less(t, s.Goodput.PerSecond, 41.0)
 	require.InEpsilon(t, 100, *s.Goodput.SteadyPerSecond, 0.01)
 	require.Equal(t, 4990*msec, s.Steady.To)
-	require.Contains(t, s.String(), "\nsteady state   100 ok requests/s, 499.")
+	require.Contains(t, s.String(), "\nsteady state  100 ok requests/s, 499.")
 	require.Contains(t, s.Notes, "throughput and goodput are over 12.50 s, of which 7.51 s are drain, in which no load was added: the steady state leaves that out")
 
 	// Half of what came in three seconds needs longer than that.
 	s = run(30, 4*time.Second, 0)
 	require.Nil(t, s.Steady)
 	require.Contains(t, s.NoSteadyState, "requests ended in it, fewer than 20")
-	require.Contains(t, s.String(), "\nsteady state   none: the longest time with at least 80 % of the peak in flight is")
+	require.Contains(t, s.String(), "\nsteady state  none: the longest time with at least 80 % of the peak in flight")
 	// Latencies that take most of the arrivals: what ended in their second half is still the beginning.
 	s = run(300, 2*time.Second, 0)
 	require.Nil(t, s.Steady)

@@ -101,7 +101,7 @@ func (b *builder) streamNotes(add func(format string, args ...any)) {
 			"if they carried output, TTFT and TPOT are those of a later token", st.EarlyEvents, cell(*st.Early))
 	}
 	if st.NotStreamed > 0 {
-		add("%d answers were not streamed: their TTFT is their total latency, and they have no TPOT and no ITL", st.NotStreamed)
+		add("%d answers were not streamed: their TTFT is their E2E, and they have no TPOT and no ITL", st.NotStreamed)
 	}
 	if st.AtOnce > 0 {
 		add("%d of %d streamed answers came at once: their TTFT is the time to the whole answer, not that of the engine's first token, and says nothing of its prefill",

@@ -55,7 +55,7 @@ type Summary struct {
 	TotalLatency Distribution `json:"total_latency"`
 	// ServerLatency is Completion − Send.
 	ServerLatency Distribution `json:"server_latency"`
-	// QueueTime is Send − Arrival of every request that was sent, failed later or not: the wait at the client, "before send"
+	// QueueTime is Send − Arrival of every request that was sent, failed later or not: the wait at the client, "client queue"
 	// in the table. What SGLang calls queue_time, the wait in its scheduler, is part of ServerTTFT. One that never left
 	// counts as failed.
 	QueueTime Distribution `json:"queue_time"`

@@ -240,8 +240,8 @@ func TestParamChanges(t *testing.T) {
 		Event{At: 9 * time.Second, Kind: KindParamInForce, Source: "server-0"})
 	require.Equal(t, []ParamChange{{8030 * msec, "server-0", "max_running_requests", 2}, {16050 * msec, "server-0", "max_running_requests", 16}},
 		s.ParamChanges, "one before the load or after it mixes nothing")
-	require.Contains(t, s.String(), "\nchanged        server-0 max_running_requests := 2 at 8.030 s, := 16 at 16.050 s: figures mix these\n"+
-		"               phases; see the windows\n")
+	require.Contains(t, s.String(), "\nchanged       server-0 max_running_requests := 2 at 8.030 s, := 16 at 16.050 s:\n"+
+		"              figures mix these phases; see the windows\n")
 	b, err := json.Marshal(s)
 	require.NoError(t, err)
 	require.Contains(t, string(b), `"param_changes":[{"at_ns":8030000000,"source":"server-0","name":"max_running_requests","value":2}`)
@@ -267,23 +267,26 @@ func TestTable(t *testing.T) {
 		require.LessOrEqual(t, len([]rune(line)), tableWidth, line)
 	}
 	lines := strings.Split(text, "\n")
-	require.Equal(t, "verdict        requests failed: 3 of the 10 requests that ended failed; the run was stopped with 1", lines[0])
-	require.Equal(t, "               requests under way and 9 yet to come: figures are as of the stop", lines[1])
-	require.Equal(t, "SIMULATED      by profile h100-llama8b, calibrated on SGLang 0.5.23 on one H100", lines[2])
-	require.Equal(t, "known error    TTFT p50 3 %, p99 11 %", lines[3])
-	require.Contains(t, text, "               1 http_error: status 503: queue full\n")
-	require.Contains(t, text, "\nTTFT                 7      3       24.0      25.5    failed    failed    failed    failed\n")
-	require.Contains(t, text, "\nbefore send          9      2      0.778     1.000    failed    failed    failed    failed\n")
-	require.Contains(t, text, "arrival rate   requested 10/s, scheduled 10/s, achieved 8.8988/s\n")
+	require.Equal(t, "verdict       requests failed: 3 of the 10 requests that ended failed; the run", lines[0])
+	require.Equal(t, "              was stopped with 1 requests under way and 9 yet to come: figures", lines[1])
+	require.Equal(t, "SIMULATED     h100-llama8b; known error: TTFT p50 3 %, p99 11 %", lines[3])
+	require.Equal(t, "", lines[4], "the latencies follow")
+	require.Contains(t, text, "\nsimulation    profile h100-llama8b, calibrated on SGLang 0.5.23 on one H100\n")
+	require.Contains(t, text, "              1 http_error: status 503: queue full\n")
+	require.Contains(t, text, "\nTTFT                7      3    24.0    25.5  failed  failed  failed  failed\n")
+	require.Contains(t, text, "\nclient queue        9      2   0.778   1.000  failed  failed  failed  failed\n")
+	require.Contains(t, text, "arrival rate  requested 10/s, scheduled 10/s, achieved 8.8988/s\n")
+	require.Less(t, strings.Index(text, "\nE2E "), strings.Index(text, "\nthroughput "))
+	require.Less(t, strings.Index(text, "\nthroughput "), strings.Index(text, "\nserver TTFT "))
 
 	many := mixedRun(t, WithPercentiles(1, 5, 10, 25, 75, 90, 95)).Summary().String()
-	require.Contains(t, many, "p90       p95\n", "the rest follows in a block of its own")
-	require.True(t, strings.Contains(many, "\nengine         not declared to be simulated\n"))
+	require.Contains(t, many, "p75     p90     p95\n", "the rest follows in a block of its own")
+	require.True(t, strings.Contains(many, "\nengine        not declared to be simulated\n"))
 
 	s.Simulation = nil
 	s.Engines = []Engine{{Source: "server-0", Version: "0.5.23", Model: "llama", URL: "http://gpu-7:30000"}, {Source: "server-1", URL: "http://gpu-8:30000"}}
-	require.True(t, strings.Contains(s.String(), "\nengine         SGLang 0.5.23, model llama, at http://gpu-7:30000\n"+
-		"engine         SGLang of unknown version, model (not named), at http://gpu-8:30000\nworkload"))
+	require.True(t, strings.Contains(s.String(), "\nengine        SGLang 0.5.23, model llama, at http://gpu-7:30000\n"+
+		"engine        SGLang of unknown version, model (not named), at\n              http://gpu-8:30000\n"))
 }
 
 func TestOpeningOfAClosedLoop(t *testing.T) {

@@ -269,13 +269,32 @@ func (c Capacity) Workload(requests []Demand, engines int) Workload {
 	return w
 }
 
+// errorKinds are the latencies of an ErrorBound, in the order of its fields.
+var errorKinds = [3]string{"TTFT", "TPOT", "E2E"}
+
+// Brief words the bound of p50 and p90 in a few words.
+func (b ErrorBound) Brief() string {
+	if b.Uncovered != "" {
+		return "error not known for such a run"
+	}
+	var parts []string
+	for m, of := range [3][3]float64{b.TTFT, b.TPOT, b.E2E} {
+		if math.IsInf(of[0], 1) {
+			parts = append(parts, errorKinds[m]+" no bound")
+		} else {
+			parts = append(parts, fmt.Sprintf("%s ±%.0f %%", errorKinds[m], math.Ceil(100*of[0]-1e-9)))
+		}
+	}
+	return "error " + strings.Join(parts, ", ")
+}
+
 // Statement words the bound for a summary.
 func (b ErrorBound) Statement() string {
 	if b.Uncovered != "" {
 		return "not covered by any measured run: " + b.Uncovered
 	}
 	var parts []string
-	for m, name := range []string{"TTFT", "TPOT", "total latency"} {
+	for m, name := range errorKinds {
 		of := [3][3]float64{b.TTFT, b.TPOT, b.E2E}[m]
 		text := func(v float64) string {
 			if math.IsInf(v, 1) {

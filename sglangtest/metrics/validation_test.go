@@ -63,42 +63,42 @@ func TestBoundOfRunsThatAreLike(t *testing.T) {
 		"several: the largest error and a quarter, of p50 and p90 together": {
 			[]ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.15, -0.08, nil)},
 			[3]float64{0.125, 0.125, 0.25}, [3]float64{0.1, 0.1, 0.1}, [3]float64{0.05, 0.05, 0.05}, []string{"a", "b"},
-			"TTFT ±13 % (p99 ±25 %), TPOT ±10 %, total latency ±5 %, by 2 measured runs like this one (a, b)",
+			"TTFT ±13 % (p99 ±25 %), TPOT ±10 %, E2E ±5 %, by 2 measured runs like this one (a, b)",
 		},
 		"one: its largest error for all": {
 			[]ValidatedRun{measured("a", -0.2, 0.06, nil)},
 			[3]float64{0.25, 0.25, 0.25}, [3]float64{0.075, 0.075, 0.075}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
-			"TTFT ±25 %, TPOT ±8 %, total latency ±5 %, by the only measured run like this one (a)",
+			"TTFT ±25 %, TPOT ±8 %, E2E ±5 %, by the only measured run like this one (a)",
 		},
 		"errors grow with the load": { // spare 0.7 beside 0.5: 1.4 times
 			[]ValidatedRun{measured("a", -0.2, 0.06, func(w *Workload) { w.Load, w.Peak = 0.3, 0.3 })},
 			[3]float64{0.35, 0.35, 0.35}, [3]float64{0.105, 0.105, 0.105}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
-			"TTFT ±35 %, TPOT ±11 %, total latency ±5 %, by the only measured run like this one (a)",
+			"TTFT ±35 %, TPOT ±11 %, E2E ±5 %, by the only measured run like this one (a)",
 		},
 		"and are not taken as smaller below": {
 			[]ValidatedRun{measured("a", -0.2, 0.06, func(w *Workload) { w.Load, w.Peak = 0.6, 0.6 })},
 			[3]float64{0.25, 0.25, 0.25}, [3]float64{0.075, 0.075, 0.075}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
-			"TTFT ±25 %, TPOT ±8 %, total latency ±5 %, by the only measured run like this one (a)",
+			"TTFT ±25 %, TPOT ±8 %, E2E ±5 %, by the only measured run like this one (a)",
 		},
 		"engines of one run are one": {
 			[]ValidatedRun{measured("a", -0.2, 0.06, nil), measured("a", 0, 0.1, nil)},
 			[3]float64{0.25, 0.25, 0.25}, [3]float64{0.125, 0.125, 0.125}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
-			"TTFT ±25 %, TPOT ±13 %, total latency ±5 %, by the only measured run like this one (a)",
+			"TTFT ±25 %, TPOT ±13 %, E2E ±5 %, by the only measured run like this one (a)",
 		},
 		"one stands out": {
 			[]ValidatedRun{measured("a", -0.4, 0.06, nil), measured("b", -0.12, 0.06, nil), measured("c", 0.1, 0.06, nil)},
 			[3]float64{0.125, 0.125, inf}, [3]float64{0.075, 0.075, 0.075}, [3]float64{0.05, 0.05, 0.05}, []string{"a", "b", "c"},
-			"TTFT ±13 % (p99 no bound: -40 % in a), TPOT ±8 %, total latency ±5 %, by 3 measured runs like this one (a, b, c)",
+			"TTFT ±13 % (p99 no bound: -40 % in a), TPOT ±8 %, E2E ±5 %, by 3 measured runs like this one (a, b, c)",
 		},
 		"too large to be one": {
 			[]ValidatedRun{measured("a", -0.9, 0.06, nil)},
 			[3]float64{inf, inf, inf}, [3]float64{0.075, 0.075, 0.075}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
-			"TTFT no bound: -90 % in a, TPOT ±8 %, total latency ±5 %, by the only measured run like this one (a)",
+			"TTFT no bound: -90 % in a, TPOT ±8 %, E2E ±5 %, by the only measured run like this one (a)",
 		},
 		"others do not count": {
 			[]ValidatedRun{measured("a", -0.2, 0.06, nil), measured("b", -0.9, 0.9, func(w *Workload) { w.Cached = 0.8 })},
 			[3]float64{0.25, 0.25, 0.25}, [3]float64{0.075, 0.075, 0.075}, [3]float64{0.05, 0.05, 0.05}, []string{"a"},
-			"TTFT ±25 %, TPOT ±8 %, total latency ±5 %, by the only measured run like this one (a)",
+			"TTFT ±25 %, TPOT ±8 %, E2E ±5 %, by the only measured run like this one (a)",
 		},
 	} {
 		b := (&Validation{Runs: c.runs}).Bound(typical)
@@ -189,13 +189,13 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 		s := c.Summary()
 		require.Equal(t, s.Simulation, c.Summary().Simulation)
 		require.Equal(t, &v, s.Simulation.Validation)
-		require.Contains(t, s.String(), "known error    "+s.Simulation.KnownError[:20])
+		require.Contains(t, s.String(), "known error   "+s.Simulation.KnownError[:20])
 		return s
 	}
 	// 20/s of 500 tokens, 12.5 ms, and 250 tokens, 250 · (0.04 + 625 · 4e-5) = 16.25 ms: load 0.575, prefill 43 %. The measured
 	// run had a load of 0.5, so its errors are taken 1.18 times.
 	same := func(*load.Result) {}
-	require.Equal(t, "TTFT ±30 %, TPOT ±9 %, total latency ±5 %, by the only measured run like this one (a)", run(v, load.Info{}, same).Simulation.KnownError)
+	require.Equal(t, "TTFT ±30 %, TPOT ±9 %, E2E ±5 %, by the only measured run like this one (a)", run(v, load.Info{}, same).Simulation.KnownError)
 	require.Contains(t, run(v, load.Info{MaxConcurrency: 10}, same).Simulation.KnownError, "not covered by any measured run: it differs from a, the most similar, in arrivals that wait for requests in flight")
 	require.NotContains(t, run(v, load.Info{MaxConcurrency: 1000}, same).Simulation.KnownError, "not covered", "a cap that never held any back")
 	require.Contains(t, run(v, load.Info{}, func(r *load.Result) { r.CachedTokens = 400 }).Simulation.KnownError, "80 % of the prompt tokens cached (there 0 %)")

@@ -64,7 +64,7 @@ func TestVerdicts(t *testing.T) {
 	s := summaryOf(t, load.Plan{}, each(100, 10*msec, ok))
 	require.Equal(t, VerdictOK, s.Verdict)
 	require.Empty(t, s.VerdictReasons)
-	require.True(t, strings.HasPrefix(s.String(), "verdict        ok\n"))
+	require.True(t, strings.HasPrefix(s.String(), "verdict       ok\n"))
 
 	s = summaryOf(t, load.Plan{}, queue(1, 400, 4, 2, fixed))
 	require.Equal(t, VerdictOverloaded, s.Verdict)
@@ -139,7 +139,7 @@ func TestAStoppedRun(t *testing.T) {
 	require.NoError(t, s.Check(AtLeast(SuccessShare, 1)))
 	require.Contains(t, s.Notes, "10 requests were under way when the run was stopped, for up to 0.100 s: latencies are of those that had ended, which favours short ones; "+
 		"with them TTFT would be at least, in ms: p99 68.2 instead of 50.0, p99.9 87.8 instead of 50.0; "+
-		"with them total latency would be at least, in ms: p99 89.1 instead of 50.0, p99.9 98.9 instead of 50.0")
+		"with them E2E would be at least, in ms: p99 89.1 instead of 50.0, p99.9 98.9 instead of 50.0")
 
 	// What a server's end cut off has failed.
 	s = run(Event{Kind: KindServerEnded, Source: "server-0", At: 1100 * msec})
@@ -157,5 +157,5 @@ func TestAClosedLoopPointsToServerTTFT(t *testing.T) {
 		return r
 	}), nil)
 	c.info.MaxConcurrency = 4
-	require.Contains(t, c.Summary().Notes, "TTFT and total latency count from the arrival, so that the wait for one of the 4 places is in them: TTFT p50 12051.0 ms, server TTFT p50, from the send, 51.0 ms")
+	require.Contains(t, c.Summary().Notes, "TTFT and E2E count from the arrival, so that the wait for one of the 4 places is in them: TTFT p50 12051.0 ms, server TTFT p50, from the send, 51.0 ms")
 }
