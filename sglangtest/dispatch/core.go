@@ -11,11 +11,12 @@ import (
 	"github.com/sglangtest/harness/sglangtest/policy"
 )
 
-// A Ticket is one request in a dispatcher, from its arrival to its end. The driver makes it, sets the exported fields and hands
-// a pointer to [Core.Arrive]; the core keeps its own state in it and so needs no table.
+// A Ticket is one request in a dispatcher, from its arrival to its end. The driver makes it, sets the
+// exported fields and hands a pointer to [Core.Arrive]; the core keeps its own state in it and so needs no
+// table.
 type Ticket struct {
-	// Request is what the policy sees. The driver sets its Request member, and PromptTokens if it knows better than
-	// load.Prompt.CountTokens; the core sets the rest.
+	// Request is what the policy sees. The driver sets its Request member, and PromptTokens if it knows
+	// better than load.Prompt.CountTokens; the core sets the rest.
 	Request policy.Request
 	// Owner is for the driver, to find its own data from an [Action].
 	Owner any
@@ -67,14 +68,16 @@ type class struct {
 // An Action is what a driver has to do for a request.
 type Action struct {
 	Ticket *Ticket
-	// Verdict is policy.VerdictDispatch or policy.VerdictReject. A request for which there is no action waits.
+	// Verdict is policy.VerdictDispatch or policy.VerdictReject. A request for which there is no action
+	// waits.
 	Verdict policy.Verdict
 	// Worker is the slot to send it to, and Prefill that of its prefill worker, if they are apart.
 	Worker, Prefill int
-	// Batch numbers the batches of a strategy from 1: actions with equal numbers follow each other and belong together. 0
-	// without a strategy.
+	// Batch numbers the batches of a strategy from 1: actions with equal numbers follow each other and belong
+	// together. 0 without a strategy.
 	Batch int
-	// Held says that the request had to wait in the dispatcher, and Due until when: the moment of the event that freed it.
+	// Held says that the request had to wait in the dispatcher, and Due until when: the moment of the event
+	// that freed it.
 	Held bool
 	Due  time.Duration
 	// Status, RetryAfter and Reason are those of the policy's decision; the status of a rejection is set.
@@ -90,8 +93,9 @@ func (a *Action) Err() *load.RejectedError {
 	return &load.RejectedError{Status: a.Status, RetryAfter: a.RetryAfter, Reason: a.Reason}
 }
 
-// Core is the state machine; see the package comment. Times are offsets from the run's start and should not go back: an
-// earlier one counts as the latest. It is not safe for concurrent use. The zero value is not usable.
+// Core is the state machine; see the package comment. Times are offsets from the run's start and should not
+// go back: an earlier one counts as the latest. It is not safe for concurrent use. The zero value is not
+// usable.
 type Core struct {
 	cfg   config
 	pol   policy.Policy
@@ -172,8 +176,8 @@ const (
 	fitFull
 )
 
-// New returns a dispatcher without workers. A policy that needs what the driver does not give (see [Provides]) is an error,
-// and so is one with an order of its own beside a strategy.
+// New returns a dispatcher without workers. A policy that needs what the driver does not give (see
+// [Provides]) is an error, and so is one with an order of its own beside a strategy.
 func New(p policy.Policy, opts ...Option) (*Core, error) {
 	c := &Core{pol: p}
 	var faults []error
@@ -235,12 +239,12 @@ func (c *Core) Needs() policy.Needs { return c.needs }
 // View returns what the policy sees. It must not be modified, and changes with each input.
 func (c *Core) View() *policy.View { return &c.view }
 
-// Err returns why the dispatcher cannot go on: the policy or the strategy is at fault. It then decides nothing more, and the
-// requests that wait have to be cancelled; what is under way may still end.
+// Err returns why the dispatcher cannot go on: the policy or the strategy is at fault. It then decides
+// nothing more, and the requests that wait have to be cancelled; what is under way may still end.
 func (c *Core) Err() error { return c.err }
 
-// Next returns the next thing to do, in the order in which it was decided; false if there is nothing. Call it after each
-// input until there is nothing more. What is done may be another input.
+// Next returns the next thing to do, in the order in which it was decided; false if there is nothing. Call it
+// after each input until there is nothing more. What is done may be another input.
 func (c *Core) Next() (Action, bool) {
 	if c.head == len(c.actions) {
 		c.actions, c.head = c.actions[:0], 0
@@ -271,7 +275,8 @@ func (c *Core) begin(now time.Duration) {
 	c.event++
 }
 
-// Arrive hands over a request that is due: a new ticket, or one of which [Core.End] said that it is to be tried again.
+// Arrive hands over a request that is due: a new ticket, or one of which [Core.End] said that it is to be
+// tried again.
 func (c *Core) Arrive(now time.Duration, t *Ticket) {
 	c.begin(now)
 	switch t.state {
@@ -343,7 +348,8 @@ func (c *Core) refuse(t *Ticket, batch int) {
 	c.reject(t, batch, policy.Decision{Status: 429, RetryAfter: c.cfg.limits.RetryAfter, Reason: "too many requests wait"})
 }
 
-// FirstToken says that the first token of a request's answer has come. It may be left out for an answer without tokens.
+// FirstToken says that the first token of a request's answer has come. It may be left out for an answer
+// without tokens.
 func (c *Core) FirstToken(now time.Duration, t *Ticket) {
 	c.begin(now)
 	c.first(t)
@@ -361,8 +367,8 @@ func (c *Core) first(t *Ticket) {
 	t.seen = true
 }
 
-// Chunk says that n output tokens of a request have come, n ≥ 1. The first call stands for [Core.FirstToken] too. It need not be called
-// unless the policy needs chunks.
+// Chunk says that n output tokens of a request have come, n ≥ 1. The first call stands for [Core.FirstToken]
+// too. It need not be called unless the policy needs chunks.
 func (c *Core) Chunk(now time.Duration, t *Ticket, n int) {
 	c.begin(now)
 	c.first(t)
@@ -389,8 +395,9 @@ func (c *Core) feedback(t *Ticket) policy.Feedback {
 	return f
 }
 
-// End says that a dispatched request has ended, well or not; also that it was refused, aborted or cancelled. If it returns true,
-// another attempt may follow: hand the ticket to [Core.Arrive] again, or to [Core.Cancel] if its client has gone.
+// End says that a dispatched request has ended, well or not; also that it was refused, aborted or cancelled.
+// If it returns true, another attempt may follow: hand the ticket to [Core.Arrive] again, or to [Core.Cancel]
+// if its client has gone.
 func (c *Core) End(now time.Duration, t *Ticket, res *load.Result) (again bool) {
 	if t.state != stateSent {
 		panic("dispatch: End of a request that is not under way")
@@ -425,8 +432,8 @@ func (c *Core) End(now time.Duration, t *Ticket, res *load.Result) (again bool) 
 	return again
 }
 
-// Cancel takes back a request that waits, or that is between two attempts: its client has gone. There is no action and no Done for it.
-// Cancelling one that has ended does nothing; one that is under way has to end.
+// Cancel takes back a request that waits, or that is between two attempts: its client has gone. There is no
+// action and no Done for it. Cancelling one that has ended does nothing; one that is under way has to end.
 func (c *Core) Cancel(now time.Duration, t *Ticket) {
 	c.begin(now)
 	switch t.state {
@@ -483,209 +490,6 @@ func (c *Core) Tick(now time.Duration) {
 		c.due = at
 		c.form()
 	}
-}
-
-// before is the order of the queue.
-func (c *Core) before(a, b *entry) bool {
-	if c.less != nil {
-		x, y := &a.tickets[0].Request, &b.tickets[0].Request
-		if c.less.Less(x, y) {
-			return true
-		}
-		if c.less.Less(y, x) {
-			return false
-		}
-	}
-	return a.seq < b.seq
-}
-
-// offer asks about the held entries that wait for an event of the given workers (none: of no worker), and about fresh, which is
-// new. A slot of 0 is none.
-func (c *Core) offer(ev policy.Events, slots []int, fresh *entry) {
-	if c.err != nil || c.held == 0 && fresh == nil {
-		return
-	}
-	for c.err == nil {
-		e := c.firstFor(ev, slots)
-		if fresh != nil && (e == nil || c.before(fresh, e)) {
-			e, fresh = fresh, nil
-			if c.ask(e) {
-				c.aside = append(c.aside, e)
-			}
-			continue
-		}
-		if e == nil {
-			break
-		}
-		was := e.wake
-		c.unhold(e)
-		if !c.ask(e) {
-			continue
-		}
-		c.aside = append(c.aside, e)
-		if e.wake.On == was.On && e.wake.Worker == was.Worker {
-			break
-		}
-	}
-	if fresh != nil && (c.err != nil || c.ask(fresh)) {
-		c.aside = append(c.aside, fresh)
-	}
-	for i, e := range c.aside {
-		c.hold(e)
-		c.aside[i] = nil
-	}
-	c.aside = c.aside[:0]
-}
-
-// firstFor returns the first entry in the queue that waits for the event.
-func (c *Core) firstFor(ev policy.Events, slots []int) (first *entry) {
-	for _, k := range c.classes {
-		if len(k.items) > 0 && c.concerns(policy.Wake{On: k.on, Worker: k.worker}, ev, slots) && (first == nil || c.before(k.items[0], first)) {
-			first = k.items[0]
-		}
-	}
-	return first
-}
-
-// concerns reports whether w waits for the event.
-func (c *Core) concerns(w policy.Wake, ev policy.Events, slots []int) bool {
-	if w.On&ev == 0 {
-		return false
-	}
-	return w.Worker == 0 || ev == policy.Arrival || slices.Contains(slots, w.Worker) || slots == nil && c.workers[w.Worker-1].fresh == c.event
-}
-
-// hold puts an entry among those that wait for its wake.
-func (c *Core) hold(e *entry) {
-	if e.wake.On == 0 && e.wake.At == 0 { // the policy is at fault with it
-		return
-	}
-	c.held++
-	if e.wake.At > 0 {
-		c.timed.push(e)
-	}
-	if e.wake.On == 0 {
-		return
-	}
-	for _, k := range c.classes {
-		if k.on == e.wake.On && k.worker == e.wake.Worker {
-			e.class = k
-			k.push(e)
-			return
-		}
-	}
-	k := &class{on: e.wake.On, worker: e.wake.Worker, entryHeap: entryHeap{before: c.before, at: func(e *entry) *int { return &e.at }}}
-	c.classes = append(c.classes, k)
-	e.class = k
-	k.push(e)
-}
-
-// unhold takes an entry out of all lists.
-func (c *Core) unhold(e *entry) {
-	if e.class == nil && e.timed < 0 {
-		return
-	}
-	c.held--
-	if e.timed >= 0 {
-		c.timed.remove(e)
-	}
-	if e.class != nil {
-		e.class.remove(e)
-		e.class = nil
-	}
-}
-
-// ask has the policy decide about an entry that is in no list, and reports whether it is held.
-func (c *Core) ask(e *entry) (held bool) {
-	d, err := c.decide(e)
-	r := &e.tickets[0].Request
-	if err == nil {
-		err = c.fault(&d)
-	}
-	if err != nil {
-		c.err = fmt.Errorf("dispatch: policy: request %d: %w", r.ID, err)
-		return true
-	}
-	switch d.Verdict {
-	case policy.VerdictHold:
-		e.wake = d.Wake
-		return true
-	case policy.VerdictReject:
-		for _, t := range e.tickets {
-			c.reject(t, e.batch, d)
-		}
-	case policy.VerdictDispatch:
-		n := len(e.tickets)
-		for _, slot := range []int{d.Worker, d.Prefill} {
-			if slot == 0 {
-				continue
-			}
-			if w := &c.view.Workers[slot-1]; w.Limit > 0 && w.InFlight > 0 && w.InFlight+n > w.Limit {
-				e.wake = policy.Wake{On: policy.Freed | policy.Fleet, Worker: slot}
-				return true
-			}
-		}
-		for _, t := range e.tickets {
-			c.dispatch(t, e, &d)
-		}
-	}
-	return false
-}
-
-// decide asks the policy, unless the limits leave nothing to decide.
-func (c *Core) decide(e *entry) (policy.Decision, error) {
-	n := len(e.tickets)
-	limit := c.cfg.limits.InFlight
-	if limit > 0 && c.view.InFlight > 0 && c.view.InFlight+n > limit || c.open == 0 && c.full > 0 {
-		return policy.Hold(policy.Wake{On: policy.Freed | policy.Fleet}), nil
-	}
-	for _, t := range e.tickets {
-		t.Request.Waited = c.view.Now - t.arrived
-	}
-	if e.batch == 0 || c.batches == nil {
-		return c.pol.Pick(&e.tickets[0].Request, &c.view)
-	}
-	requests := make([]*policy.Request, n)
-	for i, t := range e.tickets {
-		requests[i] = &t.Request
-	}
-	return c.batches.PickBatch(requests, &c.view)
-}
-
-// fault says what is wrong with a decision.
-func (c *Core) fault(d *policy.Decision) error {
-	n := len(c.workers)
-	switch d.Verdict {
-	case policy.VerdictReject:
-		return nil
-	case policy.VerdictHold:
-		w := d.Wake
-		const all = policy.Arrival | policy.Freed | policy.Sample | policy.Fleet
-		if w.On&^all == 0 && (w.On != 0 || w.At != 0) && (w.At == 0 || w.At > c.view.Now) && w.Worker >= 0 && w.Worker <= n {
-			return nil
-		}
-		return fmt.Errorf("hold until %+v at %v: want an event or a later time, and a slot of 1 to %d or 0", w, c.view.Now, n)
-	case policy.VerdictDispatch:
-		if d.Worker < 1 || d.Worker > n || d.Prefill < 0 || d.Prefill > n {
-			return fmt.Errorf("dispatch to slots %d and %d of %d workers: want 1 to %d, and 0 or a slot for prefill", d.Worker, d.Prefill, n, n)
-		}
-		w := c.view.Worker(d.Worker)
-		want := policy.RoleWhole
-		if d.Prefill != 0 {
-			want = policy.RoleDecode
-			if p := c.view.Worker(d.Prefill); p.State >= policy.Draining || p.Role != policy.RolePrefill {
-				return fmt.Errorf("prefill on %s, which is %v: want a worker for prefill that is up", p.Name, p.State)
-			}
-		}
-		if w.State >= policy.Draining {
-			return fmt.Errorf("dispatch to %s, which is %v: want one that is open", w.Name, w.State)
-		}
-		if w.Role != want {
-			return fmt.Errorf("dispatch to %s, whose role does not fit: want a worker that does everything, or one for decode with one for prefill", w.Name)
-		}
-		return nil
-	}
-	return fmt.Errorf("decision %+v at %v of %d workers: make it with policy.Dispatch, Hold or Reject", *d, c.view.Now, n)
 }
 
 func (c *Core) action(t *Ticket, batch int) *Action {
@@ -750,41 +554,4 @@ func (c *Core) see(t *Ticket) {
 	*list = (*list)[:last]
 	t.unseen = -1
 	c.view.Workers[slot-1].Unseen--
-}
-
-// form has the strategy form batches, until there is none, and the policy decide about each.
-func (c *Core) form() {
-	for c.err == nil {
-		requests, wake := c.cfg.strategy.Next(&c.view)
-		if len(requests) == 0 {
-			c.strategic = wake
-			if c.cfg.strategy.Len() > 0 && wake.On == 0 && wake.At <= c.view.Now {
-				c.err = fmt.Errorf("dispatch: strategy: it has %d requests at %v and waits for %+v: want an event or a later time", c.cfg.strategy.Len(), c.view.Now, wake)
-			}
-			return
-		}
-		c.batch++
-		c.seq++
-		e := &entry{seq: c.seq, batch: c.batch, event: c.event, at: -1, timed: -1}
-		for _, r := range requests {
-			t := c.pushed[r.ID]
-			if t == nil {
-				c.err = fmt.Errorf("dispatch: strategy: request %d is in a batch, but the strategy does not have it", r.ID)
-				continue
-			}
-			delete(c.pushed, r.ID)
-			t.in = e
-			e.tickets = append(e.tickets, t)
-		}
-		if c.err == nil && c.ask(e) {
-			c.hold(e)
-		}
-	}
-}
-
-// consult lets the strategy form batches if it waits for the event.
-func (c *Core) consult(ev policy.Events, slots []int) {
-	if c.cfg.strategy != nil && c.concerns(c.strategic, ev, slots) {
-		c.form()
-	}
 }

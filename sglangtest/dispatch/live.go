@@ -11,8 +11,8 @@ import (
 	"github.com/sglangtest/harness/sglangtest/policy"
 )
 
-// Live drives a [Core] in real time, for many goroutines: a request that is held waits in its own goroutine. It is a load.Route,
-// so that one load.Run spreads over several servers:
+// Live drives a [Core] in real time, for many goroutines: a request that is held waits in its own goroutine.
+// It is a load.Route, so that one load.Run spreads over several servers:
 //
 //	route, err := dispatch.NewLive(new(policy.RoundRobin), []dispatch.Worker{{Name: "a", URL: urlA}, {Name: "b", URL: urlB}})
 //	defer route.Close()
@@ -34,7 +34,8 @@ type Live struct {
 	err     error
 }
 
-// NewLive returns a route to the given workers. Close it after the run. Faults of the arguments are reported together.
+// NewLive returns a route to the given workers. Close it after the run. Faults of the arguments are reported
+// together.
 func NewLive(p policy.Policy, workers []Worker, opts ...Option) (*Live, error) {
 	// A policy that reads samples is served if whoever runs it takes them: the options say so.
 	core, err := New(p, append([]Option{Provides(policy.Needs{Chunks: true})}, opts...)...)
@@ -71,8 +72,9 @@ func (l *Live) AddWorker(w Worker) (slot int, err error) {
 	return slot, nil
 }
 
-// Update calls f with the present time and the core, for load samples, health and what else changes of workers and limits, and
-// then carries out what follows. f must not keep the core, nor hand requests to it, nor add workers: use [Live.AddWorker].
+// Update calls f with the present time and the core, for load samples, health and what else changes of
+// workers and limits, and then carries out what follows. f must not keep the core, nor hand requests to it,
+// nor add workers: use [Live.AddWorker].
 func (l *Live) Update(f func(now time.Duration, c *Core)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,12 +10,13 @@ import (
 	"github.com/sglangtest/harness/sglangtest/policy"
 )
 
-// Limits bound what a dispatcher lets in. The zero value has no limits. A batch that is larger than a limit leaves when
-// nothing else is in flight.
+// Limits bound what a dispatcher lets in. The zero value has no limits. A batch that is larger than a limit
+// leaves when nothing else is in flight.
 type Limits struct {
 	// InFlight is how many requests may be dispatched and not ended; 0: any number. More wait.
 	InFlight int
-	// Queue is how many requests may wait, for whatever reason; 0: any number, [NoQueue]: none. One more is rejected with status 429.
+	// Queue is how many requests may wait, for whatever reason; 0: any number, [NoQueue]: none. One more is
+	// rejected with status 429.
 	Queue int
 	// RetryAfter is what a request that is rejected for its number is told; 0: nothing.
 	RetryAfter time.Duration
@@ -43,7 +44,8 @@ type config struct {
 // An Option configures [New] and [NewLive].
 type Option func(*config) error
 
-// WithStrategy makes s form batches, which the policy routes as a whole. Default: each request is routed on its own.
+// WithStrategy makes s form batches, which the policy routes as a whole. Default: each request is routed on
+// its own.
 func WithStrategy(s batching.Strategy) Option {
 	return func(c *config) error {
 		if c.strategy = s; s == nil {
@@ -53,14 +55,15 @@ func WithStrategy(s batching.Strategy) Option {
 	}
 }
 
-// WithLimits sets the limits at the start; see [Core.SetLimits]. Default: none. Those of a single worker come with it, see
-// [Worker].
+// WithLimits sets the limits at the start; see [Core.SetLimits]. Default: none. Those of a single worker come
+// with it, see [Worker].
 func WithLimits(l Limits) Option {
 	return func(c *config) error { c.limits = l; return l.check() }
 }
 
-// WithRetries lets a request be dispatched up to attempts times, ≥ 2, as long as again says of a failed attempt that another one
-// should follow. The policy sees which workers were tried. Default: no retries, which hide faults from a measurement.
+// WithRetries lets a request be dispatched up to attempts times, ≥ 2, as long as again says of a failed
+// attempt that another one should follow. The policy sees which workers were tried. Default: no retries,
+// which hide faults from a measurement.
 func WithRetries(attempts int, again func(*load.Result) bool) Option {
 	return func(c *config) error {
 		c.attempts, c.again = attempts, again
@@ -71,8 +74,8 @@ func WithRetries(attempts int, again func(*load.Result) bool) Option {
 	}
 }
 
-// WithPredictor gives policies the number of output tokens that f expects of a request. Default: none, and a policy that needs
-// predictions is refused.
+// WithPredictor gives policies the number of output tokens that f expects of a request. Default: none, and a
+// policy that needs predictions is refused.
 func WithPredictor(f func(*load.Request) int) Option {
 	return func(c *config) error {
 		if c.predict = f; f == nil {
@@ -82,8 +85,9 @@ func WithPredictor(f func(*load.Request) int) Option {
 	}
 }
 
-// Provides says what the driver gives to the core: n.Samples that it calls [Core.Sample], and n.Chunks that it calls [Core.Chunk] if the policy needs that.
-// The core itself makes keys and texts, and predictions if there is a predictor. A policy that needs more is refused.
+// Provides says what the driver gives to the core: n.Samples that it calls [Core.Sample], and n.Chunks that
+// it calls [Core.Chunk] if the policy needs that. The core itself makes keys and texts, and predictions if
+// there is a predictor. A policy that needs more is refused.
 func Provides(n policy.Needs) Option {
 	return func(c *config) error { c.provides = n; return nil }
 }

@@ -21,7 +21,8 @@ type Sample struct {
 	Load policy.Load // Sampled need not be set
 }
 
-// AddWorker adds a worker, which is up, and returns its slot: the slots are counted from 1 and never used again.
+// AddWorker adds a worker, which is up, and returns its slot: the slots are counted from 1 and never used
+// again.
 func (c *Core) AddWorker(now time.Duration, w Worker) (slot int) {
 	c.begin(now)
 	slot = len(c.workers) + 1
@@ -31,7 +32,8 @@ func (c *Core) AddWorker(now time.Duration, w Worker) (slot int) {
 	return slot
 }
 
-// Health says whether a worker serves, as far as the driver knows. It changes nothing for one that is draining or gone.
+// Health says whether a worker serves, as far as the driver knows. It changes nothing for one that is
+// draining or gone.
 func (c *Core) Health(now time.Duration, slot int, up bool) {
 	from, to := policy.Up, policy.Down
 	if up {
@@ -61,14 +63,16 @@ func (c *Core) SetFacts(now time.Duration, slot int, f policy.Facts) {
 	}
 }
 
-// SetLimit changes how many requests may be in flight on a worker; 0: any number. What is in flight is not touched.
+// SetLimit changes how many requests may be in flight on a worker; 0: any number. What is in flight is not
+// touched.
 func (c *Core) SetLimit(now time.Duration, slot, limit int) {
 	if c.view.Worker(slot).Limit != limit {
 		c.set(now, slot, func(w *policy.Worker) { w.Limit = limit })
 	}
 }
 
-// NewEpoch says that a worker's cache is empty: it was restarted or flushed. A restart voids its load sample too, which is of another process.
+// NewEpoch says that a worker's cache is empty: it was restarted or flushed. A restart voids its load sample
+// too, which is of another process.
 func (c *Core) NewEpoch(now time.Duration, slot int, restarted bool) {
 	c.set(now, slot, func(w *policy.Worker) {
 		w.Epoch++
@@ -133,8 +137,8 @@ func (c *Core) refit(slot int) {
 	s.fit = is
 }
 
-// Sample brings the load samples of any number of workers, taken at about the same time. Those requests that must have
-// reached a worker's scheduler before its sample was taken no longer count as unseen.
+// Sample brings the load samples of any number of workers, taken at about the same time. Those requests that
+// must have reached a worker's scheduler before its sample was taken no longer count as unseen.
 func (c *Core) Sample(now time.Duration, samples []Sample) {
 	c.begin(now)
 	for i := range samples {

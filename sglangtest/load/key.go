@@ -5,9 +5,9 @@ import "encoding/binary"
 // BlockTokens is the length of a block of a [Key] in tokens.
 const BlockTokens = 16
 
-// TextBytesPerToken is how many bytes of a text count as a token where no tokenizer says better; an incomplete
-// token counts. MessageTokens is what each message of a chat has beyond its content then: role and template. The
-// simulated server counts in the same way.
+// TextBytesPerToken is how many bytes of a text count as a token where no tokenizer says better; an
+// incomplete token counts. MessageTokens is what each message of a chat has beyond its content then: role and
+// template. The simulated server counts in the same way.
 const (
 	TextBytesPerToken = 4
 	MessageTokens     = 4
@@ -16,8 +16,8 @@ const (
 // TextTokens returns the length of a text in tokens by the rule of [TextBytesPerToken].
 func TextTokens(text string) int { return (len(text) + TextBytesPerToken - 1) / TextBytesPerToken }
 
-// CountTokens returns the prompt's length in tokens: exact for segments and ids, by the rule of [TextBytesPerToken] for text
-// and messages, and at least 1 unless the prompt is zero.
+// CountTokens returns the prompt's length in tokens: exact for segments and ids, by the rule of
+// [TextBytesPerToken] for text and messages, and at least 1 unless the prompt is zero.
 func (p *Prompt) CountTokens() int {
 	n := p.Tokens()
 	if n > 0 || p.IsZero() {
@@ -30,21 +30,22 @@ func (p *Prompt) CountTokens() int {
 	return max(1, n)
 }
 
-// AnswerStream names the stream that stands for the tokens of the answer to the request with the given ID, in prompts (see
-// Segment.Answer) and in the prefix caches of simulated servers.
+// AnswerStream names the stream that stands for the tokens of the answer to the request with the given ID, in
+// prompts (see Segment.Answer) and in the prefix caches of simulated servers.
 func AnswerStream(id int) uint64 { return mix(0x616e73776572 + uint64(id)) } // "answer"
 
-// A Key is what a prompt is told from others by, and what it shares with them: its tokens as runs, and the hashes of its
-// blocks. It is the same for all forms of prompts:
+// A Key is what a prompt is told from others by, and what it shares with them: its tokens as runs, and the
+// hashes of its blocks. It is the same for all forms of prompts:
 //
-//   - token ids are compared by value, and segments by stream and position; ids and segments never equal each other;
-//   - a text is a sequence of blocks of BlockTokens × TextBytesPerToken bytes. Two texts share the blocks that they both
-//     begin with, and the rest only if all of it is equal;
-//   - messages are the text of their roles and contents, each padded to whole tokens, so that a chat shares its blocks
-//     with the turns before it.
+//   - token ids are compared by value, and segments by stream and position; ids and segments never equal each
+//     other;
+//   - a text is a sequence of blocks of BlockTokens × TextBytesPerToken bytes. Two texts share the blocks
+//     that they both begin with, and the rest only if all of it is equal;
+//   - messages are the text of their roles and contents, each padded to whole tokens, so that a chat shares
+//     its blocks with the turns before it.
 //
-// A Key is made once for a request and then only read; reading it at the same time is safe after the first call of Blocks.
-// The zero value is the key of no prompt.
+// A Key is made once for a request and then only read; reading it at the same time is safe after the first
+// call of Blocks. The zero value is the key of no prompt.
 type Key struct {
 	runs   Runs
 	n      int
@@ -52,8 +53,8 @@ type Key struct {
 	space  [2]TokenRun // memory of short runs
 }
 
-// NewKey returns the key of a prompt that has the given number of tokens; 0: as many as [Prompt.CountTokens] says. It
-// refers to the prompt's token ids.
+// NewKey returns the key of a prompt that has the given number of tokens; 0: as many as [Prompt.CountTokens]
+// says. It refers to the prompt's token ids.
 func NewKey(p *Prompt, tokens int) *Key {
 	if tokens <= 0 {
 		tokens = p.CountTokens()
@@ -77,8 +78,9 @@ func (k *Key) Common(o *Key) int {
 	return c.Common(o.runs, o.n)
 }
 
-// Blocks returns a hash for each whole block of [BlockTokens] tokens, of all tokens up to the block's end: prompts that
-// begin with the same n blocks have the same first n hashes. They are computed at the first call and must not be modified.
+// Blocks returns a hash for each whole block of [BlockTokens] tokens, of all tokens up to the block's end:
+// prompts that begin with the same n blocks have the same first n hashes. They are computed at the first call
+// and must not be modified.
 func (k *Key) Blocks() []uint64 {
 	if whole := k.n / BlockTokens; k.blocks == nil && whole > 0 {
 		k.blocks = make([]uint64, whole)
@@ -92,8 +94,9 @@ func (k *Key) Blocks() []uint64 {
 	return k.blocks
 }
 
-// AppendPrompt appends the tokens of a prompt, not zero; tokens is their number, which counts for a text or messages only: a
-// server with a tokenizer may find another than [Prompt.CountTokens], and the last block then is longer or shorter.
+// AppendPrompt appends the tokens of a prompt, not zero; tokens is their number, which counts for a text or
+// messages only: a server with a tokenizer may find another than [Prompt.CountTokens], and the last block
+// then is longer or shorter.
 func (rs Runs) AppendPrompt(p *Prompt, tokens int) Runs {
 	switch {
 	case len(p.Segments) > 0:

@@ -13,8 +13,8 @@ type Target struct {
 	Name string // goes into Result.Worker if the server does not name itself
 }
 
-// A RejectedError says that a request was turned away on the client's side, by admission control or by a policy: its outcome is
-// [OutcomeRejected].
+// A RejectedError says that a request was turned away on the client's side, by admission control or by a
+// policy: its outcome is [OutcomeRejected].
 type RejectedError struct {
 	Status     int           // HTTP status that a router would answer with, such as 429 or 503
 	RetryAfter time.Duration // when another try makes sense; 0: not said
@@ -30,14 +30,15 @@ func (e *RejectedError) Error() string {
 	return s + ")"
 }
 
-// A Route decides where each request goes, and may let it wait. Package dispatch has one. It is called from many goroutines at
-// once. See [WithRoute].
+// A Route decides where each request goes, and may let it wait. Package dispatch has one. It is called from
+// many goroutines at once. See [WithRoute].
 type Route interface {
 	// Targets returns all places that requests can be sent to.
 	Targets() []Target
-	// Place returns when the request may leave, with the place to which it goes, or an error: a [*RejectedError], the cause of
-	// ctx's end, or a fault of the route itself, which ends the run. Due of the Placement counts with an error too. Requests
-	// that are due at about the same time may come in any order. For another attempt it is called again with the same r.
+	// Place returns when the request may leave, with the place to which it goes, or an error: a
+	// [*RejectedError], the cause of ctx's end, or a fault of the route itself, which ends the run. Due of
+	// the Placement counts with an error too. Requests that are due at about the same time may come in any
+	// order. For another attempt it is called again with the same r.
 	Place(ctx context.Context, clock Clock, r *Request) (Placement, error)
 }
 
@@ -45,17 +46,18 @@ type Route interface {
 type Placement struct {
 	Target  Target
 	Prefill Target // of prefill, if Target only decodes; else zero
-	// Due is the moment at which the wait ended, an offset from the run's start: that of the event that freed the request.
-	// Until then nobody blames the client. 0: it did not have to wait.
+	// Due is the moment at which the wait ended, an offset from the run's start: that of the event that freed
+	// the request. Until then nobody blames the client. 0: it did not have to wait.
 	Due time.Duration
 	// At is when it was placed, and Note by whom and why.
 	At   time.Duration
 	Note *RouteNote
-	// FirstToken and Chunk are told of output tokens; nil: nobody wants to know. Chunk gets the first tokens too.
+	// FirstToken and Chunk are told of output tokens; nil: nobody wants to know. Chunk gets the first tokens
+	// too.
 	FirstToken func(at time.Duration)
 	Chunk      func(at time.Duration, tokens int)
-	// Done must be called exactly once, when the request has ended, well or not. True: the route wants another attempt, so Place is to be called
-	// again with the same request.
+	// Done must be called exactly once, when the request has ended, well or not. True: the route wants
+	// another attempt, so Place is to be called again with the same request.
 	Done func(res *Result) (again bool)
 }
 
@@ -69,7 +71,8 @@ func (p *Placement) tokens(at time.Duration, n int, first bool) {
 	}
 }
 
-// A RouteNote says by whom a request was placed and why. It may be shared by results and must not be modified.
+// A RouteNote says by whom a request was placed and why. It may be shared by results and must not be
+// modified.
 type RouteNote struct {
 	By      string // the policy, such as "policy.RoundRobin"
 	Reason  string // the policy's; may be empty
@@ -77,12 +80,14 @@ type RouteNote struct {
 }
 
 // A TargetDoer is a [Doer] that sends each request to the target that it is told. [Sender] is one; it takes
-// targets if it was made with [NewRoutedSender]. If it is a [Preparer] too, what Prepare returns must be a TargetDoer.
+// targets if it was made with [NewRoutedSender]. If it is a [Preparer] too, what Prepare returns must be a
+// TargetDoer.
 type TargetDoer interface {
 	Doer
 	// CheckTarget reports why nothing could be sent to t.
 	CheckTarget(t Target) error
-	// DoTo is Do with a target: p.Target. It calls p.FirstToken and p.Chunk, if they are set, as tokens come, and never p.Done.
+	// DoTo is Do with a target: p.Target. It calls p.FirstToken and p.Chunk, if they are set, as tokens come,
+	// and never p.Done.
 	DoTo(ctx context.Context, clock Clock, p *Placement, req *Request, res *Result)
 }
 

@@ -1,9 +1,9 @@
 package load
 
-// A TokenRun is a stretch of a token sequence: tokens by value, or positions of a named stream. Tokens of one stream
-// are equal where their positions are; tokens of different kinds or streams never are. So a prompt of 100,000 tokens
-// is compared in as many operations as it has runs. Make sequences with the methods of [Runs]. The zero value is a
-// run of no tokens.
+// A TokenRun is a stretch of a token sequence: tokens by value, or positions of a named stream. Tokens of one
+// stream are equal where their positions are; tokens of different kinds or streams never are. So a prompt of
+// 100,000 tokens is compared in as many operations as it has runs. Make sequences with the methods of [Runs].
+// The zero value is a run of no tokens.
 type TokenRun struct {
 	ids    []int32 // the tokens, if the space is byValue; its length is n
 	stream uint64
@@ -36,7 +36,8 @@ func (r TokenRun) cut(from, to int) TokenRun {
 	return r
 }
 
-// Runs is a sequence of tokens, written as runs. It holds the ids that it was given, which must not be changed.
+// Runs is a sequence of tokens, written as runs. It holds the ids that it was given, which must not be
+// changed.
 type Runs []TokenRun
 
 // Len returns the length of the sequence in tokens.
@@ -48,8 +49,8 @@ func (rs Runs) Len() int {
 	return n
 }
 
-// add joins r to the last run if it goes on where that ends, so that equal tokens make equal runs however they
-// were cut.
+// add joins r to the last run if it goes on where that ends, so that equal tokens make equal runs however
+// they were cut.
 func (rs Runs) add(r TokenRun) Runs {
 	if r.n == 0 {
 		return rs
@@ -76,8 +77,8 @@ func (rs Runs) AppendSegment(s Segment) Runs {
 	return rs.add(TokenRun{stream: s.Stream, off: s.Offset, n: s.Length})
 }
 
-// AppendPrivate appends n tokens, from position off on, of a sequence that equals no prompt: only runs appended with the
-// same id.
+// AppendPrivate appends n tokens, from position off on, of a sequence that equals no prompt: only runs
+// appended with the same id.
 func (rs Runs) AppendPrivate(id uint64, off, n int) Runs {
 	return rs.add(TokenRun{space: private, stream: id, off: off, n: n})
 }
@@ -109,8 +110,8 @@ func (c *RunCursor) Skip(n int) {
 	}
 }
 
-// Take appends the next n tokens to dst, n ≤ Left, without moving. dst may share its memory with what is already behind
-// the cursor.
+// Take appends the next n tokens to dst, n ≤ Left, without moving. dst may share its memory with what is
+// already behind the cursor.
 func (c *RunCursor) Take(dst Runs, n int) Runs {
 	at := c.at
 	for i := 0; n > 0; i++ {
@@ -153,8 +154,8 @@ func (c *RunCursor) Common(key Runs, n int) int {
 	return done
 }
 
-// Hash adds the next n tokens, n ≤ Left, to the hash h, without moving: equal tokens have equal hashes however they are
-// cut into runs. The values may differ between versions of this package.
+// Hash adds the next n tokens, n ≤ Left, to the hash h, without moving: equal tokens have equal hashes
+// however they are cut into runs. The values may differ between versions of this package.
 func (c *RunCursor) Hash(h uint64, n int) uint64 {
 	at := c.at
 	for i := 0; n > 0; i++ {

@@ -29,7 +29,8 @@ func ExamplePolicy() {
 	// Output: 2 <nil>
 }
 
-// fastest expects a request to take a worker's mean latency so far, and 50 ms for each request that is before it.
+// fastest expects a request to take a worker's mean latency so far, and 50 ms for each request that is before
+// it.
 type fastest struct{ mean map[int]time.Duration } // by slot
 
 func (p *fastest) Pick(_ *policy.Request, v *policy.View) (policy.Decision, error) {

@@ -2,17 +2,17 @@ package policy
 
 import "fmt"
 
-// LeastOutstanding picks the open worker with the fewest requests outstanding by its signal. Among equals it takes
-// the next one after the worker that it picked last, in cyclic order, so that an idle fleet is used in turn. It
-// rejects a request if no worker is open. The zero value has no signal, and its Pick is an error.
+// LeastOutstanding picks the open worker with the fewest requests outstanding by its signal. Among equals it
+// takes the next one after the worker that it picked last, in cyclic order, so that an idle fleet is used in
+// turn. It rejects a request if no worker is open. The zero value has no signal, and its Pick is an error.
 type LeastOutstanding struct {
 	signal Signal
 	last   int // slot
 }
 
-// NewLeastOutstanding returns a policy that reads the load by signal s. With [Polled] the workers that had the fewest
-// requests at the last sample, often just one, share everything in turn until the next one comes. Without samples all
-// would count as idle, so a host that takes none refuses it; see [Needs].
+// NewLeastOutstanding returns a policy that reads the load by signal s. With [Polled] the workers that had
+// the fewest requests at the last sample, often just one, share everything in turn until the next one comes.
+// Without samples all would count as idle, so a host that takes none refuses it; see [Needs].
 func NewLeastOutstanding(s Signal) (*LeastOutstanding, error) {
 	p := &LeastOutstanding{signal: s}
 	if err := p.check(); err != nil {

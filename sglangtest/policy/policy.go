@@ -8,10 +8,10 @@ import (
 
 // A Policy picks a worker for each request.
 //
-// Hosts call the methods of a policy, the optional ones too, one after the other and never at once, so a policy needs
-// no locks; an object must not serve two hosts, nor two runs. Pick must not block, must not keep r, v or anything in them,
-// nor modify them, and should allocate nothing. An error means that the policy itself is at fault, and ends the run; a
-// request that cannot be placed is a [Reject], not an error.
+// Hosts call the methods of a policy, the optional ones too, one after the other and never at once, so a
+// policy needs no locks; an object must not serve two hosts, nor two runs. Pick must not block, must not keep
+// r, v or anything in them, nor modify them, and should allocate nothing. An error means that the policy
+// itself is at fault, and ends the run; a request that cannot be placed is a [Reject], not an error.
 type Policy interface {
 	Pick(r *Request, v *View) (Decision, error)
 }
@@ -19,16 +19,19 @@ type Policy interface {
 // A Request is a request as a policy sees it.
 type Request struct {
 	*load.Request
-	// PromptTokens is the prompt's length: exact, or by the rule of load.TextBytesPerToken where only the server can know it.
+	// PromptTokens is the prompt's length: exact, or by the rule of load.TextBytesPerToken where only the
+	// server can know it.
 	PromptTokens int
 	// Predicted is how many output tokens are expected; 0 unless the policy asks for it, see [Needs].
 	Predicted int
 	// Key is the prompt's key; nil unless the policy asks for it, see [Needs].
 	Key *load.Key
-	// Text is what the real routers match prefixes on: the text, or the contents of the messages one behind the other. It is
-	// empty unless the policy asks for it, see [Needs], and where the prompt is given as tokens.
+	// Text is what the real routers match prefixes on: the text, or the contents of the messages one behind
+	// the other. It is empty unless the policy asks for it, see [Needs], and where the prompt is given as
+	// tokens.
 	Text string
-	// Attempt counts how often the request is dispatched, from 1. It stays 1 unless the host was asked for retries.
+	// Attempt counts how often the request is dispatched, from 1. It stays 1 unless the host was asked for
+	// retries.
 	Attempt int
 	// Tried lists the slots to which the attempts before this one went.
 	Tried []int
@@ -45,8 +48,8 @@ type Needs struct {
 	Predictions bool // Request.Predicted
 }
 
-// A Needer is a policy that says what it needs. A host that cannot give it refuses the policy before the run, and what is
-// not asked for need not be given.
+// A Needer is a policy that says what it needs. A host that cannot give it refuses the policy before the run,
+// and what is not asked for need not be given.
 type Needer interface {
 	Needs() Needs
 }
@@ -59,15 +62,15 @@ func NeedsOf(p Policy) Needs {
 	return Needs{}
 }
 
-// An Orderer is a policy that says in which order requests wait: a goes before b. Among requests of which neither goes
-// before the other, the one that arrived first does. The order of two requests must not change while they wait. With a
-// batching strategy, which has an order of its own, such a policy is refused.
+// An Orderer is a policy that says in which order requests wait: a goes before b. Among requests of which
+// neither goes before the other, the one that arrived first does. The order of two requests must not change
+// while they wait. With a batching strategy, which has an order of its own, such a policy is refused.
 type Orderer interface {
 	Less(a, b *Request) bool
 }
 
-// A BatchPicker is a policy that looks at all requests of a batch. Without this method [Policy].Pick is asked about the
-// first, and all go where it says. The rules of Pick hold.
+// A BatchPicker is a policy that looks at all requests of a batch. Without this method [Policy].Pick is asked
+// about the first, and all go where it says. The rules of Pick hold.
 type BatchPicker interface {
 	PickBatch(batch []*Request, v *View) (Decision, error)
 }
@@ -81,7 +84,8 @@ type Feedback struct {
 	Stage   Stage         // in which the request was
 }
 
-// A Stage is a part of a request's way that a worker of its own carries out where prefill and decode are apart.
+// A Stage is a part of a request's way that a worker of its own carries out where prefill and decode are
+// apart.
 type Stage uint8
 
 // The stages. The zero value is that of a request that one worker carries out alone.
@@ -91,8 +95,9 @@ const (
 	StageDecode        // on the decode worker, from the first token on
 )
 
-// A DispatchObserver is a policy that is told when a request leaves for a worker, after each [Dispatch]. For each such
-// call there is exactly one of Done, whatever happens to the request: it may be refused, aborted, cancelled or tried again.
+// A DispatchObserver is a policy that is told when a request leaves for a worker, after each [Dispatch]. For
+// each such call there is exactly one of Done, whatever happens to the request: it may be refused, aborted,
+// cancelled or tried again.
 type DispatchObserver interface {
 	Dispatched(r *Request, f Feedback)
 }
@@ -102,14 +107,14 @@ type FirstTokenObserver interface {
 	FirstToken(r *Request, f Feedback)
 }
 
-// A ChunkObserver is a policy that is told when output tokens have come, the first ones included. Only a policy that
-// [Needs] chunks is.
+// A ChunkObserver is a policy that is told when output tokens have come, the first ones included. Only a
+// policy that [Needs] chunks is.
 type ChunkObserver interface {
 	Chunk(r *Request, f Feedback, tokens int)
 }
 
-// A DoneObserver is a policy that is told how each dispatched attempt ended, well or not; res.OK tells. It must not keep
-// r or res, or modify them.
+// A DoneObserver is a policy that is told how each dispatched attempt ended, well or not; res.OK tells. It
+// must not keep r or res, or modify them.
 type DoneObserver interface {
 	Done(r *Request, f Feedback, res *load.Result)
 }
@@ -119,8 +124,8 @@ type SampleObserver interface {
 	Sampled(v *View)
 }
 
-// A FleetObserver is a policy that is told when workers have come, gone, changed their state or their facts, or begun a new
-// epoch. The first call is before the first request.
+// A FleetObserver is a policy that is told when workers have come, gone, changed their state or their facts,
+// or begun a new epoch. The first call is before the first request.
 type FleetObserver interface {
 	FleetChanged(v *View)
 }
@@ -148,25 +153,27 @@ func (v Verdict) String() string {
 	return "no verdict"
 }
 
-// A Decision is the answer of [Policy].Pick. Make one with [Dispatch], [DispatchPair], [Hold] or [Reject]: the zero value
-// decides nothing and is a fault of the policy.
+// A Decision is the answer of [Policy].Pick. Make one with [Dispatch], [DispatchPair], [Hold] or [Reject]:
+// the zero value decides nothing and is a fault of the policy.
 type Decision struct {
 	Verdict Verdict
-	// Worker is the slot to dispatch to, and Prefill that of the worker which computes the prompt, if Worker only decodes.
+	// Worker is the slot to dispatch to, and Prefill that of the worker which computes the prompt, if Worker
+	// only decodes.
 	Worker, Prefill int
 	// Wake says when a request that is held is asked about again.
 	Wake Wake
-	// Status and RetryAfter belong to a rejection: an HTTP status, 0 for 503, and when a client may try again; 0: no word
-	// of it.
+	// Status and RetryAfter belong to a rejection: an HTTP status, 0 for 503, and when a client may try
+	// again; 0: no word of it.
 	Status     int
 	RetryAfter time.Duration
-	// Reason says why, in a few words. That of a rejection becomes the result's message; that of a dispatch is recorded
-	// with the result and may be empty. A constant string costs nothing.
+	// Reason says why, in a few words. That of a rejection becomes the result's message; that of a dispatch
+	// is recorded with the result and may be empty. A constant string costs nothing.
 	Reason string
 }
 
-// Dispatch sends the request to a worker, by its slot. It should be one that is open, but one that is down may be tried, and
-// one that is full is waited for. Slot 0 stands for none: the request is rejected with status 503.
+// Dispatch sends the request to a worker, by its slot. It should be one that is open, but one that is down
+// may be tried, and one that is full is waited for. Slot 0 stands for none: the request is rejected with
+// status 503.
 func Dispatch(slot int) Decision {
 	if slot == 0 {
 		return Reject("no worker is open")
@@ -196,16 +203,17 @@ const (
 	Fleet                      // a worker has come, gone, or changed its state, facts or limit
 )
 
-// A Wake says when a held request is asked about again: after the next event of On, or at the time At, whichever is first. At
-// least one must be given.
+// A Wake says when a held request is asked about again: after the next event of On, or at the time At,
+// whichever is first. At least one must be given.
 //
-// After an event the dispatcher asks, in the order of the queue, about those requests only that wait for it, and stops at
-// the first that is held again for the same events: so a queue of thousands costs no more than what can leave. A policy
-// whose answer depends on the request, so that a later one may go where an earlier one may not, should name different
-// workers.
+// After an event the dispatcher asks, in the order of the queue, about those requests only that wait for it,
+// and stops at the first that is held again for the same events: so a queue of thousands costs no more than
+// what can leave. A policy whose answer depends on the request, so that a later one may go where an earlier
+// one may not, should name different workers.
 type Wake struct {
 	On Events
-	// Worker restricts Freed, Sample and Fleet to those of one worker, by its slot; 0: of any. An arrival is nobody's.
+	// Worker restricts Freed, Sample and Fleet to those of one worker, by its slot; 0: of any. An arrival is
+	// nobody's.
 	Worker int
 	// At is a moment on the view's clock, > View.Now; 0: none.
 	At time.Duration

@@ -1,7 +1,7 @@
 package policy
 
-// RoundRobin picks the open workers in turn. It rejects a request if there is none. The zero value begins with
-// the first worker.
+// RoundRobin picks the open workers in turn. It rejects a request if there is none. The zero value begins
+// with the first worker.
 type RoundRobin struct{ last int } // slot
 
 // Pick implements [Policy].

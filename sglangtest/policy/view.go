@@ -5,14 +5,15 @@ import (
 	"time"
 )
 
-// A View is what a policy may know at one moment. The host owns it; it is valid during the call and must not be
-// modified.
+// A View is what a policy may know at one moment. The host owns it; it is valid during the call and must not
+// be modified.
 type View struct {
 	Now time.Duration // an offset from the run's start
-	// Workers holds every worker that there ever was: the one in slot n is Workers[n-1]. Slots are never used again.
+	// Workers holds every worker that there ever was: the one in slot n is Workers[n-1]. Slots are never used
+	// again.
 	Workers []Worker
-	// Waiting counts the requests that have come and were not dispatched, the one that is asked about included, and InFlight
-	// those that were dispatched and have not ended.
+	// Waiting counts the requests that have come and were not dispatched, the one that is asked about
+	// included, and InFlight those that were dispatched and have not ended.
 	Waiting, InFlight int
 }
 
@@ -69,35 +70,38 @@ const (
 // A Worker is what is known of one worker.
 type Worker struct {
 	Slot int // counted from 1
-	// State is the host's knowledge, which may be late: a worker that has just died is up until a health check finds out.
+	// State is the host's knowledge, which may be late: a worker that has just died is up until a health
+	// check finds out.
 	State State
 	Role  Role
 
-	// Local counts: what the host itself has dispatched to the worker. They are exact, but know nothing of what others sent.
+	// Local counts: what the host itself has dispatched to the worker. They are exact, but know nothing of
+	// what others sent.
 	InFlight      int // requests dispatched and not ended
 	PromptTokens  int // prompt tokens of these
 	PrefillTokens int // prompt tokens of those whose first token has not come
-	// Unseen counts those requests in flight that the worker's last sample could not know yet: they were dispatched after it,
-	// or were still on their way to the scheduler. Without samples these are all.
+	// Unseen counts those requests in flight that the worker's last sample could not know yet: they were
+	// dispatched after it, or were still on their way to the scheduler. Without samples these are all.
 	Unseen int
 
 	// Limit is how many requests the host lets be in flight on it; 0: no limit.
 	Limit int
-	// Epoch changes with each restart or cache flush that the host knows of: what was learnt of an older epoch's cache is void.
+	// Epoch changes with each restart or cache flush that the host knows of: what was learnt of an older
+	// epoch's cache is void.
 	Epoch int
 	Name  string
 	Facts
 	Load Load
 }
 
-// Facts are what a worker says, or its configuration, of itself. They follow changes at run time, as far as the host knows
-// of them. 0 stands for not known.
+// Facts are what a worker says, or its configuration, of itself. They follow changes at run time, as far as
+// the host knows of them. 0 stands for not known.
 type Facts struct {
 	MaxRunning int     // limit of running requests
 	KVTokens   int     // KV pool in tokens
 	Speed      float64 // relative to the other workers, such as 1 and 0.5
-	// Ingest and IngestToken are how long a request takes from its dispatch to the worker's scheduler, and for each token of
-	// its prompt beside that. A load sample knows nothing of requests that are on this way.
+	// Ingest and IngestToken are how long a request takes from its dispatch to the worker's scheduler, and
+	// for each token of its prompt beside that. A load sample knows nothing of requests that are on this way.
 	Ingest, IngestToken time.Duration
 }
 
@@ -123,13 +127,16 @@ type Signal uint8
 const (
 	// Local is the host's own count of requests in flight. It is never late, and blind to the load of others.
 	Local Signal = iota + 1
-	// Polled is running plus waiting requests by the worker's last sample, as old as that is; 0 before the first.
+	// Polled is running plus waiting requests by the worker's last sample, as old as that is; 0 before the
+	// first.
 	Polled
-	// PolledPlusOwn is Polled plus the requests of this host that the sample could not know, see Worker.Unseen.
+	// PolledPlusOwn is Polled plus the requests of this host that the sample could not know, see
+	// Worker.Unseen.
 	PolledPlusOwn
 )
 
-// Outstanding returns the number of requests that w has outstanding by signal s, 0 for a value that is not a signal.
+// Outstanding returns the number of requests that w has outstanding by signal s, 0 for a value that is not a
+// signal.
 func (w *Worker) Outstanding(s Signal) int {
 	switch s {
 	case Local:

@@ -19,9 +19,10 @@ import (
 	"github.com/sglangtest/harness/sglangtest/policy"
 )
 
-// The drivers of the dispatcher must give it the same inputs in the same order, and so get the same decisions: a fleet in virtual
-// time, the client in real time (a bubble's), and the bare core fed by hand. The fleet comes first; how long its engines took
-// with each request is the script that the servers of the others keep to.
+// The drivers of the dispatcher must give it the same inputs in the same order, and so get the same
+// decisions: a fleet in virtual time, the client in real time (a bubble's), and the bare core fed by hand.
+// The fleet comes first; how long its engines took with each request is the script that the servers of the
+// others keep to.
 func TestEveryDriverDecidesAlike(t *testing.T) {
 	failed := func(res *load.Result) bool {
 		return res.Outcome == load.OutcomeRefused || res.Outcome == load.OutcomeReset

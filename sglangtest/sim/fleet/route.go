@@ -19,8 +19,8 @@ func (s *run) place(f *flight) {
 	s.carryOut()
 }
 
-// carryOut does what the dispatcher has decided. What is done can be an event for it, so this goes on until there is
-// nothing more.
+// carryOut does what the dispatcher has decided. What is done can be an event for it, so this goes on until
+// there is nothing more.
 func (s *run) carryOut() {
 	for {
 		a, ok := s.core.Next()
@@ -49,8 +49,8 @@ func (s *run) carryOut() {
 	}
 }
 
-// decide carries out what the dispatcher has decided and hands over the requests that have a place under the cap, in order of
-// arrival.
+// decide carries out what the dispatcher has decided and hands over the requests that have a place under the
+// cap, in order of arrival.
 func (s *run) decide() {
 	s.carryOut()
 	for s.err == nil && s.queue.len() > 0 && (s.cfg.cap == 0 || s.live < s.cfg.cap) {
@@ -75,8 +75,8 @@ func (s *run) dispatch(f *flight, w *worker) {
 	}
 }
 
-// admit gives the scheduler a request that has reached it, after the checks of the server's front end (tokenizer_manager.py,
-// _validate_one_request).
+// admit gives the scheduler a request that has reached it, after the checks of the server's front end
+// (tokenizer_manager.py, _validate_one_request).
 func (s *run) admit(w *worker, f *flight) {
 	context := w.loop.Engine.Config().ContextLength
 	refuse := func(message string) {
