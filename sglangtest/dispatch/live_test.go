@@ -213,7 +213,6 @@ func TestLiveArguments(t *testing.T) {
 // chatty wants to be told of each chunk.
 type chatty struct {
 	policy.RoundRobin
-	mu     sync.Mutex
 	tokens map[int]int // by worker
 }
 
