@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -215,4 +216,25 @@ func TestChunks(t *testing.T) {
 		told[i].Route, quiet[i].Route = nil, nil
 	}
 	require.Equal(t, quiet, told)
+}
+
+// follower notes what changes of its first worker.
+type follower struct {
+	policy.RoundRobin
+	log []string
+}
+
+func (f *follower) FleetChanged(v *policy.View) {
+	w := v.Worker(1)
+	f.log = append(f.log, fmt.Sprintf("%v: %v, at most %d, epoch %d, sampled %v", v.Now, w.State, w.MaxRunning, w.Epoch, w.Load.Sampled))
+}
+
+// What the harness does itself is known at once; what happens to an engine only when it is asked.
+func TestChangesOfWorkers(t *testing.T) {
+	f := new(follower)
+	play(t, requests{ask(0, 0, 10, 30), ask(1, 290*ms, 10, 1)}, f, Equal(1, steady()), WithPolling(40*ms), WithAction(50*ms, 0, SetLimit(3)),
+		WithAction(100*ms, 0, Kill()), WithAction(210*ms, 0, Restart()))
+	require.Equal(t, []string{"0s: up, at most 64, epoch 0, sampled false", "50ms: up, at most 3, epoch 0, sampled true",
+		"120ms: down, at most 3, epoch 0, sampled true", "210ms: down, at most 64, epoch 0, sampled true",
+		"240ms: down, at most 64, epoch 1, sampled false", "240ms: up, at most 64, epoch 1, sampled false"}, f.log)
 }
