@@ -55,7 +55,7 @@ func main() {
 		switch e.Kind {
 		case metrics.KindParamUpdate:
 			asked, _ := e.Number("asked_ns")
-			fmt.Printf("%s := %v: asked at %.3f s, accepted at %.3f s (%s, read back %v)\n", e.Data["name"], e.Data["value"],
+			fmt.Printf("%s := %v: asked at %.3f s, accepted at %.3f s,\n    by %s, read back as %v\n", e.Data["name"], e.Data["value"],
 				asked/1e9, e.At.Seconds(), e.Data["mechanism"], e.Data["read_back"])
 		case metrics.KindParamInForce:
 			fmt.Printf("%s := %v: in force at %.3f s\n", e.Data["name"], e.Data["value"], e.At.Seconds())

@@ -68,7 +68,8 @@ func ExampleWriteWindows() {
 		fmt.Println(err)
 	}
 	// Output:
-	// from s  to s  arrived  ended ok  failed  out tok/s  TTFT p50 ms (arrived)  in flight  run avg/max  wait avg/max  changed parameters
-	//        0    60      480       401       0     1713.4                 2310.2      71.50      15.8/16       55.1/79
-	//       60   120      475       554       0     2367.1                   61.9      38.20      37.9/64         0.2/9  server-0/max_running_requests=64
+	// from s to s arrived  ok failed tok/s TTFT p50 in flight running waiting
+	//       0   60     480 401      0  1713   2310.2      71.5 15.8/16 55.1/79
+	//   server-0/max_running_requests := 64
+	//      60  120     475 554      0  2367     61.9      38.2 37.9/64   0.2/9
 }

@@ -54,8 +54,14 @@ func (s *Summary) writeVerdict(t *tableWriter) {
 	switch sim := s.Simulation; {
 	case sim != nil && sim.Brief != "":
 		t.row("SIMULATED", "%s; %s", sim.Profile, sim.Brief)
-	case sim != nil:
+	case sim != nil && len([]rune(sim.Profile+sim.KnownError)) <= tableWidth:
 		t.row("SIMULATED", "%s; known error: %s", sim.Profile, sim.KnownError)
+	case sim != nil: // what was changed in the profile, and what is known of it, stands at the end
+		profile, changed, _ := strings.Cut(sim.Profile, " ")
+		if changed != "" {
+			profile += ", changed"
+		}
+		t.row("SIMULATED", "%s; its error: see the end", profile)
 	case len(s.Engines) == 0:
 		t.row("engine", "not declared to be simulated")
 	default:
@@ -187,9 +193,11 @@ func (s *Summary) writeProvenance(t *tableWriter) {
 		calibrated = "calibrated on " + calibrated
 	}
 	t.row("simulation", "profile %s, %s", sim.Profile, calibrated)
-	if sim.Brief != "" {
-		t.row("known error", "%s; the measured runs: simulation in the JSON", sim.KnownError)
+	details := ""
+	if sim.Validation != nil {
+		details = "; the measured runs: simulation in the JSON"
 	}
+	t.row("known error", "%s%s", sim.KnownError, details)
 }
 
 // secondsText writes a time of that many seconds, a long one in minutes or hours.

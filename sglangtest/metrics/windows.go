@@ -195,12 +195,13 @@ func (c *Collector) windowParams(ws []Window) {
 	}
 }
 
-// WriteWindows writes windows as a table, one line each. Requests and tokens are counted in the window in which they ended or
-// were read, but the TTFT is that of the requests that arrived in the window, whenever their first token came.
+// WriteWindows writes windows as a table, one line each, and before it a line of the parameters that have changed. Requests and
+// output tokens are counted in the window in which they ended or were read, but the TTFT, in ms, is that of the requests that
+// arrived in the window, whenever their first token came. running and waiting are the engines' mean and maximum.
 func WriteWindows(w io.Writer, ws []Window) error {
 	var sb strings.Builder
-	t := tabwriter.NewWriter(&sb, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "from s\tto s\tarrived\tended ok\tfailed\tout tok/s\tTTFT p50 ms (arrived)\tin flight\trun avg/max\twait avg/max\t  changed parameters")
+	t := tabwriter.NewWriter(&sb, 0, 0, 1, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "from s\tto s\tarrived\tok\tfailed\ttok/s\tTTFT p50\tin flight\trunning\twaiting\t")
 	// Milliseconds are exact enough, and most windows begin and end at whole seconds.
 	seconds := func(d time.Duration) string {
 		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64)
@@ -211,22 +212,32 @@ func WriteWindows(w io.Writer, ws []Window) error {
 		}
 		return fmt.Sprintf("%.1f/%.0f", g.Mean, g.Max)
 	}
-	for _, x := range ws {
-		var params []string
+	changed := make([][]string, len(ws)) // the parameters that a window has otherwise than the one before it
+	var before map[string]any
+	for i, x := range ws {
 		for _, k := range slices.Sorted(maps.Keys(x.Params)) {
-			params = append(params, fmt.Sprintf("%s=%v", strings.TrimPrefix(k, "/"), x.Params[k]))
+			if v, had := before[k]; !had || fmt.Sprint(v) != fmt.Sprint(x.Params[k]) {
+				changed[i] = append(changed[i], fmt.Sprintf("%s := %v", strings.TrimPrefix(k, "/"), x.Params[k]))
+			}
 		}
+		before = x.Params
 		ttft := cell(x.TTFTMedian)
 		if x.TTFTMedian.Valid() {
 			ttft = fmt.Sprintf("%.1f", float64(x.TTFTMedian))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%.2f\t%s\t%s\t  %s\n", seconds(x.From), seconds(x.To), x.Arrivals, x.Completions,
-			x.Failures, x.OutputTokensPerS, ttft, x.InFlightMean, gauge(x.Running), gauge(x.Waiting), strings.Join(params, " "))
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.0f\t%s\t%.1f\t%s\t%s\t\n", seconds(x.From), seconds(x.To), x.Arrivals, x.Completions,
+			x.Failures, x.OutputTokensPerS, ttft, x.InFlightMean, gauge(x.Running), gauge(x.Waiting))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	i := -2 // the heading comes before the first window
 	for line := range strings.Lines(sb.String()) {
+		if i++; i >= 0 && changed[i] != nil {
+			if _, err := fmt.Fprintf(w, "  %s\n", strings.Join(changed[i], ", ")); err != nil {
+				return err
+			}
+		}
 		if _, err := io.WriteString(w, strings.TrimRight(line, " \n")+"\n"); err != nil {
 			return err
 		}

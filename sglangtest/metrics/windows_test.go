@@ -69,9 +69,9 @@ func TestWindows(t *testing.T) {
 	var sb strings.Builder
 	require.NoError(t, WriteWindows(&sb, ws))
 	lines := strings.Split(sb.String(), "\n")
-	require.Len(t, lines, 6)
-	require.Contains(t, lines[2], "server-0/max_running_requests=512")
-	require.Contains(t, lines[3], "failed")
+	require.Len(t, lines, 7)
+	require.Equal(t, "  server-0/max_running_requests := 512", lines[2])
+	require.Contains(t, lines[4], "failed")
 
 	// A run that ends on a window's edge has no empty window behind it.
 	c = collect(t, load.Plan{}, []load.Result{answer(0, 0, 0, 2*s, 0, 1)}, nil)

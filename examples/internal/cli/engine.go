@@ -63,8 +63,7 @@ func (e *Engine) Configure(ctx context.Context, cfg *sglangtest.NodeConfig) (opt
 	cfg.ModelPath = e.model
 	cfg.ServerArgs = further.Settings()
 	delete(cfg.ServerArgs, "model_path")
-	opts = append(opts, sglangtest.WithLauncher(server.LocalProcess(server.WithCommand(command[0], command[1:]...))),
-		sglangtest.WithServerOptions(server.WithEvents(func(e server.Event) { fmt.Fprintf(os.Stderr, "%s  %s\n", e.Server, e.Message) })))
+	opts = append(opts, sglangtest.WithLauncher(server.LocalProcess(server.WithCommand(command[0], command[1:]...))))
 	devices, err := gpu.Open(ctx)
 	if none := (*gpu.UnavailableError)(nil); errors.As(err, &none) {
 		fmt.Fprintln(os.Stderr, err)
