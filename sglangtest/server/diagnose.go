@@ -31,20 +31,20 @@ func (e *FailureError) Error() string {
 	fmt.Fprintf(&b, "%s (%v)", e.Cause, e.Exit)
 	for i, advice := range e.Advice {
 		if i == 0 {
-			b.WriteString("; what to do: ")
+			b.WriteString("\nwhat to do: ")
 		} else {
-			b.WriteString("; or ")
+			b.WriteString("\n        or: ")
 		}
 		b.WriteString(advice)
 	}
 	if len(e.Lines) > 0 {
-		b.WriteString("; its log says:")
+		b.WriteString("\nits log says:")
 	}
 	for _, line := range e.Lines {
 		b.WriteString("\n\t" + line)
 	}
 	if e.LogFile != "" {
-		b.WriteString("\n\t(all of it: " + e.LogFile + ")")
+		b.WriteString("\nall of it: " + e.LogFile)
 	}
 	return b.String()
 }

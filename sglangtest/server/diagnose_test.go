@@ -242,9 +242,9 @@ func TestDiagnoseMessage(t *testing.T) {
 	f := Diagnose([]string{"a", "", "RuntimeError: CUDA out of memory. " + strings.Repeat("x", 1000)}, Exit{Code: -1, Signal: syscall.SIGKILL},
 		Config{MaxRunningRequests: 64, MemFractionStatic: 0.9, ChunkedPrefillSize: -1})
 	f.LogFile = "/run/server-0.stderr.log"
-	require.Equal(t, "CUDA out of memory while loading (signal 9 (killed)); what to do: lower max_running_requests from 64 to 32; or lower mem_fraction_static from 0.9 to 0.85"+
-		"; or set chunked_prefill_size to 4096: it is off, so a prompt is one step; or if the weights alone do not fit: a quantized model, or more GPUs (tp_size); its log says:\n"+
-		"\tRuntimeError: CUDA out of memory. "+strings.Repeat("x", 466)+"…\n\t(all of it: /run/server-0.stderr.log)", f.Error())
+	require.Equal(t, "CUDA out of memory while loading (signal 9 (killed))\nwhat to do: lower max_running_requests from 64 to 32\n        or: lower mem_fraction_static from 0.9 to 0.85"+
+		"\n        or: set chunked_prefill_size to 4096: it is off, so a prompt is one step\n        or: if the weights alone do not fit: a quantized model, or more GPUs (tp_size)\nits log says:\n"+
+		"\tRuntimeError: CUDA out of memory. "+strings.Repeat("x", 466)+"…\nall of it: /run/server-0.stderr.log", f.Error())
 	f = Diagnose([]string{"one", "two"}, Exit{Code: 1}, Config{})
 	require.Equal(t, []string{"one", "two"}, f.Lines)
 	require.Equal(t, CauseUnknown, f.Cause)

@@ -22,10 +22,10 @@ func Context() (context.Context, context.CancelFunc) {
 	return ctx, func() { cancel(nil) }
 }
 
-// Exit prints err and ends the program with status 1, unless err is nil.
+// Exit prints err, on a line of its own below the line of progress, and ends the program with status 1, unless err is nil.
 func Exit(err error) {
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintf(os.Stderr, "\n%v\n", err)
 		os.Exit(1)
 	}
 }
