@@ -16,7 +16,7 @@ import (
 // connecting is a server that counts its connections and the requests that it gets.
 type connecting struct {
 	*httptest.Server
-	conns, requests, answering atomic.Int64
+	conns, requests atomic.Int64
 }
 
 func newConnecting(t *testing.T, start func(*httptest.Server)) *connecting {

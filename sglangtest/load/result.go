@@ -228,7 +228,7 @@ const MaxTime = 1_000_000_000 * time.Second
 func (r *Result) Check() error {
 	switch {
 	case r.Arrival < 0 || r.Completion > MaxTime:
-		return fmt.Errorf("Arrival %v and Completion %v; want moments from 0 to %v", r.Arrival, r.Completion, MaxTime)
+		return fmt.Errorf("its Arrival %v and Completion %v; want moments from 0 to %v", r.Arrival, r.Completion, MaxTime)
 	case r.Due < r.Arrival || r.Released < r.Due || r.Send < r.Released || r.Completion < r.Send:
 		return fmt.Errorf("want Arrival ≤ Due ≤ Released ≤ Send ≤ Completion, not %v, %v, %v, %v, %v", r.Arrival, r.Due, r.Released, r.Send, r.Completion)
 	case (r.FirstToken == 0) != (r.LastToken == 0):
@@ -238,7 +238,7 @@ func (r *Result) Check() error {
 	case r.FirstEvent != 0 && (r.FirstEvent < r.Send || r.Completion < r.FirstEvent):
 		return fmt.Errorf("want Send ≤ FirstEvent ≤ Completion, not %v, %v, %v", r.Send, r.FirstEvent, r.Completion)
 	case r.Connect < 0 || r.Connect > MaxTime || r.Overhead < 0 || r.Overhead > MaxTime || r.Idle < 0 || r.Idle > MaxTime:
-		return fmt.Errorf("Connect %v, Overhead %v and Idle %v; want 0 to %v", r.Connect, r.Overhead, r.Idle, MaxTime)
+		return fmt.Errorf("its Connect %v, Overhead %v and Idle %v; want 0 to %v", r.Connect, r.Overhead, r.Idle, MaxTime)
 	}
 	for _, c := range []struct {
 		name     string
@@ -275,17 +275,17 @@ func (r *Result) Void(fault string, at time.Duration) Result {
 func (r *Result) breach(id int, arrival, due, now time.Duration) error {
 	switch {
 	case r.ID != id || r.Arrival != arrival:
-		return errors.New("ID or Arrival was changed")
+		return errors.New("its ID or Arrival was changed")
 	case r.Outcome == "":
-		return errors.New("Outcome is not set")
+		return errors.New("its Outcome is not set")
 	case r.Due != due:
-		return errors.New("Due was changed")
+		return errors.New("its Due was changed")
 	case !r.Sent && r.Send != r.Completion:
-		return errors.New("Sent is false, but Send is not Completion")
+		return errors.New("its Sent is false, but Send is not Completion")
 	case !r.Sent && (r.Connect != 0 || r.Reused || r.FirstToken != 0 || r.FirstEvent != 0 || r.Chunks.Len() > 0):
-		return errors.New("Sent is false, but there is a connection or an answer")
+		return errors.New("its Sent is false, but there is a connection or an answer")
 	case r.Completion > now:
-		return fmt.Errorf("Completion %v lies in the future: it is %v", r.Completion, now)
+		return fmt.Errorf("its Completion %v lies in the future: it is %v", r.Completion, now)
 	}
 	return r.Check()
 }

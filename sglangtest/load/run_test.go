@@ -511,7 +511,7 @@ func TestRunNoticesADoerThatBreaksItsContract(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := &counting{}
 		err := Run(t.Context(), arrivalsAt{0, ms}, forgetful{}, rec, WithWaiter(TimerWaiter{}))
-		require.ErrorContains(t, err, "the Doer broke its contract with request 0: Outcome is not set")
+		require.ErrorContains(t, err, "the Doer broke its contract with request 0: its Outcome is not set")
 		require.Equal(t, []Outcome{OutcomeProtocol, OutcomeProtocol}, rec.outcomes)
 	})
 }

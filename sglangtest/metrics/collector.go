@@ -191,7 +191,7 @@ func (c *Collector) Record(res *load.Result) {
 	}
 	fault := res.Check()
 	if fault == nil && res.Outcome == "" {
-		fault = errors.New("Outcome is not set")
+		fault = errors.New("its Outcome is not set")
 	}
 	if fault != nil {
 		c.breach(fmt.Errorf("metrics: the result of request %d contradicts itself: %w", res.ID, fault))

@@ -378,7 +378,7 @@ func TestSharedMemoryGoesWithItsServer(t *testing.T) {
 				}
 			}()
 			t.Setenv(madeFile, ours)
-			end := func() {}
+			var end func()
 			args := []string{"--sim-version", newest, "-m", "sglang.launch_server"}
 			if ending == "its harness is killed" {
 				h := startHarness(t, logs, "wrapper", args...)
