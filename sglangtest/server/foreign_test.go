@@ -368,15 +368,6 @@ func TestSharedMemoryGoesWithItsServer(t *testing.T) {
 				return made(t, file)
 			}
 			foreign := stay(beforeFile)
-			meanwhile := make(chan struct{})
-			go func() { // while the server starts
-				defer close(meanwhile)
-				for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-					if _, err := os.Stat(ours); err == nil {
-						return
-					}
-				}
-			}()
 			t.Setenv(madeFile, ours)
 			var end func()
 			args := []string{"--sim-version", newest, "-m", "sglang.launch_server"}
@@ -398,7 +389,7 @@ func TestSharedMemoryGoesWithItsServer(t *testing.T) {
 					r.gone("")
 				}
 			}
-			<-meanwhile
+			require.Eventually(t, func() bool { return exists(ours) }, 30*time.Second, time.Millisecond)
 			paths := made(t, ours)
 			foreign = append(foreign, stay(theirs)...)
 			for _, p := range paths {
