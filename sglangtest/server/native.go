@@ -41,20 +41,21 @@ func (e evidence) childSignal() (syscall.Signal, string) {
 	return 0, ""
 }
 
-// signalMeans says what usually sends a signal to a server.
+// signalMeans says what usually sends a signal to a server. The numbers are Linux's, as in [Exit] and in SGLang's log: other
+// systems count some of them differently or lack them.
 var signalMeans = map[syscall.Signal]struct {
 	name   string
 	advice []string
 }{
-	syscall.SIGBUS: {"SIGBUS, a bus error", []string{"look whether /dev/shm is full (df -h /dev/shm): memory that is shared there and has no room ends like this; in a container give it more (docker: --shm-size 32g or --ipc=host)",
+	7: {"SIGBUS, a bus error", []string{"look whether /dev/shm is full (df -h /dev/shm): memory that is shared there and has no room ends like this; in a container give it more (docker: --shm-size 32g or --ipc=host)",
 		"look for an I/O error of the disk that the weights are mapped from (dmesg -T)"}},
-	syscall.SIGSEGV: {"SIGSEGV, an access to memory that is not there", []string{"the stack of the fault handler in the log names the library: install the versions that this SGLang asks for",
+	11: {"SIGSEGV, an access to memory that is not there", []string{"the stack of the fault handler in the log names the library: install the versions that this SGLang asks for",
 		"try without what is compiled at run time (enable_torch_compile) or another attention_backend"}},
-	syscall.SIGABRT: {"SIGABRT: a library ended the process itself", []string{"read the lines before the end: what() or an assertion says why"}},
-	syscall.SIGILL:  {"SIGILL, an instruction that this processor does not have", []string{"install a build for this processor (lscpu)"}},
-	syscall.SIGFPE:  {"SIGFPE, a division by zero in native code", []string{"the stack of the fault handler in the log names the library"}},
-	syscall.SIGTRAP: {"SIGTRAP", []string{"the stack of the fault handler in the log names the library"}},
-	syscall.SIGSYS:  {"SIGSYS, a system call that is forbidden", []string{"look at the seccomp profile of the container"}},
+	6:  {"SIGABRT: a library ended the process itself", []string{"read the lines before the end: what() or an assertion says why"}},
+	4:  {"SIGILL, an instruction that this processor does not have", []string{"install a build for this processor (lscpu)"}},
+	8:  {"SIGFPE, a division by zero in native code", []string{"the stack of the fault handler in the log names the library"}},
+	5:  {"SIGTRAP", []string{"the stack of the fault handler in the log names the library"}},
+	31: {"SIGSYS, a system call that is forbidden", []string{"look at the seccomp profile of the container"}},
 }
 
 // bySignal returns the lines that show that a child ended below Python.

@@ -292,13 +292,28 @@ func (l *local) reap() {
 		}
 		l.exit.Code = l.cmd.ProcessState.ExitCode()
 		if status, ok := l.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			l.exit.Signal = status.Signal()
+			l.exit.Signal = linuxSignal(status.Signal())
 		}
 		var status *exec.ExitError
 		if err != nil && !errors.As(err, &status) {
 			l.err = errors.Join(l.err, err)
 		}
 	})
+}
+
+// linuxSignal returns Linux's number of a signal of this system.
+func linuxSignal(s syscall.Signal) syscall.Signal {
+	switch s {
+	case syscall.SIGBUS:
+		return 7
+	case syscall.SIGUSR1:
+		return 10
+	case syscall.SIGUSR2:
+		return 12
+	case syscall.SIGSYS:
+		return 31
+	}
+	return s
 }
 
 func (l *local) cannotEnd(pids ...int) error {
