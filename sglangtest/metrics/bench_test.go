@@ -16,10 +16,10 @@ func BenchmarkCollectorRecord(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c.Start(load.NewClock(time.Now()))
 	if err := c.Begin(context.Background(), load.Info{}); err != nil {
 		b.Fatal(err)
 	}
+	c.Start(load.NewClock(time.Now()))
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
