@@ -535,7 +535,7 @@ func TestRealSGLangNode(t *testing.T) {
 			run, err := RunNode(t.Context(), cfg, WithLauncher(server.Attach(url)))
 			require.NoError(t, err)
 			require.Nil(t, run.Summary.Simulation)
-			require.Contains(t, run.Summary.String(), "engine         SGLang "+run.Server.Version+", model "+run.Server.ModelPath)
+			require.Contains(t, strings.Join(strings.Fields(run.Summary.String()), " "), "engine SGLang "+run.Server.Version+", model "+run.Server.ModelPath)
 			require.Equal(t, 60, run.Summary.Requests.OK, run.Summary.String())
 			require.Zero(t, run.Summary.Streams.Uncounted)
 			require.Positive(t, run.Summary.Samplers[0].Taken)
