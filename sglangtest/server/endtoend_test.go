@@ -46,7 +46,7 @@ func TestSimulatedServer(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, loads[0].Simulated)
 	require.Less(t, loads[0].Age, time.Second)
-	require.Zero(t, *loads[0].PrefilledTokens)
+	require.EqualValues(t, 1, *loads[0].PrefilledTokens, "of the request that showed its readiness")
 	loads[0].Simulated, loads[0].Age, loads[0].PrefilledTokens = nil, 0, nil
 	require.Equal(t, []server.Load{{MaxTotalTokens: 20000}}, loads)
 
