@@ -93,6 +93,9 @@ func samplingFields(api API, p *SamplingParams) ([]byte, error) {
 
 // appendBody appends the request's JSON body. fields is what samplingFields made.
 func (s *Sender) appendBody(b []byte, req *Request, fields []byte) ([]byte, error) {
+	if err := req.CheckCarried(); err != nil {
+		return nil, err
+	}
 	p := &req.Prompt
 	for i := range p.Segments {
 		if seg := &p.Segments[i]; seg.Answer {
@@ -140,11 +143,7 @@ func (s *Sender) appendBody(b []byte, req *Request, fields []byte) ([]byte, erro
 			b = wire.AppendString(b, p.Text)
 			b = append(b, `}]`...)
 		case len(p.Messages) > 0:
-			m, err := json.Marshal(p.Messages)
-			if err != nil {
-				return nil, err
-			}
-			b = append(b, m...)
+			b = appendMessages(b, p.Messages)
 		default: // SGLang then skips the chat template and takes the ids as they are
 			b = append(b, `[{"role":"user","content":""}],"input_ids":`...)
 			b = s.appendTokens(b, p)
@@ -152,6 +151,10 @@ func (s *Sender) appendBody(b []byte, req *Request, fields []byte) ([]byte, erro
 		b = append(b, `,"max_completion_tokens":`...)
 		b = strconv.AppendInt(b, int64(req.OutputLen), 10)
 		b = append(b, fields...)
+	}
+	b, err := appendCarried(b, s.api, req)
+	if err != nil {
+		return nil, err
 	}
 	if s.stream {
 		b = append(b, `,"stream":true`...)

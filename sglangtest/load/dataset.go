@@ -1,6 +1,7 @@
 package load
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -43,6 +44,15 @@ type Row struct {
 	Conversation string
 	// Turn is the position in the conversation, counted from 0.
 	Turn int
+	// Priority, Tenant, Session, LoRA, Rank, Extra and Header are those of the [Request].
+	Priority        *int
+	Tenant, Session string
+	LoRA            string
+	Rank            *int
+	Extra           map[string]json.RawMessage
+	Header          map[string]string
+	// Deadline is how long after its arrival the answer should have come; 0 for none.
+	Deadline time.Duration
 	// Line is the line of the file that the row came from, counted from 1, for error messages; 0 if there is none.
 	Line int
 	// LeftOut says why the row is no request, in words that are the same for all rows with the same reason. Such a row is not

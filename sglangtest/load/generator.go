@@ -349,7 +349,16 @@ func (g *RequestGenerator) where(n int, row *Row) string {
 
 // request makes the request of a row.
 func (g *RequestGenerator) request(id int, at time.Duration, row *Row) (Request, error) {
-	r := Request{ID: id, Arrival: at, Prompt: row.Prompt, InputLen: row.InputLen, Conversation: row.Conversation, Turn: row.Turn}
+	r := Request{ID: id, Arrival: at, Prompt: row.Prompt, InputLen: row.InputLen, Conversation: row.Conversation, Turn: row.Turn,
+		Priority: row.Priority, Tenant: row.Tenant, Session: row.Session, LoRA: row.LoRA, Rank: row.Rank, Extra: row.Extra, Header: row.Header}
+	if err := r.CheckCarried(); err != nil {
+		return r, err
+	}
+	if row.Deadline != 0 {
+		if r.Deadline = at + row.Deadline; row.Deadline < 0 || r.Deadline < at {
+			return r, fmt.Errorf("deadline %v after the arrival at %v: want > 0, and less than 292 years in all", row.Deadline, at)
+		}
+	}
 	if row.Prompt.IsZero() {
 		if r.InputLen < 1 || r.InputLen > maxTokens {
 			return r, fmt.Errorf("neither a prompt nor an input length from 1 to %d, but %d", maxTokens, r.InputLen)

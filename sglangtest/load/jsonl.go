@@ -26,6 +26,16 @@ import (
 //	sampling_params  see [SamplingParams]
 //	conversation     name of the conversation that the request is a turn of
 //	turn             position in the conversation, from 0
+//	priority         SGLang's; larger is more urgent, unless the server has it the other way round
+//	deadline         when the answer should have come, > 0, counted from the arrival, in the unit of arrival
+//	tenant, session  on whose behalf, and what should go to one worker; for policies, not sent
+//	lora_path        name of the LoRA adapter
+//	routed_dp_rank   data-parallel rank that has to take the request, from 0
+//	extra            further members of the body, {"tools": […], "cache_salt": "a"}; see Request.Extra
+//	header           headers, {"X-SMG-Routing-Key": "a", "traceparent": "…"}; see Request.Header
+//
+// A message has a role and a content, which is a text or a list of parts as the chat API has them, and may have tool_calls or
+// a tool_call_id.
 //
 // Unknown keys are errors. Blank lines are skipped. A line may be up to 1 GiB long; one is in memory at a time. Times are in
 // seconds, unless [WithTimeUnit] says otherwise. Compressed files (.gz, .zst, .bz2) are read as they are.
@@ -57,6 +67,15 @@ type jsonLine struct {
 	SamplingParams *SamplingParams   `json:"sampling_params"`
 	Conversation   string            `json:"conversation"`
 	Turn           int               `json:"turn"`
+
+	Priority *int                       `json:"priority"`
+	Deadline *float64                   `json:"deadline"`
+	Tenant   string                     `json:"tenant"`
+	Session  string                     `json:"session"`
+	LoRA     string                     `json:"lora_path"`
+	Rank     *int                       `json:"routed_dp_rank"`
+	Extra    map[string]json.RawMessage `json:"extra"`
+	Header   map[string]string          `json:"header"`
 }
 
 var (
@@ -72,7 +91,8 @@ func (f *fileDataset) jsonLine(text []byte) (Row, rowFault) {
 		faults.add(oddBroken, "%w", err)
 		return Row{}, faults
 	}
-	row := Row{Prompt: Prompt{TokenIDs: l.InputIDs}, Sampling: l.SamplingParams, Conversation: l.Conversation, Turn: l.Turn}
+	row := Row{Prompt: Prompt{TokenIDs: l.InputIDs}, Sampling: l.SamplingParams, Conversation: l.Conversation, Turn: l.Turn,
+		Priority: l.Priority, Tenant: l.Tenant, Session: l.Session, LoRA: l.LoRA, Rank: l.Rank, Extra: l.Extra, Header: l.Header}
 	fault := func(format string, args ...any) { faults.add(oddValue, format, args...) }
 
 	given := 0
@@ -133,6 +153,18 @@ func (f *fileDataset) jsonLine(text []byte) (Row, rowFault) {
 			fault("%w", err)
 		}
 		row.Arrival, row.Timed = at, true
+	}
+	if l.Deadline != nil {
+		d, err := f.time("deadline", *l.Deadline)
+		if err != nil {
+			fault("%w", err)
+		} else if d == 0 {
+			fault("deadline %g: want > 0", *l.Deadline)
+		}
+		row.Deadline = d
+	}
+	if err := (&Request{Rank: l.Rank, Extra: l.Extra, Header: l.Header}).CheckCarried(); err != nil {
+		fault("%w", err)
 	}
 	switch {
 	case l.Turn < 0:

@@ -119,7 +119,7 @@ func (rs Runs) AppendPrompt(p *Prompt, tokens int) Runs {
 		for i := range p.Messages {
 			m := &p.Messages[i]
 			b.word(hashString(m.Role))
-			b.word(0)
+			b.word(m.beyond())
 			b.write(m.Content)
 			b.pad(len(m.Content))
 		}

@@ -36,7 +36,7 @@ func TestKeysShareWhatPromptsShare(t *testing.T) {
 		"the turn before":          {chat(b + b), chat(b+b, "answer", "more"), 36, 32},
 		"equal chats":              {chat(b, "ans", "more"), chat(b, "ans", "more"), 20 + 5 + 5, 30},
 		"zeros are not padding":    {chat("a\x00"), chat("a"), 5, 0},
-		"roles count":              {chat("a", "b"), Prompt{Messages: []Message{{"user", "a"}, {"user", "b"}}}, 10, 0},
+		"roles count":              {chat("a", "b"), Prompt{Messages: []Message{{Role: "user", Content: "a"}, {Role: "user", Content: "b"}}}, 10, 0},
 		"segments":                 {segs(Segment{Stream: 1, Length: 40}, Segment{Stream: 2, Length: 5}), segs(Segment{Stream: 1, Length: 30}, Segment{Stream: 1, Offset: 30, Length: 20}), 45, 40},
 		"an answer":                {segs(Segment{Stream: 3, Length: 10, Answer: true}), segs(Segment{Stream: AnswerStream(3), Length: 20}), 10, 10},
 		"an answer is no stream":   {segs(Segment{Stream: 3, Length: 10, Answer: true}), segs(Segment{Stream: 3, Length: 10}), 10, 0},

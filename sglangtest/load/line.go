@@ -209,8 +209,11 @@ func (l *line) prepareAll() {
 // bodySize guesses the size of a request's body: six bytes for each token id and its comma, or the text.
 func bodySize(req *Request) int {
 	n := 256 + 6*req.Prompt.Tokens() + len(req.Prompt.Text)
+	for _, v := range req.Extra {
+		n += len(v)
+	}
 	for _, m := range req.Prompt.Messages {
-		n += len(m.Content)
+		n += len(m.Content) + len(m.Parts) + len(m.ToolCalls)
 	}
 	return n
 }

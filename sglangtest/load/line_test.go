@@ -189,7 +189,7 @@ func (s *stopAfter) Prepare(req *Request) Doer {
 func TestAPreparedRequestSaysWhatIsWrongWithIt(t *testing.T) {
 	s, err := NewSender("http://127.0.0.1:1")
 	require.NoError(t, err)
-	bad := Request{Prompt: Prompt{Messages: []Message{{"user", "hi"}}}, OutputLen: 1}
+	bad := Request{Prompt: Prompt{Messages: []Message{{Role: "user", Content: "hi"}}}, OutputLen: 1}
 	res := Result{}
 	s.Prepare(&bad).Do(t.Context(), NewClock(time.Now()), &bad, &res)
 	checkTimes(t, &res)

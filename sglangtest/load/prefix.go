@@ -105,7 +105,7 @@ func runsOf(p *Prompt) []run {
 	case len(p.Messages) > 0:
 		var runs []run
 		for _, m := range p.Messages {
-			for _, text := range []string{m.Role, "\x00", m.Content, "\x00"} {
+			for _, text := range []string{m.Role, "\x00", m.Content, "\x00", string(m.Parts), string(m.ToolCalls), m.ToolCallID} {
 				if text != "" {
 					runs = append(runs, run{text: text, length: len(text)})
 				}

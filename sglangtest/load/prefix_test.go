@@ -31,8 +31,8 @@ func TestPlanCountsSharedPrompts(t *testing.T) {
 		{InputLen: 50}, // made up
 		{Prompt: Prompt{Text: "abcd"}},
 		{Prompt: Prompt{Text: "abxy"}}, // 2
-		{Prompt: Prompt{Messages: []Message{{"system", "s"}, {"user", "one"}}}},
-		{Prompt: Prompt{Messages: []Message{{"system", "s"}, {"user", "two"}}}}, // system\0s\0user\0
+		{Prompt: Prompt{Messages: []Message{{Role: "system", Content: "s"}, {Role: "user", Content: "one"}}}},
+		{Prompt: Prompt{Messages: []Message{{Role: "system", Content: "s"}, {Role: "user", Content: "two"}}}}, // system\0s\0user\0
 	}
 	p := plan(rows)
 	require.Equal(t, SharedPrompts{Tokens: 110 + 110 + 105 + 40 + 30 + 3 + 4 + 50, Shared: 100 + 105 + 30 + 2, Bytes: 4 + 4 + 18 + 18, SharedBytes: 2 + 14}, *p.Prompts)

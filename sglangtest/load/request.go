@@ -1,6 +1,7 @@
 package load
 
 import (
+	"encoding/json"
 	"errors"
 	"time"
 )
@@ -18,10 +19,19 @@ type Segment struct {
 	Answer bool `json:"-"`
 }
 
-// A Message is one turn of a chat prompt.
+// A Message is one turn of a chat prompt. In JSON its content is a text, or the list of its parts.
 type Message struct {
-	Role    string `json:"role"`
+	Role string `json:"role"`
+	// Content is the text. If there are Parts it is not sent, but stands for the text that they hold, by which tokens are
+	// guessed and prefixes compared.
 	Content string `json:"content"`
+	// Parts is the content in parts, a JSON array, sent as it is: [{"type": "text", "text": "…"}, {"type": "image_url", …}].
+	// Nil: Content is the content. What parts other than text cost in tokens is known only to the server.
+	Parts json.RawMessage `json:"-"`
+	// ToolCalls are the calls that the assistant made in this turn, a JSON array, sent as it is; nil for none.
+	ToolCalls json.RawMessage `json:"tool_calls,omitempty"`
+	// ToolCallID names the call that a turn of role "tool" answers; empty for other turns.
+	ToolCallID string `json:"tool_call_id,omitempty"`
 }
 
 // A Prompt holds the input of a request in exactly one of four forms.
@@ -91,12 +101,26 @@ type Request struct {
 	// Turn is the position in the conversation, counted from 0.
 	Turn int
 
-	// What follows is for who places the request (package policy); nothing of it is sent. Zero values stand for none.
+	// Priority is SGLang's, for a server that runs with --enable-priority-scheduling, and for who places the request: larger is
+	// more urgent unless it has --schedule-low-priority-values-first. Nil: none is sent, which SGLang puts behind all others.
+	Priority *int `json:",omitempty"`
 
-	Priority int           `json:",omitempty"` // higher is more urgent
+	// The next three are for who places the request (package policy); nothing of them is sent. Zero values stand for none.
+
 	Deadline time.Duration `json:",omitempty"` // by which the answer should have come, an offset from the run's start
 	Tenant   string        `json:",omitempty"` // on whose behalf
 	Session  string        `json:",omitempty"` // what should go to one worker; empty: Conversation
+
+	// LoRA names the adapter that the request is for (SGLang's lora_path); empty: the base model.
+	LoRA string `json:",omitempty"`
+	// Rank is the data-parallel rank of the server that has to take the request (SGLang's routed_dp_rank), from 0; nil: any.
+	Rank *int `json:",omitempty"`
+	// Extra holds further members of the body by name, each a JSON value, such as "tools" of a chat or "cache_salt". What the
+	// sender itself sets is refused, see CheckCarried. It is not modified by this package and may be shared; nil: none.
+	Extra map[string]json.RawMessage `json:",omitempty"`
+	// Header holds headers that this request has beside the sender's, such as "X-SMG-Routing-Key" and "traceparent". Like
+	// Extra it is checked and may be shared; nil: none.
+	Header map[string]string `json:",omitempty"`
 }
 
 // TokenID returns the token at position pos of the given stream, in the half-open range [lo, hi).

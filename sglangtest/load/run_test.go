@@ -451,7 +451,7 @@ func TestSenderTransportFailures(t *testing.T) {
 
 func TestSenderRejectsWhatTheAPICannotCarry(t *testing.T) {
 	never := roundTripper(func(*http.Request) (*http.Response, error) { t.Fatal("sent"); return nil, nil })
-	messages := Prompt{Messages: []Message{{"user", "hi"}}}
+	messages := Prompt{Messages: []Message{{Role: "user", Content: "hi"}}}
 	for _, api := range []API{Generate, Completions} {
 		res := do(t, never, Request{Prompt: messages, OutputLen: 1}, WithAPI(api))
 		require.Equal(t, OutcomeRejected, res.Outcome)
@@ -487,7 +487,7 @@ func TestRequestBodies(t *testing.T) {
 		{[]SenderOption{WithStreaming(false)}, Prompt{TokenIDs: []int32{5, 6}}, nil, `{"input_ids":[5,6],"sampling_params":{"max_new_tokens":9,"ignore_eos":true},"stream":false}`},
 		{[]SenderOption{WithAPI(Completions), WithModel("m")}, seg, greedy, `{"model":"m","prompt":` + ids + `,"max_tokens":9,"ignore_eos":false,"min_tokens":3,"temperature":0` + usage},
 		{[]SenderOption{WithAPI(ChatCompletions)}, Prompt{Text: "hi"}, nil, `{"model":"default","messages":[{"role":"user","content":"hi"}],"max_completion_tokens":9,"ignore_eos":true` + usage},
-		{[]SenderOption{WithAPI(ChatCompletions)}, Prompt{Messages: []Message{{"system", "s"}}}, nil, `{"model":"default","messages":[{"role":"system","content":"s"}],"max_completion_tokens":9,"ignore_eos":true` + usage},
+		{[]SenderOption{WithAPI(ChatCompletions)}, Prompt{Messages: []Message{{Role: "system", Content: "s"}}}, nil, `{"model":"default","messages":[{"role":"system","content":"s"}],"max_completion_tokens":9,"ignore_eos":true` + usage},
 		{[]SenderOption{WithAPI(ChatCompletions)}, seg, nil, `{"model":"default","messages":[{"role":"user","content":""}],"input_ids":` + ids + `,"max_completion_tokens":9,"ignore_eos":true` + usage},
 	} {
 		var got string

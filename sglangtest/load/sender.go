@@ -326,7 +326,11 @@ func (b *body) DoTo(ctx context.Context, clock Clock, p *Placement, req *Request
 	s := b.s
 	res.API, res.CachedTokens, res.Retractions = s.api, NotReported, NotReported
 	to, err := s.place(p.Target.URL)
-	if err = cmp.Or(b.err, err); err != nil {
+	var header http.Header
+	if err = cmp.Or(b.err, err); err == nil {
+		header, err = to.headerOf(req)
+	}
+	if err != nil {
 		s.bodies.Put(b)
 		res.Released = clock.Now()
 		res.fail(OutcomeRejected, err.Error())
@@ -351,7 +355,7 @@ func (b *body) DoTo(ctx context.Context, clock Clock, p *Placement, req *Request
 		defer cancel()
 	}
 	hreq := (&http.Request{
-		Method: http.MethodPost, URL: to.url, Host: to.url.Host, Header: to.header,
+		Method: http.MethodPost, URL: to.url, Host: to.url.Host, Header: header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		// A reader that net/http knows: it then writes head and body in one piece.
 		Body: io.NopCloser(&b.reader), ContentLength: int64(len(b.data)),
