@@ -74,7 +74,7 @@ func fakeProgram(mode string) int {
 	shared, err := os.Create(fmt.Sprintf("/dev/shm/sglang_loads_test%d.shm", os.Getpid()))
 	if err == nil { // Linux
 		shared.Truncate(4096)
-		if _, err := syscall.Mmap(int(shared.Fd()), 0, 4096, syscall.PROT_READ, syscall.MAP_SHARED); err != nil {
+		if _, err := syscall.Mmap(int(shared.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); err != nil {
 			panic(err)
 		}
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"os/exec"
@@ -213,5 +214,52 @@ func TestFolderIsShortEnoughForSockets(t *testing.T) {
 		f := nameFolder("")
 		require.LessOrEqual(t, len(filepath.Join(f.temp, "tmp12345678")), 107, "%d bytes", n)
 		require.Equal(t, n <= maxTempDir, filepath.Dir(f.root) == os.TempDir(), "%d bytes", n)
+	}
+}
+
+// A file that a server only reads was made by somebody else, who need not have it open any more, and stays. One that it may
+// write to is the server's, and goes.
+func TestSharedMemoryThatIsOnlyRead(t *testing.T) {
+	_, device := sharedEntries()
+	require.NotZero(t, device)
+	for _, ending := range []string{"removed", "its harness is killed"} {
+		for name, c := range map[string]struct {
+			flag int
+			goes bool
+		}{"read": {os.O_RDONLY, false}, "written": {os.O_RDWR, true}} {
+			t.Run(name+", "+ending, func(t *testing.T) {
+				id := identity{variable: markerVariable + "=" + rand.Text()}
+				f := &sharedFiles{id: func() (identity, bool) { return id, true }, tell: func(string, ...any) {},
+					not: map[uint64]bool{}, ours: map[uint64]bool{}}
+				entries, _ := sharedEntries()
+				var before []any
+				for ino := range entries {
+					f.not[ino] = true
+					before = append(before, ino)
+				}
+				path := filepath.Join(sharedFolder, "handed-over-"+rand.Text())
+				require.NoError(t, os.WriteFile(path, []byte("weights"), 0o600))
+				t.Cleanup(func() { os.Remove(path) })
+				file, err := os.OpenFile(path, c.flag, 0)
+				require.NoError(t, err)
+				defer file.Close()
+				sleeper(t, func(cmd *exec.Cmd) { cmd.Env, cmd.Stdin = []string{id.variable}, file })
+				require.NoError(t, file.Close())
+				if ending == "removed" {
+					f.note(id.members)
+					require.NoError(t, id.signalAll(syscall.SIGKILL))
+					require.NoError(t, f.remove())
+				} else {
+					w, err := startWatchdog(id.variable, nameFolder(""), cgroup{})
+					require.NoError(t, err)
+					w.tell("device", mapsDevice(device))
+					w.tell("not", before...)
+					w.to.Close()
+					require.NoError(t, w.cmd.Wait())
+				}
+				_, err = os.Lstat(path)
+				require.Equal(t, c.goes, os.IsNotExist(err))
+			})
+		}
 	}
 }

@@ -39,7 +39,7 @@ type process struct {
 // what is left and removes its files. Only what is proven to be the server's is ended or removed: a process that
 // is in its group while the main process has its number, or has inherited its environment, its open log or its control
 // group (one is made where cgroup v2 lets this program do so); a file in /dev/shm that came into being while the server
-// lived and that its processes alone had open or mapped when it was first seen, or whose name tells one of them.
+// lived and that its processes had open or mapped to write, and no others at all, when it was first seen, or whose name tells one of them.
 //
 // Config.GPUs becomes CUDA_VISIBLE_DEVICES, and TMPDIR a folder that goes with the server. API keys stand in the command
 // line, which others on this host can see, and in SGLang's own log: only its owner can read the files, and [Log] hides

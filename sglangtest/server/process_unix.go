@@ -178,7 +178,8 @@ func (l *local) start(p *process, spec Spec) (err error) {
 	}
 	err = start(group)
 	if err != nil && group != nil { // perhaps because of it: a sandbox, or a group that takes no processes
-		err = errors.Join(l.removeCgroup(), start(nil))
+		_ = l.removeCgroup() // empty: the server has started or not whatever becomes of it
+		err = start(nil)
 	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", program, err)

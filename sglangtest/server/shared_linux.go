@@ -44,11 +44,13 @@ type sharedEntry struct {
 	dir  bool
 }
 
-// sharedEntries returns what is in /dev/shm, by inode, and the device.
+// sharedEntries returns what is in /dev/shm, by inode, and the device. There is nothing to see in a file system that gives
+// the inode of a removed file to another one, as only tmpfs does not.
 func sharedEntries() (map[uint64]sharedEntry, uint64) {
+	var system syscall.Statfs_t
 	var folder syscall.Stat_t
-	if err := syscall.Stat(sharedFolder, &folder); err != nil {
-		return nil, 0 // there is none
+	if syscall.Statfs(sharedFolder, &system) != nil || int64(system.Type) != unix.TMPFS_MAGIC || syscall.Stat(sharedFolder, &folder) != nil {
+		return nil, 0
 	}
 	names, _ := os.ReadDir(sharedFolder)
 	entries := make(map[uint64]sharedEntry, len(names))
@@ -64,8 +66,8 @@ func sharedEntries() (map[uint64]sharedEntry, uint64) {
 	return entries, folder.Dev
 }
 
-// heldBy returns the inodes of what a process has open or mapped in /dev/shm: of the files themselves, or of the folder in which
-// they are.
+// heldBy returns the inodes of what a process has open or mapped in /dev/shm, and whether it may write to it: of the files
+// themselves, or of the folder in which they are.
 func heldBy(pid int, device uint64) map[uint64]bool {
 	held := map[uint64]bool{}
 	inner := func(path, link string) bool { // also of another mount namespace, with other files there
@@ -75,7 +77,7 @@ func heldBy(pid int, device uint64) map[uint64]bool {
 			return below
 		}
 		if syscall.Lstat(filepath.Join(sharedFolder, name), &s) == nil && s.Dev == device {
-			held[s.Ino] = true
+			held[s.Ino] = true // which no folder's owner is known by
 		}
 		return true
 	}
@@ -92,7 +94,7 @@ func heldBy(pid int, device uint64) map[uint64]bool {
 			continue
 		}
 		if ino, err := strconv.ParseUint(f[4], 10, 64); err == nil && !inner(strings.TrimSuffix(line[at:], "\n"), "") {
-			held[ino] = true
+			held[ino] = held[ino] || f[1] == "rw-s"
 		}
 	}
 	fds := fmt.Sprintf("/proc/%d/fd", pid)
@@ -103,9 +105,9 @@ func heldBy(pid int, device uint64) map[uint64]bool {
 		if err != nil || !strings.HasPrefix(path, sharedFolder+"/") || inner(path, link) {
 			continue
 		}
-		var s syscall.Stat_t
-		if syscall.Stat(link, &s) == nil && s.Dev == device {
-			held[s.Ino] = true
+		var s, own syscall.Stat_t
+		if syscall.Stat(link, &s) == nil && syscall.Lstat(link, &own) == nil && s.Dev == device {
+			held[s.Ino] = held[s.Ino] || own.Mode&syscall.S_IWUSR != 0 // opened to write
 		}
 	}
 	return held

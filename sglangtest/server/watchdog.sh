@@ -94,13 +94,16 @@ END
 	[ -n "$inode" ]
 }
 
-# Prints those of the descriptors in the given folders that are of files in /dev/shm.
+# Prints those of the descriptors in the given folders that are of files in /dev/shm,
+# with what their mode must begin with.
 shared_descriptors() {
+	mode=$1
+	shift
 	dir=$1 # ls names it only where there are several
 	ls -lq "$@" 2>/dev/null | while read -r line; do
 		case $line in
 		/proc/*/fd:) dir=${line%:} ;;
-		*' -> /dev/shm/'*)
+		l$mode*' -> /dev/shm/'*)
 			line=${line%% -> /dev/shm/*}
 			echo "$dir/${line##* }"
 			;;
@@ -108,8 +111,8 @@ shared_descriptors() {
 	done
 }
 
-# Adds to ours the new files in /dev/shm that a member has open or mapped, or that tell a member in their names, and
-# that no other process has.
+# Adds to ours the new files in /dev/shm that a member has open or mapped to write, or that tell a member in their
+# names, and that no other process has.
 find_shared() {
 	new=
 	for file in /dev/shm/* /dev/shm/.[!.]*; do
@@ -125,7 +128,7 @@ find_shared() {
 	for dir in /proc/[0-9]*; do
 		case $pids in *" ${dir#/proc/} "*) ;; *) others="$others $dir/fd" ;; esac
 	done
-	descriptors=$(shared_descriptors $theirs) foreign=
+	descriptors=$(shared_descriptors '?w' $theirs) foreign=
 	for file in /dev/shm/* /dev/shm/.[!.]*; do
 		read_entry "$file" || continue
 		case $not$ours in *" $inode "*) continue ;; esac
@@ -137,7 +140,7 @@ find_shared() {
 			sgl_shm_*_"$pid"_* | multi_tokenizer_args_"$pid" | sem.loky-"$pid"-* | torch_"$pid"_* | joblib_memmapping_folder_"$pid"_*) found=yes ;;
 			esac
 			if [ -f "$file" ] && [ -z "$found" ]; then
-				grep -qE -- " $device $inode +/dev/shm/" "/proc/$pid/maps" 2>/dev/null && found=yes
+				grep -qE -- " rw-s [0-9a-f]+ $device $inode +/dev/shm/" "/proc/$pid/maps" 2>/dev/null && found=yes
 				for fd in $descriptors; do
 					case $fd in "/proc/$pid/"*) [ "$file" -ef "$fd" ] && found=yes ;; esac
 				done
@@ -149,7 +152,7 @@ find_shared() {
 			maps=${maps%/maps}
 			case $pids in *" ${maps#/proc/} "*) ;; *) continue 2 ;; esac
 		done
-		[ -n "$foreign" ] || foreign="$(shared_descriptors $others) -"
+		[ -n "$foreign" ] || foreign="$(shared_descriptors '' $others) -"
 		for fd in $foreign; do
 			[ "$file" -ef "$fd" ] && continue 2
 		done

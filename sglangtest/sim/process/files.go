@@ -74,7 +74,7 @@ func (f *files) loadSnapshot(ranks int) error {
 		defer file.Close()
 		size := 12 + ranks*slotSize
 		if _, err = file.Write(make([]byte, size)); err == nil { // mapped as long as the process lives, as SGLang's is
-			_, err = syscall.Mmap(int(file.Fd()), 0, size, syscall.PROT_READ, syscall.MAP_SHARED)
+			_, err = syscall.Mmap(int(file.Fd()), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 		}
 	}
 	if err != nil {
