@@ -223,12 +223,22 @@ func (s *settings) priority(given lax) (int, *Finish) {
 		return 0, priorityDisabled
 	case given.set:
 		return int(max(-extremePriority, min(given.v, extremePriority))), nil
-	case !on:
-		return 0, nil
-	case s.defaultPriority != nil:
-		return max(-extremePriority, min(*s.defaultPriority, extremePriority)), nil
-	case s.engine.LowPriorityValuesFirst:
-		return extremePriority, nil
+	case on && s.defaultPriority != nil:
+		return s.engine.Priority(s.defaultPriority), nil
 	}
-	return -extremePriority, nil
+	return s.engine.Priority(nil), nil
+}
+
+// Priority returns what the scheduler takes for the priority of a request that was sent with the given one; nil: without. With
+// EnablePriorityScheduling such a request is behind all others (SGLang 0.5.23, scheduler.py, _set_or_validate_priority).
+func (c *EngineConfig) Priority(given *int) int {
+	switch {
+	case given != nil:
+		return max(-extremePriority, min(*given, extremePriority))
+	case !c.EnablePriorityScheduling:
+		return 0
+	case c.LowPriorityValuesFirst:
+		return extremePriority
+	}
+	return -extremePriority
 }

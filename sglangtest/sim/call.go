@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,7 +57,9 @@ type demand struct {
 	stopIDs   []int
 	noTrim    bool
 	priority  lax
-	routed    *int // routed_dp_rank; nil: any
+	lora      string // the adapter that the first prompt asks for
+	apart     string // a member by which equal prompts would share nothing
+	routed    *int   // routed_dp_rank; nil: any
 	stream    bool
 	interval  int // 0: the server's
 	logprobs  *logprobs
@@ -80,6 +83,16 @@ const maxStreams = 4096
 func (s *Server) newCall(d demand, received time.Time) (*call, error) {
 	if text := s.host.routedFault(d.routed); text != "" {
 		return nil, inputError(text)
+	}
+	if d.lora != "" {
+		if slices.ContainsFunc(s.lacks, func(l lack) bool { return l.name == "enable_lora" }) {
+			return nil, inputError("The simulation has no LoRA adapters.")
+		}
+		return nil, inputError("LoRA adapter '" + d.lora + "' was requested, but LoRA is not enabled. Please launch the server with --enable-lora flag " +
+			"and preload adapters using --lora-paths or /load_lora_adapter endpoint.")
+	}
+	if d.apart != "" {
+		return nil, inputError("The simulation does not take " + d.apart + ".")
 	}
 	context := s.host.config().ContextLength
 	c := &call{notify: make(chan struct{}, 1), stream: d.stream, interval: d.interval, logprobs: d.logprobs}

@@ -110,6 +110,7 @@ func (s *Server) parseGenerate(fields map[string]json.RawMessage, d *demand) err
 	var start, top lax
 	f.number("priority", fields["priority"], &d.priority, true)
 	d.routed = f.routedRank(fields)
+	d.asks(fields)
 	text, ids := fields["text"], fields["input_ids"]
 	isText := true
 	if !isNull(text) {
@@ -194,6 +195,23 @@ func (f *faults) routedRank(fields map[string]json.RawMessage) *int {
 		}
 	}
 	return nil
+}
+
+// asks reads what the simulation has not: adapters, and prompts kept apart in the cache.
+func (d *demand) asks(fields map[string]json.RawMessage) {
+	var loras []*string
+	if raw := fields["lora_path"]; json.Unmarshal(raw, &d.lora) != nil && json.Unmarshal(raw, &loras) == nil {
+		for _, l := range loras {
+			if d.lora == "" && l != nil {
+				d.lora = *l
+			}
+		}
+	}
+	for _, name := range []string{"extra_key", "cache_salt"} {
+		if !isNull(fields[name]) {
+			d.apart = name
+		}
+	}
 }
 
 // parseRIDs reads one request id or a list of them.

@@ -126,6 +126,7 @@ func (s *Server) parseOpenAI(body []byte, fields map[string]json.RawMessage, d *
 	}
 	d.priority = number("priority", true)
 	d.routed = f.routedRank(fields)
+	d.asks(fields)
 	limit := number("max_tokens", true)
 	if most := number("max_completion_tokens", true); o.chat && most.set {
 		limit = most

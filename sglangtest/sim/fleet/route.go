@@ -91,7 +91,7 @@ func (s *run) admit(w *worker, f *flight) {
 		return
 	}
 	p := f.load.Sampling
-	f.request = sim.Request{Prompt: f.load.Prompt, InputLen: f.prompt(), MaxNewTokens: f.load.OutputLen,
+	f.request = sim.Request{Prompt: f.load.Prompt, InputLen: f.prompt(), MaxNewTokens: f.load.OutputLen, Priority: w.Config.Priority(f.load.Priority),
 		IgnoreEOS:    p == nil || p.IgnoreEOS == nil || *p.IgnoreEOS,
 		OutputStream: load.AnswerStream(f.load.ID), Owner: f}
 	w.loop.Add(s.now, &f.request)

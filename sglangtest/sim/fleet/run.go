@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/sglangtest/harness/sglangtest/dispatch"
@@ -41,7 +43,8 @@ type Stats struct {
 // that waits for a time has to say so (policy.HoldUntil). Failures of single requests are results, not errors.
 //
 // A request of the workload needs a valid prompt and OutputLen ≥ 1. Of its sampling parameters only ignore_eos is
-// simulated; n, beam_width and stream_interval above 1 are errors.
+// simulated; n, beam_width and stream_interval above 1 are errors. So are an adapter, a rank other than 0 and extra members of
+// the body. Its priority reaches the engines; headers have no effect.
 func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engine, rec load.Recorder, opts ...Option) (stats Stats, err error) {
 	s := &run{ctx: ctx, pol: pol, rec: rec, tree: newTournament(len(engines))}
 	if err := s.configure(engines, opts); err != nil {
@@ -199,9 +202,25 @@ func check(r *load.Request) error {
 		err = fmt.Errorf("sampling parameter beam_width is %d: a fleet simulates no beam search", *p.BeamWidth)
 	case p != nil && p.StreamInterval != nil && *p.StreamInterval > 1:
 		err = fmt.Errorf("sampling parameter stream_interval is %d: a fleet simulates an event for each token", *p.StreamInterval)
+	default:
+		err = checkCarried(r)
 	}
 	if err != nil {
 		return fmt.Errorf("fleet: workload: request %d: %w", r.ID, err)
+	}
+	return nil
+}
+
+// checkCarried refuses what a request carries that would change its answer or its share of the prefix cache, if it is not simulated.
+func checkCarried(r *load.Request) error {
+	if r.Rank != nil && *r.Rank != 0 {
+		return fmt.Errorf("routed_dp_rank is %d: the engines of a fleet have one rank, 0", *r.Rank)
+	}
+	if r.LoRA != "" {
+		return fmt.Errorf("lora_path is %q: a fleet simulates no adapters", r.LoRA)
+	}
+	if len(r.Extra) > 0 {
+		return fmt.Errorf("extra members %q: a fleet simulates none", slices.Sorted(maps.Keys(r.Extra)))
 	}
 	return nil
 }
