@@ -164,3 +164,41 @@ func TestBodiesCostNothingForWhatTheyDoNotCarry(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = p.headerOf(&req) }))
 }
+
+// The shapes are those of SGLang 0.5.23: managers/scheduler_components/output_streamer.py and entrypoints/openai/protocol.py (SglExt).
+func TestCachedTokensByTier(t *testing.T) {
+	const usage = `"usage":{"prompt_tokens":9,"completion_tokens":1}`
+	const details = `{"device":5,"host":2,"storage":1,"storage_backend":"HiCacheFile"}`
+	three := CachedTiers{Reported: true, Device: 5, Host: 2, Storage: 1}
+	for _, c := range []struct {
+		api    API
+		answer string
+		want   CachedTiers
+	}{
+		{Generate, `{"text":"a","meta_info":{"completion_tokens":1,"finish_reason":{"type":"length"},"cached_tokens":8,"cached_tokens_details":` + details + `}}`, three},
+		{Generate, `{"text":"a","meta_info":{"completion_tokens":1,"finish_reason":{"type":"length"},"cached_tokens":5,"cached_tokens_details":{"device":5,"host":0}}}`, CachedTiers{Reported: true, Device: 5}},
+		{Generate, `{"text":"a","meta_info":{"completion_tokens":1,"finish_reason":{"type":"length"},"cached_tokens":0,"cached_tokens_details":null}}`, CachedTiers{}},
+		{Completions, `{"choices":[{"text":"a","finish_reason":"length"}],` + usage + `,"sglext":{"cached_tokens_details":` + details + `}}`, three},
+		{ChatCompletions, `{"choices":[{"message":{"content":"a"},"finish_reason":"length"}],` + usage + `,"sglext":{"routed_experts":"x","cached_tokens_details":` + details + `}}`, three},
+		{ChatCompletions, `{"choices":[{"message":{"content":"a"},"finish_reason":"length"}],` + usage + `,"sglext":null}`, CachedTiers{}},
+	} {
+		for _, stream := range []bool{false, true} {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if !stream {
+					io.WriteString(w, c.answer)
+					return
+				}
+				w.Header().Set("Content-Type", "text/event-stream")
+				io.WriteString(w, "data: "+c.answer+"\n\ndata: [DONE]\n\n")
+			}))
+			s, err := NewSender(srv.URL, WithAPI(c.api), WithStreaming(stream))
+			require.NoError(t, err)
+			var res Result
+			s.Do(t.Context(), NewClock(time.Now()), &Request{Prompt: Prompt{Text: "p"}, OutputLen: 1}, &res)
+			require.Equal(t, OutcomeOK, res.Outcome, res.Message)
+			require.Equal(t, c.want, res.CachedTiers, c.answer)
+			s.Close()
+			srv.Close()
+		}
+	}
+}

@@ -118,6 +118,9 @@ type Result struct {
 	// CachedTokens is the number of prompt tokens that the server took from its cache, or NotReported: the OpenAI
 	// routes tell only with --enable-cache-report.
 	CachedTokens int
+	// CachedTiers says from which cache CachedTokens came. SGLang tells with CachedTokens on /generate; on the OpenAI routes to a
+	// request with the extra member "return_cached_tokens_details": true.
+	CachedTiers CachedTiers
 	// Retractions is how often the engine took the request back to its queue (SGLang's num_retractions), or
 	// NotReported: the OpenAI routes do not tell.
 	Retractions int
@@ -135,6 +138,15 @@ type Result struct {
 	Chunks Chunks
 	// Text is the output text, if the sender was asked to keep it.
 	Text string
+}
+
+// CachedTiers are counts of prompt tokens by the cache that they came from. The zero value says that the server did not tell,
+// as SGLang does where nothing came from a cache.
+type CachedTiers struct {
+	Reported bool // the counts are the server's
+	Device   int  // from the memory of the GPU
+	Host     int  // from that of the host
+	Storage  int  // from a storage behind it; 0 also where there is none
 }
 
 // QueueTime returns Send − Arrival: the time before the request left for the server.
@@ -174,6 +186,9 @@ func (r *Result) counts(c *wire.Chunk) {
 	}
 	if c.CachedTokens >= 0 {
 		r.CachedTokens = c.CachedTokens
+	}
+	if c.CachedDevice >= 0 || c.CachedHost >= 0 || c.CachedStorage >= 0 {
+		r.CachedTiers = CachedTiers{Reported: true, Device: max(c.CachedDevice, 0), Host: max(c.CachedHost, 0), Storage: max(c.CachedStorage, 0)}
 	}
 	if c.Retractions >= 0 {
 		r.Retractions = c.Retractions
@@ -246,10 +261,14 @@ func (r *Result) Check() error {
 	}{
 		{"InputLen", r.InputLen, 0}, {"OutputLen", r.OutputLen, 0}, {"PromptTokens", r.PromptTokens, 0}, {"OutputTokens", r.OutputTokens, 0}, {"FirstTokens", r.FirstTokens, 0},
 		{"CachedTokens", r.CachedTokens, NotReported}, {"Retractions", r.Retractions, NotReported},
+		{"CachedTiers.Device", r.CachedTiers.Device, 0}, {"CachedTiers.Host", r.CachedTiers.Host, 0}, {"CachedTiers.Storage", r.CachedTiers.Storage, 0},
 	} {
 		if c.n < c.least || c.n > MaxTokens {
 			return fmt.Errorf("%s is %d; want %d to %d", c.name, c.n, c.least, MaxTokens)
 		}
+	}
+	if t := r.CachedTiers; !t.Reported && t != (CachedTiers{}) {
+		return fmt.Errorf("CachedTiers is %+v, with counts that were not reported", t)
 	}
 	if r.FirstTokens > r.OutputTokens {
 		return fmt.Errorf("FirstTokens is %d, more than OutputTokens, %d", r.FirstTokens, r.OutputTokens)

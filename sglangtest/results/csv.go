@@ -52,6 +52,11 @@ var csvColumns = []column{
 	{"prompt_tokens", func(r *load.Result) string { return emptyIfZero(int64(r.PromptTokens)) }},
 	{"output_tokens", func(r *load.Result) string { return strconv.Itoa(r.OutputTokens) }},
 	{"cached_tokens", func(r *load.Result) string { return reported(r.CachedTokens) }},
+	{"cached_device", func(r *load.Result) string { return cellIf(r.CachedTiers.Reported, strconv.Itoa(r.CachedTiers.Device)) }},
+	{"cached_host", func(r *load.Result) string { return cellIf(r.CachedTiers.Reported, strconv.Itoa(r.CachedTiers.Host)) }},
+	{"cached_storage", func(r *load.Result) string {
+		return cellIf(r.CachedTiers.Reported, strconv.Itoa(r.CachedTiers.Storage))
+	}},
 	{"retractions", func(r *load.Result) string { return reported(r.Retractions) }},
 	{"finish_reason", func(r *load.Result) string { return r.FinishReason }},
 	{"worker", func(r *load.Result) string { return r.Worker }},

@@ -44,6 +44,9 @@ type wireResult struct {
 	PromptTokens   int               `json:"prompt_tokens"`
 	OutputTokens   *int              `json:"output_tokens"`
 	CachedTokens   *int              `json:"cached_tokens"`
+	CachedDevice   *int              `json:"cached_device"`
+	CachedHost     int               `json:"cached_host"`
+	CachedStorage  int               `json:"cached_storage"`
 	Retractions    *int              `json:"retractions"`
 	FinishReason   string            `json:"finish_reason"`
 	Worker         string            `json:"worker"`
@@ -103,6 +106,9 @@ func decodeResult(line []byte) (load.Result, error) {
 		Worker:       w.Worker,
 		SimulatedBy:  w.SimulatedBy,
 		Text:         w.Text,
+	}
+	if w.CachedDevice != nil {
+		r.CachedTiers = load.CachedTiers{Reported: true, Device: *w.CachedDevice, Host: w.CachedHost, Storage: w.CachedStorage}
 	}
 	if w.Attempt != nil {
 		r.Routed, r.Route = w.Routed, &load.RouteNote{By: w.RoutedBy, Reason: w.RouteReason, Attempt: *w.Attempt}

@@ -96,6 +96,9 @@
 //	prompt_tokens    the server's count, like the next two; null if it did not say
 //	output_tokens*   of a failed request, those that had arrived
 //	cached_tokens    prompt tokens from the server's cache; null if the server did not report it
+//	cached_device    of cached_tokens, those from the GPU's memory; null if the server did not tell the tiers, like the next two
+//	cached_host      from the host's memory
+//	cached_storage   from a storage behind it; 0 also where there is none
 //	retractions      how often the engine took the request back to its queue; null if it did not report it
 //	finish_reason    the engine's; null if none came
 //	worker           the server that processed it; null if that is not known

@@ -49,6 +49,10 @@ func appendResult(b []byte, r *load.Result, chunks bool) []byte {
 	b = appendIntIf(b, `,"prompt_tokens":`, int64(r.PromptTokens), r.PromptTokens != 0)
 	b = appendInt(b, `,"output_tokens":`, int64(r.OutputTokens))
 	b = appendIntIf(b, `,"cached_tokens":`, int64(r.CachedTokens), r.CachedTokens != load.NotReported)
+	tiers := r.CachedTiers
+	b = appendIntIf(b, `,"cached_device":`, int64(tiers.Device), tiers.Reported)
+	b = appendIntIf(b, `,"cached_host":`, int64(tiers.Host), tiers.Reported)
+	b = appendIntIf(b, `,"cached_storage":`, int64(tiers.Storage), tiers.Reported)
 	b = appendIntIf(b, `,"retractions":`, int64(r.Retractions), r.Retractions != load.NotReported)
 	b = appendString(b, "finish_reason", r.FinishReason)
 	b = appendString(b, "worker", r.Worker)

@@ -29,6 +29,7 @@ func sampleResult() load.Result {
 		Sent: true, Connect: 5, Reused: true, Idle: 8, HeldOpen: true, Streamed: true, Overhead: 6,
 		API: load.Generate, Outcome: load.OutcomeOK, Status: 200, Message: "say \"no\"\\\n\x01é",
 		InputLen: 10, OutputLen: 4, PromptTokens: 11, OutputTokens: 4, CachedTokens: 3, Retractions: 1,
+		CachedTiers:  load.CachedTiers{Reported: true, Device: 1, Storage: 2},
 		FinishReason: "length", Worker: "server-0", SimulatedBy: "p",
 		Routed: 1001, Route: &load.RouteNote{By: "policy.RoundRobin", Reason: "its turn", Attempt: 2},
 		Chunks: chunksOf(load.Chunk{At: 2000, Tokens: 1, TextBytes: 3}, load.Chunk{At: 2500, Tokens: 3}),
@@ -51,23 +52,23 @@ func TestEncodingIsFixed(t *testing.T) {
 		{"every field", full, `{"id":7,"conversation":"c-1","turn":2,"arrival_ns":1000,"due_ns":1001,"released_ns":1002,"send_ns":1003,` +
 			`"first_event_ns":1900,"first_token_ns":2000,"first_tokens":1,"last_token_ns":2500,"completion_ns":3000,"sent":true,"connect_ns":5,"reused":true,"idle_ns":8,"held_open":true,"overhead_ns":6,` +
 			`"api":"generate","streamed":true,"outcome":"ok","status":200,"message":"say \"no\"\\\n\u0001é","input_len":10,"output_len":4,` +
-			`"prompt_tokens":11,"output_tokens":4,"cached_tokens":3,"retractions":1,"finish_reason":"length","worker":"server-0",` +
+			`"prompt_tokens":11,"output_tokens":4,"cached_tokens":3,"cached_device":1,"cached_host":0,"cached_storage":2,"retractions":1,"finish_reason":"length","worker":"server-0",` +
 			`"routed_ns":1001,"routed_by":"policy.RoundRobin","route_reason":"its turn","attempt":2,"simulated_by":"p",` +
 			`"chunk_gap_ns":[997,500],"chunk_tokens":[1,3],"chunk_text_bytes":[3,0],"text":"a b","not_utf8":null}`},
 		{"nothing known", zero, `{"id":0,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
 			`"first_event_ns":null,"first_token_ns":null,"first_tokens":null,"last_token_ns":null,"completion_ns":0,"sent":false,"connect_ns":null,"reused":null,"idle_ns":null,"held_open":false,"overhead_ns":0,` +
 			`"api":null,"streamed":false,"outcome":"refused","status":null,"message":null,"input_len":0,"output_len":0,` +
-			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":null,"retractions":null,"finish_reason":null,"worker":null,"routed_ns":null,"routed_by":null,"route_reason":null,"attempt":null,"simulated_by":null,` +
+			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":null,"cached_device":null,"cached_host":null,"cached_storage":null,"retractions":null,"finish_reason":null,"worker":null,"routed_ns":null,"routed_by":null,"route_reason":null,"attempt":null,"simulated_by":null,` +
 			`"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,"text":null,"not_utf8":null}`},
 		{"zeros that are known", plain, `{"id":1,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
 			`"first_event_ns":null,"first_token_ns":5,"first_tokens":null,"last_token_ns":9,"completion_ns":9,"sent":true,"connect_ns":0,"reused":false,"idle_ns":0,"held_open":false,"overhead_ns":0,` +
 			`"api":null,"streamed":true,"outcome":"ok","status":null,"message":null,"input_len":0,"output_len":0,` +
-			`"prompt_tokens":null,"output_tokens":2,"cached_tokens":0,"retractions":0,"finish_reason":null,"worker":null,"routed_ns":null,"routed_by":null,"route_reason":null,"attempt":null,"simulated_by":null,` +
+			`"prompt_tokens":null,"output_tokens":2,"cached_tokens":0,"cached_device":null,"cached_host":null,"cached_storage":null,"retractions":0,"finish_reason":null,"worker":null,"routed_ns":null,"routed_by":null,"route_reason":null,"attempt":null,"simulated_by":null,` +
 			`"chunk_gap_ns":[5,4],"chunk_tokens":[1,1],"chunk_text_bytes":[0,0],"text":null,"not_utf8":null}`},
 		{"not UTF-8", bad, `{"id":0,"conversation":null,"turn":0,"arrival_ns":0,"due_ns":0,"released_ns":0,"send_ns":0,` +
 			`"first_event_ns":null,"first_token_ns":null,"first_tokens":null,"last_token_ns":null,"completion_ns":0,"sent":true,"connect_ns":0,"reused":false,"idle_ns":0,"held_open":false,"overhead_ns":0,` +
 			`"api":null,"streamed":false,"outcome":"http_error","status":500,"message":"a�\u0000","input_len":0,"output_len":0,` +
-			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":0,"retractions":0,"finish_reason":null,"worker":"�","routed_ns":null,"routed_by":null,"route_reason":null,"attempt":null,"simulated_by":null,` +
+			`"prompt_tokens":null,"output_tokens":0,"cached_tokens":0,"cached_device":null,"cached_host":null,"cached_storage":null,"retractions":0,"finish_reason":null,"worker":"�","routed_ns":null,"routed_by":null,"route_reason":null,"attempt":null,"simulated_by":null,` +
 			`"chunk_gap_ns":null,"chunk_tokens":null,"chunk_text_bytes":null,"text":null,"not_utf8":{"message":"Yf8A","worker":"/g=="}}`},
 	}
 	for _, test := range tests {
@@ -96,6 +97,9 @@ func setAll(t *testing.T, v any) {
 			continue
 		case map[string]float64:
 			f.Set(reflect.ValueOf(map[string]float64{"a": 0.1, "b": math.Inf(1), "c": math.Inf(-1), "d": 1e300}))
+			continue
+		case load.CachedTiers:
+			f.Set(reflect.ValueOf(load.CachedTiers{Reported: true, Device: 7, Host: 8, Storage: 9}))
 			continue
 		case map[string]any:
 			f.Set(reflect.ValueOf(map[string]any{"old": 1.0, "new": "x", "at_ns": 5.0}))

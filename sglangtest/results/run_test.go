@@ -342,13 +342,13 @@ func TestCSV(t *testing.T) {
 	header, rest, _ := strings.Cut(out.String(), "\r\n")
 	require.Equal(t, "id,conversation,turn,arrival_ns,due_ns,released_ns,send_ns,first_event_ns,first_token_ns,first_tokens,last_token_ns,completion_ns,"+
 		"queue_time_ns,server_latency_ns,total_latency_ns,sent,connect_ns,reused,idle_ns,held_open,overhead_ns,api,streamed,outcome,status,message,input_len,"+
-		"output_len,prompt_tokens,output_tokens,cached_tokens,retractions,finish_reason,worker,routed_ns,routed_by,route_reason,attempt,chunks,simulated_by", header)
+		"output_len,prompt_tokens,output_tokens,cached_tokens,cached_device,cached_host,cached_storage,retractions,finish_reason,worker,routed_ns,routed_by,route_reason,attempt,chunks,simulated_by", header)
 	require.Contains(t, rest, `"a,b`+"\r\n"+`""c""",0,0,`, "line ends inside a cell stay as they are")
 	rows, err := csv.NewReader(strings.NewReader(out.String())).ReadAll()
 	require.NoError(t, err)
 	require.Len(t, rows, 3)
 	require.Equal(t, []string{"7", "c-1", "2", "1000", "1001", "1002", "1003", "1900", "2000", "1", "2500", "3000", "3", "1997", "2000", "true", "5",
-		"true", "8", "true", "6", "generate", "true", "ok", "200", full.Message, "10", "4", "11", "4", "3", "1", "length", "server-0",
+		"true", "8", "true", "6", "generate", "true", "ok", "200", full.Message, "10", "4", "11", "4", "3", "1", "0", "2", "1", "length", "server-0",
 		"1001", "policy.RoundRobin", "its turn", "2", "2", "p, q"}, rows[1])
 	require.Equal(t, []string{"", "", "", ""}, rows[2][7:11], "no token is not time 0")
 	require.Equal(t, "", rows[2][24], "no status is not status 0")

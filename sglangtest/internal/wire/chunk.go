@@ -14,6 +14,7 @@ type Chunk struct {
 	ToolCalls []byte // chat: tool_calls or function_call as they stand in the JSON; see EachToolText
 
 	PromptTokens, CompletionTokens, CachedTokens int // cumulative over the request
+	CachedDevice, CachedHost, CachedStorage      int // of CachedTokens
 	Retractions                                  int
 	// BadCount names a count that is none, with its value: not a whole number from 0 to MaxCount. Empty if there is no such one.
 	BadCount string
@@ -32,7 +33,7 @@ type Chunk struct {
 const MaxCount = 1 << 24
 
 func (c *Chunk) reset() {
-	*c = Chunk{PromptTokens: -1, CompletionTokens: -1, CachedTokens: -1, Retractions: -1}
+	*c = Chunk{PromptTokens: -1, CompletionTokens: -1, CachedTokens: -1, CachedDevice: -1, CachedHost: -1, CachedStorage: -1, Retractions: -1}
 }
 
 // ParseGenerate reads an event or an answer of /generate (SGLang 0.5.15 to 0.5.23, managers/io_struct.py and
@@ -71,6 +72,8 @@ func (c *Chunk) meta(m members) {
 			c.PromptTokens = c.count("prompt_tokens", m.value())
 		case "cached_tokens":
 			c.CachedTokens = c.count("cached_tokens", m.value())
+		case "cached_tokens_details":
+			c.tiers(m.object())
 		case "num_retractions":
 			c.Retractions = c.count("num_retractions", m.value())
 		case "weight_version":
@@ -103,6 +106,12 @@ func ParseOpenAI(b []byte, c *Chunk) bool {
 			c.choice(m.value())
 		case "usage":
 			c.usage(m.object())
+		case "sglext": // with return_cached_tokens_details in the request
+			for ext := m.object(); ext.next(); {
+				if string(ext.key) == "cached_tokens_details" {
+					c.tiers(ext.object())
+				}
+			}
 		case "error":
 			c.fail(m.value())
 		case "metadata":
@@ -202,6 +211,20 @@ func (c *Chunk) usage(m members) {
 					c.CachedTokens = c.count("cached_tokens", d.value())
 				}
 			}
+		}
+	}
+}
+
+// tiers takes in cached_tokens_details (SGLang 0.5.23, scheduler_components/output_streamer.py).
+func (c *Chunk) tiers(m members) {
+	for m.next() {
+		switch string(m.key) {
+		case "device":
+			c.CachedDevice = c.count("cached_tokens_details.device", m.value())
+		case "host":
+			c.CachedHost = c.count("cached_tokens_details.host", m.value())
+		case "storage":
+			c.CachedStorage = c.count("cached_tokens_details.storage", m.value())
 		}
 	}
 }
