@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -99,4 +101,115 @@ func checkRate(what string, rate float64) error {
 		return fmt.Errorf("load: %s: rate %g: want > 0 requests/s", what, rate)
 	}
 	return nil
+}
+
+// Ramp returns the Poisson process whose rate goes linearly from one rate to another in the time over, and stays there: at
+// time t ≤ over it is from + (to − from)·t/over, and (from + to)/2·over requests are expected until then. from is ≥ 0 and to
+// > 0, in requests/s and finite; over is > 0.
+//
+// Times are made by inversion: request i arrives when the expected number of arrivals reaches the sum of i + 1 independent
+// exponential values of mean 1 (Lewis and Shedler 1979), so that for one seed all ramps stretch the same pattern.
+func Ramp(from, to float64, over time.Duration) Arrivals { return ramp{from, to, over} }
+
+type ramp struct {
+	from, to float64
+	over     time.Duration
+}
+
+func (r ramp) String() string { return fmt.Sprintf("poisson %g/s to %g/s in %v", r.from, r.to, r.over) }
+func (r ramp) Rate() float64  { return 0 }
+func (r ramp) Validate() error {
+	var faults []error
+	if !(r.from >= 0 && r.from <= math.MaxFloat64) {
+		faults = append(faults, fmt.Errorf("load: ramp: from rate %g: want ≥ 0 requests/s and finite", r.from))
+	}
+	if !(r.to > 0 && r.to <= math.MaxFloat64) {
+		faults = append(faults, fmt.Errorf("load: ramp: to rate %g: want > 0 requests/s and finite, because it holds on after the ramp", r.to))
+	}
+	if r.over <= 0 {
+		faults = append(faults, fmt.Errorf("load: ramp: over %v: want > 0", r.over))
+	}
+	return errors.Join(faults...)
+}
+func (r ramp) Times(rng *rand.Rand) func(int, *Row) (time.Duration, error) {
+	over := r.over.Seconds()
+	slope := (r.to - r.from) / over
+	atEnd := (r.from + r.to) / 2 * over
+	return byInversion(rng, func(n float64) float64 {
+		if n >= atEnd {
+			return over + (n-atEnd)/r.to
+		}
+		// The solution of from·t + slope·t²/2 = n, in the form that has no difference of nearly equal numbers.
+		return 2 * n / (r.from + math.Sqrt(max(r.from*r.from+2*slope*n, 0)))
+	})
+}
+
+// A Step is a rate that holds from a time on.
+type Step struct {
+	From time.Duration // offset from the run's start
+	Rate float64       // requests/s, ≥ 0 and finite; 0: none arrives
+}
+
+// Steps returns the Poisson process whose rate is that of the last step that has begun: the sum of rate × length over the steps
+// until t is the number of requests expected until t. The first step is from 0, each other later than the one before it, and
+// the rate of the last, which holds on, is > 0. Times are made as those of [Ramp].
+func Steps(steps ...Step) Arrivals { return stepped(slices.Clone(steps)) }
+
+type stepped []Step
+
+func (s stepped) String() string {
+	var b strings.Builder
+	b.WriteString("poisson")
+	for i, step := range s {
+		if i > 0 {
+			fmt.Fprintf(&b, ", from %v", step.From)
+		}
+		fmt.Fprintf(&b, " %g/s", step.Rate)
+	}
+	return b.String()
+}
+func (s stepped) Rate() float64 { return 0 }
+func (s stepped) Validate() error {
+	if len(s) == 0 {
+		return errors.New("load: steps: none given")
+	}
+	var faults []error
+	for i, step := range s {
+		if !(step.Rate >= 0 && step.Rate <= math.MaxFloat64) {
+			faults = append(faults, fmt.Errorf("load: steps[%d]: rate %g: want ≥ 0 requests/s and finite", i, step.Rate))
+		}
+		if i == 0 && step.From != 0 {
+			faults = append(faults, fmt.Errorf("load: steps[0]: from %v: want 0", step.From))
+		}
+		if i > 0 && step.From <= s[i-1].From {
+			faults = append(faults, fmt.Errorf("load: steps[%d]: from %v: want later than %v, from which the step before it is", i, step.From, s[i-1].From))
+		}
+	}
+	if s[len(s)-1].Rate == 0 {
+		faults = append(faults, fmt.Errorf("load: steps[%d]: rate 0: want > 0 for the last, which holds on", len(s)-1))
+	}
+	return errors.Join(faults...)
+}
+func (s stepped) Times(rng *rand.Rand) func(int, *Row) (time.Duration, error) {
+	i, before := 0, 0.0 // the present step, and the arrivals expected before it
+	return byInversion(rng, func(n float64) float64 {
+		for ; i < len(s)-1; i++ {
+			next := before + s[i].Rate*(s[i+1].From-s[i].From).Seconds()
+			if n < next {
+				break
+			}
+			before = next
+		}
+		return s[i].From.Seconds() + (n-before)/s[i].Rate
+	})
+}
+
+// byInversion makes the times of a Poisson process whose rate varies: when returns the time in seconds until which n arrivals are
+// expected. It is called with ascending n.
+func byInversion(rng *rand.Rand, when func(n float64) float64) func(int, *Row) (time.Duration, error) {
+	var sum float64
+	return func(int, *Row) (time.Duration, error) {
+		sum += rng.ExpFloat64()
+		return offsetOf(when(sum))
+	}
 }
