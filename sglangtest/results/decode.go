@@ -197,6 +197,13 @@ func decodeArrival(line []byte) (Arrival, error) {
 	var w struct {
 		ID      *int           `json:"id"`
 		Arrival *time.Duration `json:"arrival_ns"`
+
+		Priority *int          `json:"priority"`
+		Deadline time.Duration `json:"deadline_ns"`
+		Tenant   string        `json:"tenant"`
+		Session  string        `json:"session"`
+		LoRA     string        `json:"lora"`
+		Rank     *int          `json:"rank"`
 	}
 	if err := json.Unmarshal(line, &w); err != nil {
 		return Arrival{}, err
@@ -204,7 +211,8 @@ func decodeArrival(line []byte) (Arrival, error) {
 	if w.ID == nil || w.Arrival == nil {
 		return Arrival{}, errors.New("not an arrival: id or arrival_ns is missing")
 	}
-	return Arrival{ID: *w.ID, Arrival: *w.Arrival}, nil
+	return Arrival{ID: *w.ID, Arrival: *w.Arrival, Priority: w.Priority, Deadline: w.Deadline,
+		Tenant: w.Tenant, Session: w.Session, LoRA: w.LoRA, Rank: w.Rank}, nil
 }
 
 func decodeSample(line []byte) (metrics.Sample, error) {

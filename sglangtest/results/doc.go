@@ -118,7 +118,8 @@
 // The three chunk arrays have equal lengths. They are null for an answer that was not streamed, and for all of a run that was
 // stored with WithoutChunks, of which run.json says "chunks_stored": false. Equal results make equal lines.
 //
-// arrivals.jsonl has id and arrival_ns. It is kept when a run has finished: with it anyone can check that
+// arrivals.jsonl has id* and arrival_ns*, and what the request was given: priority, deadline_ns (from the run's start), tenant,
+// session, lora and rank, each null for none. It is kept when a run has finished: with it anyone can check that
 // every request that arrived has a result, without taking the writer's word.
 //
 // samples.jsonl is a [metrics.Sample]: at_ns*, cost_ns*, source*, values (an object of numbers; values that

@@ -153,6 +153,12 @@ func appendNotUTF8(b []byte, r *load.Result) []byte {
 func appendArrival(b []byte, a Arrival) []byte {
 	b = appendInt(b, `{"id":`, int64(a.ID))
 	b = appendInt(b, `,"arrival_ns":`, int64(a.Arrival))
+	b = appendIntAt(b, `,"priority":`, a.Priority)
+	b = appendIntIf(b, `,"deadline_ns":`, int64(a.Deadline), a.Deadline != 0)
+	b = appendString(b, "tenant", a.Tenant)
+	b = appendString(b, "session", a.Session)
+	b = appendString(b, "lora", a.LoRA)
+	b = appendIntAt(b, `,"rank":`, a.Rank)
 	return append(b, "}\n"...)
 }
 
@@ -166,6 +172,14 @@ func appendIntIf(b []byte, key string, v int64, known bool) []byte {
 		return append(append(b, key...), "null"...)
 	}
 	return appendInt(b, key, v)
+}
+
+// appendIntAt appends what v points to, or null.
+func appendIntAt(b []byte, key string, v *int) []byte {
+	if v == nil {
+		return appendIntIf(b, key, 0, false)
+	}
+	return appendInt(b, key, int64(*v))
 }
 
 // appendString appends a member whose value is s, or null if s is empty. What is not UTF-8 in s is replaced by U+FFFD.

@@ -3,6 +3,8 @@ package results
 import (
 	"encoding/json"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -338,4 +340,20 @@ func BenchmarkBegin(b *testing.B) {
 		w.Fail(errForTest, nil)
 		b.StartTimer()
 	}
+}
+
+func TestArrivalsSayWhatRequestsWereGiven(t *testing.T) {
+	w := begin(t, t.TempDir()+"/run")
+	w.Arrived(&load.Request{ID: 1, Arrival: 5, Priority: load.Ptr(0), Deadline: 9, Tenant: "t", Session: "s", LoRA: "sql", Rank: load.Ptr(0)})
+	w.Arrived(&load.Request{ID: 2, Arrival: 6})
+	require.NoError(t, w.Finish(nil))
+	raw, err := os.ReadFile(filepath.Join(w.Dir(), arrivalsFile))
+	require.NoError(t, err)
+	require.Equal(t, `{"id":1,"arrival_ns":5,"priority":0,"deadline_ns":9,"tenant":"t","session":"s","lora":"sql","rank":0}
+{"id":2,"arrival_ns":6,"priority":null,"deadline_ns":null,"tenant":null,"session":null,"lora":null,"rank":null}
+`, string(raw))
+	run, err := Open(w.Dir())
+	require.NoError(t, err)
+	require.Equal(t, []Arrival{{ID: 1, Arrival: 5, Priority: load.Ptr(0), Deadline: 9, Tenant: "t", Session: "s", LoRA: "sql", Rank: load.Ptr(0)}, {ID: 2, Arrival: 6}},
+		collect(t, run.Arrivals()))
 }

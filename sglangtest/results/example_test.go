@@ -31,11 +31,13 @@ func ExampleOpen() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("unfinished:", unfinished)
+	for _, a := range unfinished {
+		fmt.Println("unfinished:", a.ID, a.Arrival)
+	}
 	// Output:
 	// low rate - failed
 	// 0 ok 250ms
-	// unfinished: [{1 1s}]
+	// unfinished: 1 1s
 }
 
 // exampleRun stores a run of two requests, of which one never ends. In an experiment, load.Run and a

@@ -52,6 +52,13 @@ type Truncation struct {
 type Arrival struct {
 	ID      int
 	Arrival time.Duration // its intended arrival, an offset from the run's start
+
+	// What the request was given beside its prompt, as in [load.Request]; zero values stand for none.
+
+	Priority              *int
+	Deadline              time.Duration
+	Tenant, Session, LoRA string
+	Rank                  *int
 }
 
 // Open reads the run in the folder dir, whether it finished, failed, was interrupted or still goes on. It

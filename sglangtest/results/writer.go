@@ -284,7 +284,8 @@ var scratch = sync.Pool{New: func() any { return new([]byte) }}
 // Arrived stores that a request has arrived.
 func (w *Writer) Arrived(req *load.Request) {
 	line := scratch.Get().(*[]byte)
-	*line = appendArrival((*line)[:0], Arrival{ID: req.ID, Arrival: req.Arrival})
+	*line = appendArrival((*line)[:0], Arrival{ID: req.ID, Arrival: req.Arrival, Priority: req.Priority, Deadline: req.Deadline,
+		Tenant: req.Tenant, Session: req.Session, LoRA: req.LoRA, Rank: req.Rank})
 	w.append(w.arrivals, *line)
 	scratch.Put(line)
 }

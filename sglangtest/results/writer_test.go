@@ -72,7 +72,7 @@ func TestFinishedRun(t *testing.T) {
 	require.NotZero(t, run.Environment.CPUs)
 	require.True(t, (run.Environment.Git == nil) != (run.Environment.GitError == ""))
 	require.Equal(t, want, collect(t, run.Requests()))
-	require.Equal(t, []Arrival{{7, 1000}, {8, 0}}, collect(t, run.Arrivals()))
+	require.Equal(t, []Arrival{{ID: 7, Arrival: 1000}, {ID: 8}}, collect(t, run.Arrivals()))
 	require.Equal(t, "check", collect(t, run.Events())[0].Kind)
 	unfinished, err := run.Unfinished()
 	require.NoError(t, err)
