@@ -93,7 +93,7 @@ type Writer struct {
 	record  runRecord
 	engines []metrics.EngineRecord
 	phase   phase
-	behind  bool // run.json does not say when the run started
+	dating  sync.WaitGroup // the goroutine that writes into run.json when the run started
 }
 
 type phase int
@@ -252,7 +252,8 @@ func (w *Writer) Begin(info load.Info) error {
 	return nil
 }
 
-// Start records when the run started: run.json says it at the latest after [FlushInterval].
+// Start records when the run started. run.json says so a moment later: making it durable can take as long as a disk is slow,
+// and neither the run nor the flusher waits for that.
 func (w *Writer) Start(clock load.Clock) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -260,22 +261,14 @@ func (w *Writer) Start(clock load.Clock) {
 		return // it has been ended
 	}
 	started := clock.Start()
-	w.record.Started, w.behind = &started, true
-}
-
-// catchUp writes run.json if it does not say what is known. It waits for no one: who holds the lock may wait for the
-// flusher, which calls it.
-func (w *Writer) catchUp() {
-	if !w.mu.TryLock() {
-		return
-	}
-	defer w.mu.Unlock()
-	if w.behind && w.phase == begun {
-		w.behind = false
+	w.record.Started = &started
+	w.dating.Go(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if err := w.record.write(w.dir); err != nil {
 			w.keep(err)
 		}
-	}
+	})
 }
 
 // scratch holds buffers in which lines are encoded outside of any lock.
@@ -363,7 +356,6 @@ func (w *Writer) flushPeriodically() {
 			return
 		}
 		w.flush()
-		w.catchUp()
 	}
 }
 
@@ -386,6 +378,7 @@ func (w *Writer) flush() {
 // end the run: run.json says "running" until Finish or Fail. Records that still come are written at once.
 // End may be called again.
 func (w *Writer) End() error {
+	w.dating.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.end()
@@ -424,6 +417,7 @@ func (w *Writer) sync() {
 // what End does first, and writes run.json last, when all else is durable. If anything fails the run is
 // recorded as failed, and Finish returns why.
 func (w *Writer) Finish(summary any) error {
+	w.dating.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.phase == created {
@@ -452,6 +446,7 @@ func (w *Writer) Fail(reason error, summary any) error {
 	if reason == nil {
 		return errors.New("results: Fail needs the reason")
 	}
+	w.dating.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.phase == sealed {

@@ -357,12 +357,7 @@ func TestLateEventsRaceWithFinish(t *testing.T) {
 
 func TestRunRecordIsReadable(t *testing.T) {
 	w := begin(t, t.TempDir())
-	for behind := true; behind; { // as the flusher does
-		w.catchUp()
-		w.mu.Lock()
-		behind = w.behind
-		w.mu.Unlock()
-	}
+	w.dating.Wait()
 	var record map[string]any
 	data, err := os.ReadFile(filepath.Join(w.Dir(), runFile))
 	require.NoError(t, err)
