@@ -16,7 +16,7 @@ const (
 	VerdictFailed Verdict = "failed"
 	// VerdictClient: the client could not keep up, so that its own delay is part of the latencies; see [Client].
 	VerdictClient Verdict = "client not ok"
-	// VerdictStalled: requests arrived to the end, but over the last quarter of the arrivals none got a token.
+	// VerdictStalled: requests arrived to the end and had got tokens, but over the last quarter of the arrivals none did.
 	VerdictStalled Verdict = "stalled"
 	// VerdictOverloaded: more requests came than were served. The number of those that waited for their first token grew until
 	// the arrivals ended, so that latencies tell how long the run was, not how fast the server is.
@@ -89,6 +89,8 @@ type backlog struct {
 	n            int           // arrivals
 	quarter      time.Duration // length of a quarter of the time from the first to the last arrival
 	means        [4]float64    // of the requests waiting, over each quarter
+	early        float64       // of the requests waiting, if all waited as long as those of the first tenth of that time
+	begun        int           // first tokens until the last arrival
 	spread       float64       // how far a queue at its capacity limit wanders while n arrive: √(n(1 + cv²)), cv of the output lengths
 	lastArrivals int           // in the last quarter
 	lastBegun    int           // first tokens in the last quarter
@@ -101,7 +103,13 @@ func (b *builder) waiting() backlog {
 	if w.quarter <= 0 {
 		return backlog{}
 	}
+	var first int            // requests of the first tenth of the time
+	var waited time.Duration // by them
 	add := func(from, to time.Duration) {
+		if from <= b.c.firstArr+w.quarter*4/10 {
+			first++
+			waited += to - from
+		}
 		for i := range w.means {
 			start := b.c.firstArr + time.Duration(i)*w.quarter
 			if part := min(to, start+w.quarter) - max(from, start); part > 0 {
@@ -118,6 +126,9 @@ func (b *builder) waiting() backlog {
 		to := r.Completion
 		if r.FirstToken > 0 {
 			to = r.FirstToken
+			if to <= b.c.lastArr {
+				w.begun++
+			}
 			if to >= b.c.lastArr-w.quarter && to <= b.c.lastArr {
 				w.lastBegun++
 			}
@@ -126,6 +137,9 @@ func (b *builder) waiting() backlog {
 	}
 	for _, at := range b.c.pending {
 		add(at, b.end)
+	}
+	if first > 0 { // rate × mean wait, by Little's law
+		w.early = float64(w.n) / (4 * w.quarter).Seconds() * waited.Seconds() / float64(first)
 	}
 	w.spread = math.Sqrt(float64(w.n))
 	if outputs > 0 { // Σx²/n ÷ (Σx/n)² is 1 + cv²
@@ -140,18 +154,21 @@ func (b *builder) waiting() backlog {
 const (
 	growthSpread = 2.5
 	growthShare  = 0.05
+	growthWait   = 2
 )
 
 // grew reports whether the backlog grew until the arrivals ended: through the second half steadily, so that neither a burst at
-// the end counts nor a queue that has come to rest.
+// the end counts nor a queue that has come to rest; and to more than growthWait times what the waits of the first requests
+// explain, because on a run that is shorter than its latencies the number under way grows whatever the load is.
 func (w backlog) grew() bool {
 	m := w.means
 	growth := m[3] - m[0]
 	return m[1] < m[2] && m[2] < m[3] && m[0] <= m[2] && m[2] >= 0.25*m[3] && m[3]-m[2] >= 0.1*growth &&
-		growth >= growthSpread*w.spread && growth >= growthShare*float64(w.n)
+		m[3] >= growthWait*w.early && growth >= growthSpread*w.spread && growth >= growthShare*float64(w.n)
 }
 
-// stalled reports whether nothing got a token while several requests came and waited.
+// stalled reports whether nothing got a token any more while several requests came and waited. If nothing had got one before
+// either, the run was shorter than its latencies.
 func (w backlog) stalled() bool {
-	return w.lastBegun == 0 && w.lastArrivals >= 10 && w.means[3] >= 5
+	return w.begun > 0 && w.lastBegun == 0 && w.lastArrivals >= 10 && w.means[3] >= 5
 }

@@ -97,6 +97,18 @@ func TestVerdicts(t *testing.T) {
 	require.Equal(t, VerdictStalled, s.Verdict, "nothing shows that more load was the reason")
 	require.Equal(t, "no request got its first token in the last 0.497 s of arrivals, while 50 arrived", s.VerdictReasons[0])
 
+	// The same latency for each request, on a run too short for it: what waits is what that latency explains, and nothing stopped.
+	for _, latency := range []time.Duration{600 * msec, 900 * msec, 1500 * msec, 10 * time.Second} {
+		for _, streamed := range []bool{true, false} {
+			slow := each(200, 5*msec, func(i int, at time.Duration) load.Result {
+				r := answer(i, at, 0, latency+time.Duration(i%7)*msec, 0, 1)
+				r.Streamed = streamed
+				return r
+			})
+			require.Equal(t, VerdictOK, summaryOf(t, load.Plan{}, slow).Verdict, "latency %v, streamed %v", latency, streamed)
+		}
+	}
+
 	some := each(100, 10*msec, ok)
 	some[3] = failure(3, 30*msec, load.OutcomeHTTP, 503, "full")
 	require.Equal(t, VerdictErrors, summaryOf(t, load.Plan{}, some).Verdict)
