@@ -124,7 +124,7 @@ var causes = []causeRule{
 	{CauseSharedMemory, []string{"unable to open shared memory object", "unable to mmap", "insufficient shared memory", "Error while creating shared memory segment",
 		"unable to write to file </torch_"}, nil, evidence.sharedMemory,
 		say("give /dev/shm more room or empty it (df -h /dev/shm); in a container: docker --shm-size 32g, or --ipc=host")},
-	{CauseNCCL, ncclTexts, func(e evidence) bool { return e.raised() || len(e.find(nativeEnd...)) > 0 }, nil, ncclAdvice},
+	{CauseNCCL, ncclTexts, evidence.nccl, nil, ncclAdvice},
 	{CauseGraphs, []string{"Capture cuda graph failed", "CUDA graph failed"}, nil, nil,
 		func(e evidence, _ []string) []string {
 			return append([]string{"see the exception above these lines; if it is about memory: " + e.memory()[1]},

@@ -164,6 +164,8 @@ func TestDiagnoseSignals(t *testing.T) {
 		{start + "[2026-11-20 10:01:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\ntorch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 217 'peer access is not supported between these two devices'", Exit{Code: 137}, CauseNCCL, "peer access", "NCCL_P2P_DISABLE=1"},
 		{start + "[2026-11-20 10:01:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\nRuntimeError: NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)", Exit{Code: 137}, CauseNCCL, "invalid usage", "a GPU of its own"},
 		// A warning of hours ago is no cause.
+		{start + "node:1:1 [0] NCCL WARN Call to ibv_reg_mr failed\n[2026-11-20 11:00:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\nKeyError: 'x'", Exit{Code: 1}, CauseSchedulerDied, "KeyError: 'x'", "traceback"},
+		{start + "node:1:1 [0] NCCL WARN Call to ibv_reg_mr failed\nFatal Python error: Segmentation fault\n[2026-11-20 11:00:00] Subprocess scheduler_0 (pid=12) crashed with exit code -11. Triggering SIGQUIT for cleanup...", Exit{Code: 1}, CauseSignal, "Segmentation fault", "SIGSEGV"},
 		{start + "NCCL WARN Call to ibv_reg_mr failed\n[2026-11-20 10:00:51] The server is fired up and ready to roll!\n[2026-11-20 11:00:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\nZeroDivisionError: x", Exit{Code: 1}, CauseSchedulerDied, "ZeroDivisionError", "traceback"},
 	} {
 		f := Diagnose(strings.Split(c.log, "\n"), c.exit, Config{})

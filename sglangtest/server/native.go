@@ -100,9 +100,17 @@ func (e evidence) firstOf(n int, texts ...string) []string {
 	return lines
 }
 
-// ncclTexts are of failures of NCCL, as torch, SGLang's pynccl and NCCL itself report them.
-var ncclTexts = []string{"NCCL error", "DistBackendError", "Watchdog caught collective operation timeout", "ncclSystemError", "ncclInternalError",
-	"ncclUnhandledCudaError", "ncclRemoteError", "ncclInvalidUsage", "ncclInvalidArgument", "NCCL WARN", "peer access is not supported"}
+// ncclFailures are of failures of NCCL, as torch, SGLang's pynccl and NCCL itself report them.
+var ncclFailures = []string{"NCCL error", "DistBackendError", "Watchdog caught collective operation timeout", "ncclSystemError", "ncclInternalError",
+	"ncclUnhandledCudaError", "ncclRemoteError", "ncclInvalidUsage", "ncclInvalidArgument", "peer access is not supported"}
+
+// ncclTexts are those and what NCCL warns of, which it does also where nothing fails.
+var ncclTexts = append([]string{"NCCL WARN"}, ncclFailures...)
+
+// nccl reports whether it failed, and the server with it.
+func (e evidence) nccl() bool {
+	return len(e.find(ncclFailures...)) > 0 && (e.raised() || len(e.find(nativeEnd...)) > 0)
+}
 
 const ncclDebug = "set NCCL_DEBUG=INFO in the server's environment: NCCL then logs which call failed and why"
 
