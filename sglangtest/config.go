@@ -92,6 +92,8 @@ type NodeConfig struct {
 	OmitChunks      bool      `json:"omit_chunks,omitempty"`      // store no times of single chunks, which are most of a folder
 	MetricsInterval Seconds   `json:"metrics_interval,omitempty"` // how often the engine is sampled; default: 0.25
 	Percentiles     []float64 `json:"percentiles,omitempty"`      // from 1 up to 100; default: 90, 95, 99, 99.9
+	// SLO is what [NodeRun.Check] demands. Its percentiles are computed beside those of Percentiles.
+	SLO SLO `json:"slo,omitempty"`
 }
 
 // DefaultMetricsInterval is how often the engine is sampled if a config does not say.
@@ -254,6 +256,7 @@ func (c NodeConfig) Validate() error {
 	for i, p := range c.Percentiles {
 		check(p >= 1 && p < 100, fmt.Sprintf("percentiles[%d]", i), "%v; want from 1 up to 100, such as 99 or 99.9", p)
 	}
+	faults = append(faults, c.SLO.validate())
 	return errors.Join(faults...)
 }
 

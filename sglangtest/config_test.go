@@ -24,6 +24,7 @@ func fullConfig() NodeConfig {
 		API: load.ChatCompletions, WarmupRequests: 4, RequestTimeout: 60, BatchStrategy: "continuous",
 		EnableDynamicParams: true, ParamUpdateSchedule: map[Seconds]map[string]int{30: {"max_running_requests": 64}, 60.5: {"max_running_requests": 512}},
 		OutputDir: "runs/{label}-{time}", Label: "a", OutputFormat: "csv", OmitChunks: true, MetricsInterval: 0.5, Percentiles: []float64{50, 99},
+		SLO: SLO{"ttft_p99_ms": 500, "tpot_mean_ms": 30},
 	}
 }
 

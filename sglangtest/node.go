@@ -99,6 +99,8 @@ type NodeRun struct {
 	Collector *metrics.Collector // every result, sample and event; windows of the time line
 	Server    server.Info
 	Dir       string // the run's folder; empty if nothing was stored
+
+	slo SLO
 }
 
 // RunNode carries out the experiment that cfg describes: it brings a server up, replays the workload against it,
@@ -217,9 +219,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 		}
 		collect = append(collect, metrics.WithSampler(sampler, interval))
 	}
-	if len(cfg.Percentiles) > 0 {
-		collect = append(collect, metrics.WithPercentiles(cfg.Percentiles...))
-	}
+	collect = append(collect, cfg.figures()...)
 	col, err := metrics.NewCollector(append(collect, o.collector...)...)
 	if err != nil {
 		return nil, err
@@ -248,7 +248,7 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	if err != nil && !col.Began() {
 		return nil, err // it never began
 	}
-	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: cfg.OutputDir}, err
+	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: cfg.OutputDir, slo: cfg.SLO}, err
 }
 
 // conclude ends the stored run as the experiment ended: with run and err as RunNode is about to return them.

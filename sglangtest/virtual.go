@@ -62,9 +62,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 	if err := c.checkFits(gen, plan, info); err != nil {
 		return nil, err
 	}
-	if len(c.Percentiles) > 0 {
-		collect = append(collect, metrics.WithPercentiles(c.Percentiles...))
-	}
+	collect = append(collect, c.figures()...)
 	col, err := metrics.NewCollector(append(collect, o.collector...)...)
 	if err != nil {
 		return nil, err
@@ -95,7 +93,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 	if o.progress != nil {
 		o.progress(col.Progress())
 	}
-	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: c.OutputDir}, err
+	return &NodeRun{Summary: col.Summary(), Collector: col, Server: info, Dir: c.OutputDir, slo: c.SLO}, err
 }
 
 // checkVirtual reports what has nothing to act on in virtual time, or that a simulation cannot honour.

@@ -59,6 +59,10 @@ const (
 type Limit struct {
 	// check returns what was missed, or nil; its error says that the summary cannot tell.
 	check func(s *Summary) (*Miss, error)
+	// percentile is what the summary has to hold, in percent; 0: nothing that it does not hold anyway.
+	percentile float64
+	// err says that no summary could tell.
+	err error
 }
 
 // A Miss is a limit that was not met.
@@ -102,6 +106,10 @@ func (s *Summary) Check(limits ...Limit) error {
 			errs = append(errs, errors.New("metrics: check: a zero Limit; use AtMost or AtLeast"))
 			continue
 		}
+		if l.err != nil {
+			errs = append(errs, fmt.Errorf("metrics: check: %w", l.err))
+			continue
+		}
 		miss, err := l.check(s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("metrics: check: %w", err))
@@ -123,16 +131,40 @@ func (s *Summary) Check(limits ...Limit) error {
 // Requests that failed count as over any limit, except for ITL, which is over the tokens of the successful ones: pair it
 // with AtLeast(SuccessShare, …).
 func AtMost(metric Metric, quantile float64, d time.Duration) Limit {
-	return Limit{func(s *Summary) (*Miss, error) {
-		dist, ok := s.Distribution(metric)
-		if !ok {
-			return nil, fmt.Errorf("%q is not a latency of the summary", metric)
+	var fault error
+	if !(quantile > 0 && quantile <= 1) || d < 0 {
+		fault = fmt.Errorf("%s at most %v: want a limit ≥ 0 and a quantile in (0, 1], such as 0.99, not %g", metric, d, quantile)
+	}
+	l := atMost(metric, fmt.Sprintf("p%.10g", quantile*100), d, fault, func(dist Distribution) (Millis, error) { return dist.Quantile(quantile) })
+	if quantile != 0.5 && quantile != 1 {
+		l.percentile = math.Round(quantile*100*1e9) / 1e9 // 0.999·100 is not 99.9 in float64
+	}
+	return l
+}
+
+// MeanAtMost demands that the mean of a latency is at most d. Requests that failed count as over any limit, as with [AtMost], so
+// that one of them is enough to miss it, except for ITL.
+func MeanAtMost(metric Metric, d time.Duration) Limit {
+	var fault error
+	if d < 0 {
+		fault = fmt.Errorf("mean %s at most %v: want a limit ≥ 0", metric, d)
+	}
+	return atMost(metric, "mean", d, fault, func(dist Distribution) (Millis, error) {
+		if dist.Failed > 0 {
+			return Millis(math.Inf(1)), nil
 		}
-		what := fmt.Sprintf("%s p%.10g", metric, quantile*100)
-		if !(quantile > 0 && quantile <= 1) || d < 0 {
-			return nil, fmt.Errorf("%s at most %v: want a limit ≥ 0 and a quantile in (0, 1], such as 0.99, not %g", metric, d, quantile)
-		}
-		got, err := dist.Quantile(quantile)
+		return dist.Mean, nil
+	})
+}
+
+func atMost(metric Metric, statistic string, d time.Duration, fault error, of func(Distribution) (Millis, error)) Limit {
+	if _, ok := new(Summary).Distribution(metric); !ok {
+		fault = fmt.Errorf("%q is not a latency of the summary", metric)
+	}
+	return Limit{err: fault, check: func(s *Summary) (*Miss, error) {
+		dist, _ := s.Distribution(metric)
+		what := string(metric) + " " + statistic
+		got, err := of(dist)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", what, err)
 		}
@@ -176,7 +208,7 @@ func (s *Summary) unobserved(m Metric) int {
 // ClientOK demands that nothing speaks against the client, so that the latencies can be taken for the server's. On a busy
 // machine it can be missed for no fault of the server.
 func ClientOK() Limit {
-	return Limit{func(s *Summary) (*Miss, error) {
+	return Limit{check: func(s *Summary) (*Miss, error) {
 		if s.Client.OK {
 			return nil, nil
 		}
@@ -186,7 +218,7 @@ func ClientOK() Limit {
 
 // AtLeast demands that a quantity is at least min, in the quantity's unit.
 func AtLeast(q Quantity, min float64) Limit {
-	return Limit{func(s *Summary) (*Miss, error) {
+	return Limit{check: func(s *Summary) (*Miss, error) {
 		var got float64
 		unit := "requests/s"
 		switch q {

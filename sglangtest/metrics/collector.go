@@ -26,6 +26,7 @@ type Collector struct {
 	engines       []Engine
 	relabelled    []string // notes: what simulates a source was not the same at the run's end
 	slo           *SLO
+	demanded      []float64 // percentiles of WithLimits
 	keepTexts     bool
 	retokenize    func(string) int
 	acceptLength  float64
@@ -89,6 +90,9 @@ func NewCollector(opts ...Option) (*Collector, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	c.percentiles = append(c.percentiles, c.demanded...)
+	slices.Sort(c.percentiles)
+	c.percentiles = slices.Compact(c.percentiles)
 	return c, nil
 }
 

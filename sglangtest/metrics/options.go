@@ -64,6 +64,25 @@ func WithPercentiles(ps ...float64) Option {
 	}
 }
 
+// WithLimits names limits that [Summary.Check] will be asked for, so that their percentiles are in the summary, whatever
+// [WithPercentiles] says. A limit that no summary could tell about is an error here.
+func WithLimits(limits ...Limit) Option {
+	return func(c *Collector) error {
+		var faults []error
+		for _, l := range limits {
+			if l.check == nil {
+				faults = append(faults, errors.New("a zero Limit; use AtMost, MeanAtMost or AtLeast"))
+				continue
+			}
+			faults = append(faults, l.err)
+			if l.percentile > 0 {
+				c.demanded = append(c.demanded, l.percentile)
+			}
+		}
+		return errors.Join(faults...)
+	}
+}
+
 // WithMaxLateness sets how late the client may release requests, at the 99th percentile, before the summary
 // says that the client was too slow. Default: [DefaultMaxLateness].
 func WithMaxLateness(d time.Duration) Option {
