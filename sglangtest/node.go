@@ -235,7 +235,12 @@ func RunNode(ctx context.Context, cfg NodeConfig, opts ...RunOption) (run *NodeR
 	}
 	if node.Log() != nil {
 		how = append(how, load.WithBackground(func(ctx context.Context, clock load.Clock) error {
-			return node.FollowBatches(ctx, clock.Offset, col.AddSample)
+			err := node.FollowBatches(ctx, clock.Offset, col.AddSample)
+			if err != nil && ctx.Err() == nil { // known now, not at the run's end
+				col.Event(metrics.Event{At: clock.Now(), Kind: metrics.KindServerWarning, Source: node.Name(),
+					Data: map[string]any{"message": "the batches that its log tells of are not followed from here on: " + err.Error()}})
+			}
+			return err
 		}))
 	}
 	if o.progress != nil {

@@ -7,14 +7,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// KindCacheState is the kind of an [Event] that says what the prefix cache of its source held when the load began: its Data
-// holds "state", a [CacheState].
-const KindCacheState = "prefix_cache"
-
-// KindPrefilled is the kind of an [Event] that says how many tokens the engine computed in prefills since the run's start, by
-// its own count: its Data holds "tokens". What other clients sent meanwhile is in it.
-const KindPrefilled = "prefilled"
-
 // A CacheState says what a server's prefix cache held when the load began. Empty: not said.
 type CacheState string
 

@@ -52,12 +52,14 @@ type Collector struct {
 	fault     error // the first breach of the recorder's contract
 	samples   []Sample
 	events    []Event
-	ended     time.Duration // when End was called
+	problems  []string        // see Progress
+	gaps      map[string]bool // sources of which a problem says that they cannot be sampled
+	ended     time.Duration   // when End was called
 
 	sinkMu   sync.RWMutex // held for reading by calls to the sink that could come after End
 	sinkOpen bool
 
-	ctx  context.Context // of the samplers
+	ctx  context.Context // of the samplers and the watch over the sink
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 }
@@ -80,6 +82,7 @@ func NewCollector(opts ...Option) (*Collector, error) {
 		percentiles: DefaultPercentiles(),
 		maxLateness: DefaultMaxLateness,
 		pending:     make(map[int]time.Duration),
+		gaps:        make(map[string]bool),
 	}
 	var errs []error
 	for _, o := range opts {
@@ -122,7 +125,19 @@ func (c *Collector) Begin(ctx context.Context, info load.Info) error {
 	}
 	c.state, c.info = stateBegun, info
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if c.sink != nil {
+		c.wg.Go(c.watchSink)
+	}
 	return nil
+}
+
+// watchSink tells at once, not at the end of the run, that storing has failed.
+func (c *Collector) watchSink() {
+	select {
+	case err := <-c.sink.Failed():
+		c.Event(Event{At: c.Progress().Elapsed, Kind: KindStoringFailed, Data: map[string]any{"error": err.Error()}})
+	case <-c.ctx.Done():
+	}
 }
 
 // Start starts the samplers, which run until End even if the run is cancelled before. It panics unless Begin has succeeded.
@@ -181,6 +196,7 @@ func (c *Collector) count(arrival time.Duration) {
 func (c *Collector) breach(err error) {
 	if c.fault == nil {
 		c.fault = err
+		c.problems = append(c.problems, err.Error())
 	}
 }
 
@@ -226,6 +242,9 @@ func (c *Collector) Record(res *load.Result) {
 func (c *Collector) Event(e Event) {
 	c.mu.Lock()
 	c.events = append(c.events, e)
+	if problem := e.problem(); problem != "" {
+		c.problems = append(c.problems, problem)
+	}
 	c.mu.Unlock()
 	c.sinkMu.RLock()
 	defer c.sinkMu.RUnlock()
@@ -240,6 +259,10 @@ func (c *Collector) Event(e Event) {
 func (c *Collector) AddSample(s Sample) {
 	c.mu.Lock()
 	c.samples = append(c.samples, s)
+	if s.Err != "" && c.state == stateRunning && !c.gaps[s.Source] {
+		c.gaps[s.Source] = true
+		c.problems = append(c.problems, fmt.Sprintf("%s could not be sampled: %s", s.Source, s.Err))
+	}
 	c.mu.Unlock()
 	c.sinkMu.RLock()
 	defer c.sinkMu.RUnlock()

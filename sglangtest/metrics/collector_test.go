@@ -31,6 +31,7 @@ type fakeSink struct {
 	calls  []string
 	closed bool
 	endErr error
+	failed chan error // nil: it does not fail
 }
 
 func (f *fakeSink) note(s string) {
@@ -47,6 +48,7 @@ func (f *fakeSink) Arrived(*load.Request) { f.note("arrived") }
 func (f *fakeSink) Result(*load.Result)   { f.note("result") }
 func (f *fakeSink) Sample(Sample)         { f.note("sample") }
 func (f *fakeSink) Event(Event)           { f.note("event") }
+func (f *fakeSink) Failed() <-chan error  { return f.failed }
 func (f *fakeSink) End() error            { f.note("end"); f.closed = true; return f.endErr }
 
 func TestSamplersRunOnTheRunsClock(t *testing.T) {

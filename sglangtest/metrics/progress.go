@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +36,10 @@ type Progress struct {
 	// [RecentSpan] of the run. TTFT is NaN if there are none.
 	Rate float64
 	TTFT Millis
+	// Problems says what has gone wrong in the parts of the run that go on in the background, in the order in which it was
+	// noticed: what cannot be stored or sampled, a parameter that was not changed, a warning or the end of a server. It only
+	// grows from one Progress of a run to the next.
+	Problems []string
 }
 
 // RecentSpan is the time over which a Progress tells the rate and the TTFT.
@@ -56,6 +61,7 @@ func (c *Collector) Progress() Progress {
 		p.Elapsed = max(c.clock.Now(), 0)
 	}
 	p.Rate, p.TTFT = c.recent.at(p.Elapsed)
+	p.Problems = slices.Clip(c.problems)
 	return p
 }
 
@@ -109,7 +115,7 @@ func (r *recent) at(now time.Duration) (rate float64, ttft Millis) {
 const plainEvery = 10 * time.Second
 
 // TerminalProgress returns a function that shows progress on w: on a terminal as one line that rewrites itself and is no wider than
-// it, elsewhere as a line every ten seconds and at each new phase. Calls must come one after the other, as those of
+// it, elsewhere as a line every ten seconds and at each new phase. A problem gets a line of its own at once. Calls must come one after the other, as those of
 // sglangtest.WithProgress do.
 func TerminalProgress(w io.Writer) func(Progress) {
 	width := func() int { return 0 }
@@ -130,6 +136,7 @@ func terminalProgress(w io.Writer, width func() int, now func() time.Time) func(
 	var mu sync.Mutex
 	var begin, told time.Time // of the load, and of the last line that is not on a terminal
 	var phase string
+	problems := 0 // told
 	return func(p Progress) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -143,7 +150,15 @@ func terminalProgress(w io.Writer, width func() int, now func() time.Time) func(
 		} else {
 			line = strings.Join(p.parts(at.Sub(begin)), "  ")
 		}
-		switch columns := width(); {
+		columns := width()
+		for _, problem := range p.Problems[min(problems, len(p.Problems)):] {
+			if columns > 0 {
+				fmt.Fprint(w, "\r\x1b[K")
+			}
+			fmt.Fprintf(w, "%s  problem: %s\n", shortTime(p.Elapsed), problem)
+		}
+		problems = len(p.Problems)
+		switch {
 		case columns > 0:
 			if runes := []rune(line); len(runes) >= columns { // the last column would wrap on some terminals
 				line = string(runes[:columns-1])

@@ -1,10 +1,14 @@
 package metrics
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -86,4 +90,41 @@ func TestNumbersOfEvents(t *testing.T) {
 	}
 	_, ok := Event{}.Number("x")
 	require.False(t, ok)
+}
+
+// What goes wrong in the background is told while the run goes on, once.
+func TestProblemsAreToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &fakeSink{failed: make(chan error, 1)}
+		broken := &fakeSampler{name: "gpu", f: func(context.Context, int) (map[string]float64, error) { return nil, errors.New("no driver") }}
+		c, err := NewCollector(WithSink(sink), WithSampler(broken, time.Second))
+		require.NoError(t, err)
+		c.Event(Event{Kind: KindServerWarning, Source: "server-0", Data: map[string]any{"message": "8 was asked for, 4 is in force"}})
+		begin(t, c, load.NewClock(time.Now()))
+		time.Sleep(2500 * msec)
+		sink.failed <- errors.New("no space left on device")
+		synctest.Wait()
+		early := c.Progress()
+		c.Event(Event{Kind: KindParamUpdateFailed, Source: "server-0", Data: map[string]any{"name": "max_running_requests", "value": 8, "error": "refused"}})
+		c.Event(Event{Kind: KindServerFault, Source: "server-0", Data: map[string]any{"message": "killed"}}) // as planned
+		c.Event(Event{Kind: KindServerEnded, Source: "server-0", Data: map[string]any{"error": "exit status 1\nTraceback"}})
+		late := c.Progress()
+		require.Equal(t, []string{
+			"server-0: 8 was asked for, 4 is in force", "gpu could not be sampled: no driver",
+			"not all that is measured is stored from here on: no space left on device",
+			"server-0: max_running_requests was not changed to 8: refused", "server-0 ended: exit status 1"}, late.Problems)
+		require.Equal(t, late.Problems[:3], early.Problems)
+		require.NoError(t, c.End(context.Background()))
+
+		events := slices.DeleteFunc(c.Events(), func(e Event) bool { return e.Kind != KindStoringFailed })
+		require.Equal(t, []Event{{At: 2500 * msec, Kind: KindStoringFailed, Data: map[string]any{"error": "no space left on device"}}}, events)
+		require.Contains(t, sink.calls, "event")
+
+		early.Planned = 4
+		lines := shown(80, early, early)
+		require.Equal(t, 3, strings.Count(lines[0], "\r\x1b[K3 s  problem: "))
+		require.Equal(t, 3, strings.Count(lines[0], "\n"), "and the line that rewrites itself")
+		require.NotContains(t, lines[1], "problem")
+		require.Contains(t, shown(0, early)[0], "3 s  problem: gpu could not be sampled: no driver\n")
+	})
 }

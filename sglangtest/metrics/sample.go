@@ -2,8 +2,6 @@ package metrics
 
 import (
 	"context"
-	"encoding/json"
-	"reflect"
 	"strconv"
 	"time"
 
@@ -62,41 +60,9 @@ type Sampler interface {
 	Sample(ctx context.Context) (map[string]float64, error)
 }
 
-// KindServerEnded is the kind of an [Event] that says that a server, its source, ended by itself: "error" of its Data says why.
-const KindServerEnded = "server_ended"
-
-// KindRequestLost is the kind of an [Event] that says that the scheduler of a simulated server, its source, has forgotten a
-// request, as that of SGLang would: "request" of its Data is the request's ID.
-const KindRequestLost = "request_lost"
-
-// An Event is something that was done or noticed in a run: a parameter change, a failure, the verdict of a check.
-type Event struct {
-	At     time.Duration  `json:"at_ns"`
-	Kind   string         `json:"kind"`             // such as "param_update"
-	Source string         `json:"source,omitempty"` // what it concerns, such as "server-0"
-	Data   map[string]any `json:"data,omitempty"`   // particulars, by kind; times in it end in _ns
-}
-
-// Number returns a number of Data, whatever type it has: JSON that is read back has float64 where the run had int64. ok is false
-// if there is none.
-func (e Event) Number(key string) (v float64, ok bool) {
-	n := reflect.ValueOf(e.Data[key])
-	switch {
-	case n.CanInt():
-		return float64(n.Int()), true
-	case n.CanUint():
-		return float64(n.Uint()), true
-	case n.CanFloat():
-		return n.Float(), true
-	}
-	text, ok := e.Data[key].(json.Number)
-	v, err := text.Float64()
-	return v, ok && err == nil
-}
-
 // A Sink stores what a run yields, as it happens. Its methods but Begin and End do not return errors: a sink
-// keeps the first one and returns it from End. They are safe for concurrent use and must not keep what
-// pointers lead to.
+// keeps the first one, tells it by Failed and returns it from End. They are safe for concurrent use and must not keep
+// what pointers lead to.
 type Sink interface {
 	Begin(info load.Info) error
 	// Start is called once after Begin, when the run's clock starts. It must return at once.
@@ -105,6 +71,9 @@ type Sink interface {
 	Result(res *load.Result)
 	Sample(s Sample)
 	Event(e Event)
+	// Failed returns a channel that yields the first error that storing meets, as soon as it is met. The collector receives from
+	// it from Begin to End. A sink that cannot fail may return nil.
+	Failed() <-chan error
 	// End makes everything durable and returns the first error that storing met.
 	End() error
 }

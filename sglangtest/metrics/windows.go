@@ -13,24 +13,6 @@ import (
 	"github.com/sglangtest/harness/sglangtest/load"
 )
 
-// KindParamUpdate is the kind of an [Event] that reports a changed run-time parameter. Its Data holds "name" (a string)
-// and "value" (what it is from At on).
-const KindParamUpdate = "param_update"
-
-// Kinds of events that tell of a server. Their Data holds "message", a string.
-const (
-	KindServerWarning = "server_warning" // something that may spoil a measurement, such as a limit in force other than the one asked for
-	KindServerFault   = "server_fault"   // a failure that the experiment asked for: killed, suspended, resumed, restarted
-)
-
-// Kinds of events that tell what became of a changed limit on running requests. The first is when the engine's running
-// requests first obeyed it, seen after "not_before_ns" and at At at the latest; the second, with a "reason", that this was
-// not seen. Both hold "name", "value", "asked_ns" and "accepted_ns".
-const (
-	KindParamInForce    = "param_in_force"
-	KindParamNotInForce = "param_not_in_force"
-)
-
 // A Window sums up what happened in [From, To) of a run's time line.
 type Window struct {
 	From time.Duration `json:"from_ns"`

@@ -20,6 +20,7 @@
 //	samples.jsonl     one line per sample of an engine, a GPU or a router
 //	events.jsonl      one line per event: phases of the start (before 0), parameter changes, failures, verdicts
 //	summary.json      the summary given to Finish; absent unless the run finished with one
+//	reserve.tmp       64 KiB that make room for the last run.json on a full disk; only until the run has ended
 //	requests.csv      with WithCSV, in finished runs: scalar columns of requests.jsonl; see Run.WriteCSV
 //
 // Files that are not appended to are replaced as a whole: they never hold half of their content. (A crash

@@ -26,6 +26,10 @@ const (
 	arrivalsFile = "arrivals.jsonl"
 	samplesFile  = "samples.jsonl"
 	eventsFile   = "events.jsonl"
+
+	// reserveFile keeps room on the disk for the last run.json, which has to be written however full it is.
+	reserveFile  = "reserve.tmp"
+	reserveBytes = 64 << 10
 )
 
 // journalFiles lists the files of lines in the order in which their buffers are taken; see [Writer.flush].

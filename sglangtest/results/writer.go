@@ -71,7 +71,8 @@ func WithoutChunks() Option {
 //
 // The records of a run are complete on disk when End has returned nil, and only then can run.json come to
 // say "finished". If storing fails (a full disk, say), the file concerned ends there, other files go on,
-// the first error is what End returns, and the run counts as failed.
+// [Writer.Failed] tells of the first error at once, End returns it, and the run counts as failed. Room for
+// the run.json that says so is kept from the start.
 //
 // A Writer is safe for concurrent use.
 type Writer struct {
@@ -86,8 +87,9 @@ type Writer struct {
 	stop     chan struct{} // closed by End
 	stopped  chan struct{} // closed by the flusher
 
-	errMu sync.Mutex
-	err   error // the first that storing met
+	errMu  sync.Mutex
+	err    error      // the first that storing met
+	failed chan error // takes it
 
 	mu      sync.Mutex // guards the run's life: record, engines and phase
 	record  runRecord
@@ -128,7 +130,7 @@ func Create(dir string, meta Meta, opts ...Option) (*Writer, error) {
 	w := &Writer{
 		dir:  dir,
 		opts: o,
-		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan error, 1),
 		record: runRecord{
 			SchemaVersion: SchemaVersion,
 			State:         StateRunning,
@@ -186,6 +188,10 @@ func (w *Writer) claim(config, environment []byte) (err error) {
 		}
 		made = append(made, name)
 	}
+	if err := writeFile(w.dir, reserveFile, make([]byte, reserveBytes)); err != nil {
+		return err
+	}
+	made = append(made, reserveFile)
 	w.record.Created = time.Now()
 	return w.record.write(w.dir)
 }
@@ -335,8 +341,13 @@ func (w *Writer) keep(err error) {
 	defer w.errMu.Unlock()
 	if w.err == nil {
 		w.err = err
+		w.failed <- err
 	}
 }
+
+// Failed returns a channel that yields the first error that storing meets, at most [FlushInterval] after the record that could
+// not be stored.
+func (w *Writer) Failed() <-chan error { return w.failed }
 
 func (w *Writer) firstError() error {
 	w.errMu.Lock()
@@ -441,7 +452,7 @@ func (w *Writer) Finish(summary any) error {
 }
 
 // Fail ends the run as failed, because of reason, which must not be nil. What had been recorded is kept, and so is
-// summary, if it is not nil. The error it returns is that of storing, not reason.
+// summary, if it is not nil. The error it returns is that of storing, unless reason wraps it.
 func (w *Writer) Fail(reason error, summary any) error {
 	if reason == nil {
 		return errors.New("results: Fail needs the reason")
@@ -456,6 +467,9 @@ func (w *Writer) Fail(reason error, summary any) error {
 	err := w.firstError()
 	if err == nil && summary != nil {
 		err = w.writeSummary(summary)
+	}
+	if errors.Is(reason, err) {
+		err = nil // it has been told
 	}
 	return errors.Join(err, w.conclude(StateFailed, errors.Join(reason, err).Error()))
 }
@@ -474,7 +488,7 @@ func (w *Writer) Discard() error {
 		j.setMode(closed)
 		errs = append(errs, j.file.Close())
 	}
-	for _, name := range append(journalFiles[:], configFile, environmentFile, runFile) {
+	for _, name := range append(journalFiles[:], configFile, environmentFile, reserveFile, runFile) {
 		errs = append(errs, os.Remove(filepath.Join(w.dir, name)))
 	}
 	os.Remove(filepath.Join(w.dir, enginesFile)) // is there only after a Begin that failed
@@ -511,6 +525,7 @@ func (w *Writer) seal() {
 func (w *Writer) conclude(state State, reason string) error {
 	now := time.Now()
 	w.record.State, w.record.Reason, w.record.Ended = state, reason, &now
+	os.Remove(filepath.Join(w.dir, reserveFile)) // who has taken it away has made room
 	return w.record.write(w.dir)
 }
 

@@ -2,6 +2,7 @@ package results
 
 import (
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"math"
 	"os"
@@ -167,8 +168,11 @@ func TestStorageFaults(t *testing.T) {
 		require.NoError(t, file.Close())
 		w.Result(&load.Result{ID: 2})
 		w.Arrived(&load.Request{ID: 2})
-		require.ErrorContains(t, w.End(), "storing")
-		require.ErrorContains(t, w.Finish(nil), "storing")
+		failed := <-w.Failed() // while the run goes on
+		require.ErrorContains(t, failed, "storing")
+		ended := w.End()
+		require.Equal(t, failed, ended)
+		require.NoError(t, w.Fail(fmt.Errorf("run: %w", ended), nil), "the reason says it")
 		run, err := Open(w.Dir())
 		require.NoError(t, err)
 		require.Equal(t, StateFailed, run.State)
