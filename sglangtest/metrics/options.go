@@ -48,7 +48,7 @@ func WithSink(s Sink) Option {
 	}
 }
 
-// WithPercentiles sets the percentiles of the summary, each in (0, 100). The median is always there.
+// WithPercentiles sets the percentiles of the summary, each in (0, 100). The median is always there, on its own: 50 adds nothing.
 // Default: [DefaultPercentiles].
 func WithPercentiles(ps ...float64) Option {
 	return func(c *Collector) error {
@@ -59,7 +59,7 @@ func WithPercentiles(ps ...float64) Option {
 		}
 		ps = slices.Clone(ps)
 		slices.Sort(ps)
-		c.percentiles = slices.Compact(ps)
+		c.percentiles = slices.DeleteFunc(slices.Compact(ps), func(p float64) bool { return p == 50 })
 		return nil
 	}
 }

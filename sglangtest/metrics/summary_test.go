@@ -345,3 +345,13 @@ func TestEmptyRun(t *testing.T) {
 	require.Empty(t, c.Windows(time.Second))
 	require.True(t, s.BenchServing.NoSuccess)
 }
+
+// The median has a place of its own in table and JSON, and is not a second time among the percentiles.
+func TestTheMedianComesOnce(t *testing.T) {
+	s := mixedRun(t, WithPercentiles(50, 95, 50)).Summary()
+	require.Len(t, s.TTFT.Percentiles, 1)
+	require.Equal(t, 95.0, s.TTFT.Percentiles[0].P)
+	_, err := s.TTFT.Quantile(0.5)
+	require.NoError(t, err)
+	require.NotContains(t, mixedRun(t, WithPercentiles(50)).Summary().String(), "p95")
+}
