@@ -3,6 +3,7 @@ package load
 import (
 	"math"
 	"math/bits"
+	"runtime"
 	"runtime/metrics"
 	"sync/atomic"
 	"time"
@@ -28,13 +29,16 @@ type Delays struct {
 	Ready Histogram
 	// GC are the pauses of the whole process for garbage collection (/sched/pauses/total/gc:seconds).
 	GC Histogram
+	// Busy is the share of the run in which this process computed, of all the time that its cores (GOMAXPROCS) had, 0 to about 1;
+	// 0 where the system does not tell. What shares the process, such as a simulated engine, is part of it.
+	Busy float64
 }
 
 // probe fills in d, waiting with w, until stop is called, which waits for the end.
 func (d *Delays) probe(w *precise.Waiter) (stop func()) {
 	var over atomic.Bool
 	done := make(chan struct{})
-	before := readRuntime()
+	before, began, used := readRuntime(), time.Now(), cpuTime()
 	go func() {
 		defer close(done)
 		for next := time.Now().Add(probePeriod); ; {
@@ -58,6 +62,7 @@ func (d *Delays) probe(w *precise.Waiter) (stop func()) {
 		w.Wake()
 		<-done
 		after := readRuntime()
+		d.Busy = (cpuTime() - used).Seconds() / (time.Since(began).Seconds() * float64(runtime.GOMAXPROCS(0)))
 		for i, h := range []*Histogram{&d.Ready, &d.GC} {
 			h.addDifference(before[i], after[i])
 		}

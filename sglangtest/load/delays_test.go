@@ -2,9 +2,11 @@ package load
 
 import (
 	"math"
+	"runtime"
 	"testing"
 	"time"
 
+	"github.com/sglangtest/harness/sglangtest/internal/precise"
 	"github.com/stretchr/testify/require"
 )
 
@@ -32,4 +34,24 @@ func TestHistogram(t *testing.T) {
 	}
 	h.Add(math.MaxInt64, 1)
 	require.Equal(t, time.Duration(math.MaxInt64), h.Quantile(1))
+}
+
+// The share counts the CPU time of the whole process against that of all its cores, whatever else the machine does.
+func TestBusy(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells")
+	}
+	const work = 50 * time.Millisecond
+	w, err := precise.New()
+	require.NoError(t, err)
+	defer w.Close()
+	var d Delays
+	began := time.Now()
+	stop := d.probe(w)
+	for from := cpuTime(); cpuTime()-from < work; {
+	}
+	stop()
+	cores := time.Since(began).Seconds() * float64(runtime.GOMAXPROCS(0))
+	require.GreaterOrEqual(t, d.Busy, work.Seconds()/cores)
+	require.Less(t, d.Busy, 1.1)
 }

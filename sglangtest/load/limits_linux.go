@@ -3,6 +3,7 @@ package load
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,4 +23,13 @@ func readLimits() (l limits) {
 		}
 	}
 	return l
+}
+
+// cpuTime returns the time that this process has computed so far.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -23,6 +23,9 @@ const (
 	readFloor = 0.2
 )
 
+// A client that computes for at least this share of the time of its cores has itself to blame.
+const fullyBusy = 0.8
+
 // Fewer pauses than this are not the client's habit, and fewer moments say little of a percentile.
 const (
 	fewPauses     = 2
@@ -75,7 +78,7 @@ func (b *builder) spoiled(p float64, delay Millis, name string, figure Millis) s
 	}
 	limit := time.Duration(max(floor, readShare*float64(figure)) * float64(time.Millisecond))
 	d := b.c.info.Delays
-	var why string
+	why, remedy := "", "give it more CPU, or a machine of its own"
 	switch own := d.Ready.Quantile(p/100) > limit; {
 	case float64(delay) <= ms(limit):
 		return ""
@@ -83,12 +86,15 @@ func (b *builder) spoiled(p float64, delay Millis, name string, figure Millis) s
 		why = "its goroutines waited for a core"
 	case d.Wakes.Count(limit) < few || d.Moments.Count(limit) < fewMoments:
 		return ""
-	default:
-		why = "the system did not run it, because of other work on its cores, a limit on its CPU time, or a stop"
+	case d.Busy >= fullyBusy:
+		why = fmt.Sprintf("its own work took %.0f %% of the time of its cores", 100*min(d.Busy, 1))
+		remedy = "give it more CPU, or less to do at once"
+	default: // the runtime does not say for how long a goroutine could have run that waits for a timer or a socket
+		why = "the system did not run it (other work on its cores, a limit on its CPU time, a stop), or its own work kept its cores"
 	}
 	if gc := d.GC.Quantile(1); gc > limit {
 		why += fmt.Sprintf("; garbage collection paused it for up to %.1f ms", ms(gc))
 	}
-	return fmt.Sprintf("client noticed what came up to %.1f ms late (p%g; at most %.1f ms), a large part of the %s p%g of %.1f ms: %s; the times of tokens are partly its own: give it more CPU, or a machine of its own",
-		float64(delay), p, ms(d.Wakes.Quantile(1)), name, p, float64(figure), why)
+	return fmt.Sprintf("client noticed what came up to %.1f ms late (p%g; at most %.1f ms), a large part of the %s p%g of %.1f ms: %s; the times of tokens are partly its own: %s",
+		float64(delay), p, ms(d.Wakes.Quantile(1)), name, p, float64(figure), why, remedy)
 }

@@ -51,10 +51,13 @@ func TestVerdictOnReads(t *testing.T) {
 		{"three moments of a short run", func(d *load.Delays) { *d = load.Delays{}; pauses(100, 0)(d); pauses(3, 12*msec)(d) }, nil, ""},
 		{"late, but little against 20 ms", pauses(400, 1900*time.Microsecond), nil, ""},
 		{"starved for a tenth of the run", pauses(20, 40*msec), nil,
-			"client noticed what came up to 41.9 ms late (p99; at most 41.9 ms), a large part of the ITL p99 of 20.0 ms: the system did not run it"},
+			"client noticed what came up to 41.9 ms late (p99; at most 41.9 ms), a large part of the ITL p99 of 20.0 ms: the system did not run it (other work on its cores, a limit on its CPU time, a stop), " +
+				"or its own work kept its cores; the times of tokens are partly its own: give it more CPU, or a machine of its own"},
 		{"starved all the time", pauses(500, 50*msec), nil, "client noticed what came up to 50.3 ms late (p90; at most 50.3 ms), a large part of the ITL p90 of 20.0 ms"},
 		{"its own goroutines", func(d *load.Delays) { d.Ready.Add(9*msec, 5000); d.GC.Add(8*msec, 5) }, nil,
 			"client noticed what came up to 9.4 ms late (p99; at most 0.1 ms), a large part of the ITL p99 of 20.0 ms: its goroutines waited for a core; garbage collection paused it for up to 8.1 ms"},
+		{"its own work", func(d *load.Delays) { pauses(500, 50*msec)(d); d.Busy = 0.97 }, nil,
+			"a large part of the ITL p90 of 20.0 ms: its own work took 97 % of the time of its cores; the times of tokens are partly its own: give it more CPU, or less to do at once"},
 		{"three pauses at the tail", pauses(3, 30*msec), nil, "(p99.9; at most 30.4 ms), a large part of the ITL p99.9 of 20.0 ms"},
 		{"a bound that allows it", pauses(20, 40*msec), []Option{WithMaxLateness(250 * msec)}, ""},
 	} {
