@@ -27,6 +27,8 @@ var layers = map[string][]string{
 	"sglangtest/sim/process": {"sglangtest/load", "sglangtest/server", "sglangtest/sim"},
 	"sglangtest": {"sglangtest/load", "sglangtest/metrics", "sglangtest/server", "sglangtest/gpu", "sglangtest/sim", "sglangtest/results",
 		"sglangtest/policy", "sglangtest/sim/fleet"},
+
+	"sglangtest/server/launchertest": {}, // tests only
 }
 
 // heavy says which packages may import a module, and why no others may.

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sglangtest/harness/sglangtest/gpu"
 	"github.com/sglangtest/harness/sglangtest/load"
 	"github.com/sglangtest/harness/sglangtest/metrics"
 	"github.com/sglangtest/harness/sglangtest/results"
@@ -36,7 +35,7 @@ type runOptions struct {
 	collector []metrics.Option
 	launcher  server.Launcher // nil: the default
 	virtual   *sim.Profile    // not nil: in virtual time
-	gpus      *gpu.Devices    // nil: no GPU telemetry
+	gpus      GPUs            // nil: no GPU telemetry
 	progress  func(metrics.Progress)
 }
 
@@ -53,19 +52,6 @@ func WithLauncher(l server.Launcher) RunOption {
 			return errors.New("launcher is nil")
 		}
 		o.launcher = l
-		return nil
-	}
-}
-
-// WithGPUs makes the run sample the GPUs of its server, or all if the config names none, and the server manager check them
-// before it launches: a GPU that is in use is refused at once. It also makes the run wait for their memory at the end,
-// which else may be in use for some seconds more. The caller closes d after the run.
-func WithGPUs(d *gpu.Devices) RunOption {
-	return func(o *runOptions) error {
-		if d == nil {
-			return errors.New("GPUs are nil: see gpu.Open")
-		}
-		o.gpus = d
 		return nil
 	}
 }
@@ -105,7 +91,7 @@ type NodeRun struct {
 
 // RunNode carries out the experiment that cfg describes: it brings a server up, replays the workload against it,
 // changes parameters as scheduled, measures, stores, and stops the server. Sampled are the server's load; with
-// enable_metrics among its arguments /metrics; where the run launched a process, each batch that its log tells of; and
+// enable_metrics among its arguments /metrics; where the log of its server can be read, each batch that this tells of; and
 // with [WithGPUs] the GPUs. Before the load the prefix cache of a server that the run launched is emptied; see
 // NodeConfig.KeepCache.
 //

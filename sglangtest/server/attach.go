@@ -47,12 +47,21 @@ func (a *attached) Err() error {
 	}
 }
 
-func (a *attached) end(err error) { a.once.Do(func() { a.err = err; close(a.exited) }) }
+// Gone ends the instance, not the server.
+func (a *attached) Gone(err error) { a.once.Do(func() { a.err = err; close(a.exited) }) }
 
 func (a *attached) Stop(context.Context) error {
-	a.end(nil)
+	a.Gone(nil)
 	return nil
 }
+
+// ReadyTimeout is short: the server runs.
+func (a *attached) ReadyTimeout() time.Duration { return DefaultAttachTimeout }
+
+var _ interface {
+	Patient
+	Attached
+} = (*attached)(nil)
 
 // A server that was attached to is gone if so many tries in a row, at this interval, find nobody there.
 const (
@@ -67,7 +76,7 @@ const (
 // hang, and has not ended.
 func (s *Server) CheckAlive(ctx context.Context) error {
 	l := s.present()
-	a, ok := l.inst.(*attached)
+	a, ok := l.inst.(Attached)
 	if !ok || s.State() != StateReady {
 		return l.failure()
 	}
@@ -81,8 +90,11 @@ func (s *Server) CheckAlive(ctx context.Context) error {
 			return l.failure()
 		}
 		if try == aliveTries {
-			a.end(fmt.Errorf("the server that was attached to is no longer there: %w", err))
-			<-l.ended.Done()
+			a.Gone(fmt.Errorf("the server that was attached to is no longer there: %w", err))
+			select {
+			case <-l.ended.Done():
+			case <-ctx.Done():
+			}
 			return l.failure()
 		}
 		select {

@@ -21,14 +21,29 @@ type FailureError struct {
 	Advice  []string // what to change, the first thing first
 	Exit    Exit
 	LogFile string // where the rest of the log is; "" if there is none
+	Ended   error  // what the server's launcher says of its end; nil if it does not know, or the server has not ended
 	err     error  // nil, or what the cause is as an error of its own
 }
 
-func (e *FailureError) Unwrap() error { return e.err }
+func (e *FailureError) Unwrap() []error {
+	return slices.DeleteFunc([]error{e.err, e.Ended}, func(err error) bool { return err == nil })
+}
+
+// how says how the server ended: what is known of its main process, and what else its launcher says.
+func (e *FailureError) how() string {
+	exit := e.Exit.String()
+	switch {
+	case e.Ended == nil || e.Ended.Error() == exit:
+		return exit
+	case e.Exit == notEnded:
+		return e.Ended.Error()
+	}
+	return exit + ", " + e.Ended.Error()
+}
 
 func (e *FailureError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s (%v)", e.Cause, e.Exit)
+	fmt.Fprintf(&b, "%s (%s)", e.Cause, e.how())
 	for i, advice := range e.Advice {
 		if i == 0 {
 			b.WriteString("\nwhat to do: ")

@@ -11,6 +11,7 @@ import (
 // has this cause, whenever the clash shows: before the launch, when another server answers, or, inside a [FailureError] with
 // [CausePortInUse], when the server cannot open its socket after the load.
 type PortInUseError struct {
+	Host    string // the name of the host on which it is; empty: this one, or one that is not known
 	Address string // empty if the server's log does not say which
 	By      string // the server of the same manager that has it; empty if it is something else
 	Err     error  // what showed it; nil if By is set
@@ -18,15 +19,16 @@ type PortInUseError struct {
 
 func (e *PortInUseError) Error() string {
 	if e.By != "" {
-		return fmt.Sprintf("server: %s is the port of %s: choose another port, or 0 for a free one", e.Address, e.By)
+		return fmt.Sprintf("server: %s%s is the port of %s: choose another port, or 0 for a free one", e.Address, on(e.Host), e.By)
 	}
-	return fmt.Sprintf("server: %s is in use or cannot be listened on: choose another port, or 0 for a free one: %v", cmp.Or(e.Address, "a port"), e.Err)
+	return fmt.Sprintf("server: %s%s is in use or cannot be listened on: choose another port, or 0 for a free one: %v", cmp.Or(e.Address, "a port"), on(e.Host), e.Err)
 }
 
 func (e *PortInUseError) Unwrap() error { return e.Err }
 
 // A GPUError says that a GPU cannot be given to a server.
 type GPUError struct {
+	Host   string // the name of the host that has it; empty: this one
 	Index  int
 	By     string // the server of the same manager that has it; empty if that is not the reason
 	Reason string
@@ -34,9 +36,9 @@ type GPUError struct {
 
 func (e *GPUError) Error() string {
 	if e.By != "" {
-		return fmt.Sprintf("server: GPU %d is taken by %s: choose others", e.Index, e.By)
+		return fmt.Sprintf("server: GPU %d%s is taken by %s: choose others", e.Index, on(e.Host), e.By)
 	}
-	return fmt.Sprintf("server: GPU %d %s", e.Index, e.Reason)
+	return fmt.Sprintf("server: GPU %d%s %s", e.Index, on(e.Host), e.Reason)
 }
 
 // ErrKilled is why a server ended that [Server.Kill] killed.

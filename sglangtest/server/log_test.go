@@ -11,12 +11,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// put writes one line.
+func put(l *Log, stderr bool, text string) {
+	w := l.Stdout()
+	if stderr {
+		w = l.Stderr()
+	}
+	_, _ = w.Write([]byte(text + "\n"))
+}
+
 func TestLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLog()
+		l := NewLog(Config{})
 		require.Empty(t, l.Tail(5))
 		for i := range logCapacity + 10 {
-			l.add(i%2 == 0, strconv.Itoa(i))
+			put(l, i%2 == 0, strconv.Itoa(i))
 		}
 		require.Equal(t, []Line{{N: logCapacity + 8, Time: time.Now(), Stderr: true, Text: strconv.Itoa(logCapacity + 8)},
 			{N: logCapacity + 9, Time: time.Now(), Text: strconv.Itoa(logCapacity + 9)}}, l.Tail(2))
@@ -31,16 +40,16 @@ func TestLog(t *testing.T) {
 			numbers <- got
 		}()
 		synctest.Wait()
-		l.add(true, "new")
-		l.end()
-		l.end()
+		put(l, true, "new")
+		l.End()
+		l.End()
 		got := <-numbers
 		require.Equal(t, 10, got[0], "the oldest that is still there")
 		require.Equal(t, logCapacity+10, got[len(got)-1])
 		require.Len(t, got, logCapacity+1)
 
 		ctx, cancel := context.WithCancel(context.Background())
-		live := newLog()
+		live := NewLog(Config{})
 		go func() {
 			for range live.Follow(ctx) {
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -31,24 +32,27 @@ type ServerManager struct {
 	adminKey     string
 	abortOnStop  bool
 	unproven     bool
-	gpus         GPUInventory // nil: GPUs are given out unchecked
-	logs         string       // folder; empty: the launcher's choice
+	gpus         map[string]GPUInventory // by host; none: GPUs are given out unchecked
+	logs         string                  // folder; empty: the launcher's choice
 	events       *stream
 	transport    http.RoundTripper // nil: a new one for each server
 
 	mu      sync.Mutex
 	servers []*Server
 	named   int
-	stops   int            // calls of StopAll
-	portOf  map[int]string // port given out → server
-	gpuOf   map[int]string // GPU given out → server
+	stops   int                            // calls of StopAll
+	portOf  map[place]string               // port given out → server
+	gpuOf   map[place]string               // GPU given out → server
+	late    map[*reservation]chan struct{} // launches that were given up and go on; closed when they have been undone
+
+	reserving sync.Mutex // held while a server is given its port and its GPUs; before mu
 }
 
 // An Option configures a [ServerManager].
 type Option func(*ServerManager) error
 
-// WithReadyTimeout sets how long Launch waits for readiness. Default: [DefaultReadyTimeout], or [DefaultAttachTimeout] with
-// [Attach].
+// WithReadyTimeout sets how long Launch waits for readiness. Default: that of a launcher that is [Patient], such as
+// [DefaultAttachTimeout] with [Attach], and else [DefaultReadyTimeout].
 func WithReadyTimeout(d time.Duration) Option {
 	return func(m *ServerManager) error {
 		if d <= 0 {
@@ -101,15 +105,20 @@ func WithTransport(rt http.RoundTripper) Option {
 	}
 }
 
-// WithGPUs makes the manager check, before it launches a process on this host, that its GPUs exist and have memory, choose
-// GPUs for a config that names none, among those of CUDA_VISIBLE_DEVICES if that is set, and wait after its end until
-// their memory is back.
+// WithGPUs makes the manager check, before it launches a server that needs GPUs of a host, that they exist and have memory, choose
+// GPUs for a config that names none, on this host among those of CUDA_VISIBLE_DEVICES if that is set, and wait after its end
+// until their memory is back. The inventory is that of this host or, if it is a [HostInventory], of the one that it names; the
+// option may be given once for each. A server that would run on a host without one is refused.
 func WithGPUs(inventory GPUInventory) Option {
 	return func(m *ServerManager) error {
-		if inventory == nil {
+		if isNil(inventory) {
 			return errors.New("GPUs: the inventory is nil")
 		}
-		m.gpus = inventory
+		host := hostOf(inventory)
+		if m.gpus[host] != nil {
+			return fmt.Errorf("GPUs: those of %s are given twice", hostName(host))
+		}
+		m.gpus[host] = inventory
 		return nil
 	}
 }
@@ -146,11 +155,13 @@ func WithEvents(f func(Event)) Option {
 
 // NewServerManager returns a manager that brings servers up through l. All faults of the options are reported together.
 func NewServerManager(l Launcher, opts ...Option) (*ServerManager, error) {
-	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, portOf: map[int]string{}, gpuOf: map[int]string{},
-		events: newStream()}
+	m := &ServerManager{launcher: l, readyTimeout: DefaultReadyTimeout, portOf: map[place]string{}, gpuOf: map[place]string{},
+		gpus: map[string]GPUInventory{}, late: map[*reservation]chan struct{}{}, events: newStream()}
 	faults := make([]error, 0, len(opts)+1)
-	if _, running := l.(*attached); running {
-		m.readyTimeout = DefaultAttachTimeout
+	if patient, ok := l.(Patient); ok {
+		if m.readyTimeout = patient.ReadyTimeout(); m.readyTimeout <= 0 {
+			faults = append(faults, fmt.Errorf("the launcher's ready timeout %v: want > 0", m.readyTimeout))
+		}
 	}
 	if l == nil {
 		faults = append(faults, errors.New("launcher is nil"))
@@ -179,11 +190,49 @@ func (m *ServerManager) Launch(ctx context.Context, cfg Config) (*Server, error)
 	return m.launch(ctx, r)
 }
 
+// start makes the launcher start a server. If it fails, what was reserved is given back: at once, or, if the launcher does not
+// return, when it does and what it has started has been stopped.
+func (m *ServerManager) start(ctx context.Context, r *reservation) (Instance, error) {
+	spec := Spec{Name: r.name, Config: r.config.clone(), LogFolder: m.logs}
+	if r.host != nil {
+		spec.Host = r.host.Name
+	}
+	undone := make(chan struct{})
+	launch := func(ctx context.Context) (Instance, error) {
+		inst, err := m.launcher.Launch(ctx, spec)
+		if err == nil && isNil(inst) {
+			err = errors.New("the launcher returned neither an instance nor an error")
+		}
+		return inst, err
+	}
+	inst, err := ask(ctx, "the launcher", launch, func(inst Instance, err error) {
+		defer close(undone)
+		if err == nil {
+			stopCtx, cancel := context.WithTimeout(context.Background(), stopUnready)
+			defer cancel()
+			err = order(stopCtx, "the launcher's Stop", inst.Stop)
+			if err != nil { // it may still run
+				m.events.emit(Event{Time: time.Now(), Server: r.name, Kind: KindWarning, Message: "a launch that was given up could not be undone: " + err.Error()})
+				return
+			}
+		}
+		r.release()
+	})
+	switch {
+	case errors.Is(err, errGivenUp):
+		m.mu.Lock()
+		m.late[r] = undone
+		m.mu.Unlock()
+	case err != nil:
+		r.release()
+	}
+	return inst, err
+}
+
 // launch brings up a server that has its name, its port and its GPUs.
 func (m *ServerManager) launch(ctx context.Context, r *reservation) (*Server, error) {
-	inst, err := m.launcher.Launch(ctx, Spec{Name: r.name, Config: r.config, LogFolder: m.logs})
+	inst, err := m.start(ctx, r)
 	if err != nil {
-		r.release()
 		return nil, fmt.Errorf("server: launch %s: %w", r.name, err)
 	}
 	s := newServer(m, r, inst)
@@ -196,7 +245,7 @@ func (m *ServerManager) launch(ctx context.Context, r *reservation) (*Server, er
 	} else {
 		err = s.becomeReady(ctx)
 	}
-	if _, running := inst.(*attached); err == nil && running {
+	if _, running := inst.(Attached); err == nil && running {
 		err = s.checkConfig(r.config)
 	}
 	if err == nil {
@@ -226,8 +275,20 @@ func (m *ServerManager) Servers() []*Server {
 func (m *ServerManager) StopAll(ctx context.Context) error {
 	m.mu.Lock()
 	m.stops++
+	late := maps.Clone(m.late)
 	m.mu.Unlock()
-	return stopServers(ctx, m.Servers())
+	err := stopServers(ctx, m.Servers())
+	for r, undone := range late {
+		select {
+		case <-undone:
+			m.mu.Lock()
+			delete(m.late, r)
+			m.mu.Unlock()
+		case <-ctx.Done():
+			err = errors.Join(err, fmt.Errorf("server: stop %s: the launcher has not returned from its launch: %w", r.name, context.Cause(ctx)))
+		}
+	}
+	return err
 }
 
 func stopServers(ctx context.Context, servers []*Server) error {

@@ -52,7 +52,7 @@ func TestPortInUse(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		defer l.Close()
-		_, err = newManager(t, launches(newInstance()), newPlayback(t).tiny()).Launch(context.Background(), Config{Port: l.Addr().(*net.TCPAddr).Port})
+		_, err = newManager(t, onHost{launches(newInstance()).(launcherFunc)}, newPlayback(t).tiny()).Launch(context.Background(), Config{Port: l.Addr().(*net.TCPAddr).Port})
 		var in *PortInUseError
 		require.ErrorAs(t, err, &in)
 		require.Empty(t, in.By)
@@ -60,7 +60,7 @@ func TestPortInUse(t *testing.T) {
 		require.ErrorContains(t, err, "choose another port, or 0 for a free one")
 	})
 	t.Run("by a server of the manager", func(t *testing.T) {
-		m := newManager(t, launcherFunc(func(context.Context, Spec) (Instance, error) { return newInstance(), nil }), newPlayback(t).tiny())
+		m := newManager(t, onHost{func(context.Context, Spec) (Instance, error) { return newInstance(), nil }}, newPlayback(t).tiny())
 		port := freePort(t)
 		first := launch(t, m, Config{Port: port})
 		_, err := m.Launch(context.Background(), Config{Port: port, Host: "localhost"})
@@ -79,11 +79,11 @@ func TestPortInUse(t *testing.T) {
 			func() (Instance, error) { return i, nil },
 			func() (Instance, error) { return newInstance(), nil },
 		}
-		m := newManager(t, launcherFunc(func(context.Context, Spec) (Instance, error) {
+		m := newManager(t, onHost{func(context.Context, Spec) (Instance, error) {
 			next := results[0]
 			results = results[1:]
 			return next()
-		}), newPlayback(t).tiny())
+		}}, newPlayback(t).tiny())
 		_, err := m.Launch(context.Background(), Config{Port: port})
 		require.ErrorIs(t, err, fail)
 		require.EqualError(t, err, "server: launch server-0: no such model")

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -111,8 +112,12 @@ func (p *process) check(cfg Config) error {
 	return errors.Join(faults...)
 }
 
-// onThisHost makes the manager give each server a port and its GPUs.
-func (p *process) onThisHost() {}
+// Hosts makes the manager give each server a port and its GPUs.
+func (p *process) Hosts(context.Context, Config) ([]Host, error) {
+	here := LocalHost()
+	here.Port, here.GPUs = true, true
+	return []Host{here}, nil
+}
 
 // program returns the path of the server's program, which is looked for where the server itself would.
 func (p *process) program() (string, error) {

@@ -112,7 +112,7 @@ func TestLocalProcessForced(t *testing.T) {
 	})
 	t.Run("suspended", func(t *testing.T) {
 		s := launch(t, newManager(t, fakeLauncher("serve"), nil), localConfig())
-		require.NoError(t, s.Suspend())
+		require.NoError(t, s.Suspend(t.Context()))
 		require.NoError(t, s.Stop(context.Background()))
 		exit, _ := s.Exit()
 		require.Zero(t, exit.Code, "it could end in order")
@@ -134,7 +134,7 @@ func TestLocalProcessCannotBeEnded(t *testing.T) {
 	<-s.Exited()
 	require.ErrorContains(t, s.Stop(context.Background()), "are still there 50ms after SIGKILL")
 	require.Contains(t, seen.all(), "server-0 warning processes of it are still there, so that its port and its GPUs are not given out again")
-	require.Equal(t, "server-0", m.portOf[s.Config().Port])
+	require.Equal(t, "server-0", m.portOf[place{"", s.Config().Port}])
 	require.NoError(t, syscall.Kill(l.watchdog.cmd.Process.Pid, 0), "the watchdog goes on")
 	require.NoError(t, syscall.Kill(-left.Group, syscall.SIGKILL))
 	for _, pid := range left.identity().members() {
@@ -172,11 +172,11 @@ func TestLogHidesKeys(t *testing.T) {
 		found = found || line.Text == "api_key=(key)"
 	}
 	require.True(t, found)
-	info, err := os.Stat(s.present().logFile())
+	info, err := os.Stat(s.present().keepLog())
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 	require.NoError(t, s.Stop(context.Background()))
-	require.NoError(t, os.RemoveAll(filepath.Dir(s.present().logFile())))
+	require.NoError(t, os.RemoveAll(filepath.Dir(s.present().keepLog())))
 }
 
 func TestSecretsAreHidden(t *testing.T) {
@@ -196,8 +196,8 @@ func TestLocalProcessKilledAndRestarted(t *testing.T) {
 	m := newManager(t, fakeLauncher("serve"), nil, WithEvents(seen.add))
 	s := launch(t, m, localConfig())
 	left, url := traces(t, s), s.URL()
-	require.NoError(t, s.Suspend())
-	require.NoError(t, s.Resume())
+	require.NoError(t, s.Suspend(t.Context()))
+	require.NoError(t, s.Resume(t.Context()))
 	require.NoError(t, s.Kill(context.Background()))
 	require.ErrorIs(t, s.Err(), ErrKilled)
 	require.Equal(t, StateFailed, s.State())

@@ -3,7 +3,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -44,8 +43,9 @@ type local struct {
 	outputs  [2]*os.File
 	begins   [2]int64 // where in the outputs this life of the server begins
 	log      *Log
-	secrets  hider // of what is written
-	watchdog *watchdog
+
+	weightVersion string
+	watchdog      *watchdog
 
 	killed    chan struct{} // closed by the first Kill
 	killOnce  sync.Once
@@ -65,8 +65,17 @@ type local struct {
 
 var _ interface {
 	Logged
-	Process
+	LogKeeper
+	Named
+	Exiter
+	Killer
+	Suspender
+	Remainer
+	Commanded
+	Warned
 } = (*local)(nil)
+
+var _ Reserver = (*process)(nil)
 
 func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	if p.fault != nil {
@@ -83,7 +92,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 	}
 	marker := rand.Text()
 	l := &local{url: baseURL(spec.Config), address: spec.Config.address(), stopTime: p.stopTimeout, goneTime: goneTimeout,
-		variable: markerVariable + "=" + marker, cgroup: nameCgroup("sglangtest-" + marker), log: newLog(), secrets: hideSecrets(spec.Config),
+		variable: markerVariable + "=" + marker, cgroup: nameCgroup("sglangtest-" + marker), log: NewLog(spec.Config), weightVersion: spec.WeightVersion(),
 		killed: make(chan struct{}), mainEnded: make(chan struct{}), exited: make(chan struct{}), ownLogs: spec.LogFolder == "",
 		folder: nameFolder(spec.LogFolder)}
 	l.shared = &sharedFiles{id: l.known, tell: func(what string, values ...any) { l.watchdog.tell(what, values...) }}
@@ -103,7 +112,7 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 		close(ends)
 		theSharedWatch.remove(l.shared)
 		readers.Wait()
-		l.log.end()
+		l.log.End()
 		l.remove()
 	}()
 	return l, nil
@@ -111,12 +120,9 @@ func (p *process) Launch(ctx context.Context, spec Spec) (Instance, error) {
 
 // start starts the watchdog before it makes anything, so that there is no moment in which nothing watches.
 func (l *local) start(p *process, spec Spec) (err error) {
-	args, err := spec.Config.CommandLine("")
+	args, err := spec.CommandLine("")
 	if err != nil {
 		return err
-	}
-	if weightVersion(spec) == spec.Name { // else the config has one
-		args = append(args, "--weight-version", spec.Name)
 	}
 	args = append(slices.Clone(p.command[1:]), args...)
 	program, err := p.program()
@@ -417,23 +423,15 @@ func (l *local) closeOutputs() {
 func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}) {
 	tick := time.NewTicker(tailInterval)
 	defer tick.Stop()
+	to := l.log.Stdout()
+	if stderr {
+		to = l.log.Stderr()
+	}
 	buf := make([]byte, 64<<10)
-	var rest []byte
 	for over := false; ; {
 		n, err := f.ReadAt(buf, offset)
 		offset += int64(n)
-		rest = append(rest, buf[:n]...)
-		for {
-			end := bytes.IndexAny(rest, "\n\r")
-			if end < 0 {
-				rest = rest[:min(len(rest), maxLine)] // a log keeps no more of a line
-				break
-			}
-			if end > 0 || rest[end] == '\n' {
-				l.log.add(stderr, l.secrets.Replace(string(rest[:end])))
-			}
-			rest = rest[end+1:]
-		}
+		_, _ = to.Write(buf[:n]) // it never fails
 		if err != nil && err != io.EOF {
 			l.fail(err)
 			return
@@ -442,9 +440,6 @@ func (l *local) tail(f *os.File, offset int64, stderr bool, ends <-chan struct{}
 			continue
 		}
 		if over {
-			if len(rest) > 0 {
-				l.log.add(stderr, l.secrets.Replace(string(rest)))
-			}
 			return
 		}
 		select {
@@ -465,14 +460,15 @@ func (l *local) Warnings() []string { return slices.Clone(l.warnings) }
 // CommandLine returns the command line of the main process, keys included.
 func (l *local) CommandLine() []string { return slices.Clone(l.cmd.Args) }
 
-// LogFiles returns the paths of the logs.
-func (l *local) LogFiles() []string { return []string{l.outputs[0].Name(), l.outputs[1].Name()} }
+// WeightVersion returns what is in the server's answers.
+func (l *local) WeightVersion() string { return l.weightVersion }
 
-// KeepLogs keeps the logs also when the server ends as asked: something else went wrong.
-func (l *local) KeepLogs() {
+// KeepLog keeps the logs also when the server ends as asked, and returns the path of that of stderr.
+func (l *local) KeepLog() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.keepLogs = true
+	return l.outputs[1].Name()
 }
 
 // Exit says how the main process ended, once the server has.
@@ -523,16 +519,16 @@ func (l *local) hasEnded() bool {
 func (l *local) Stop(ctx context.Context) error {
 	if l.ask(false) {
 		l.lookShared()
-		l.Resume()
+		l.resume()
 		l.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has just ended
 		timer := time.NewTimer(l.stopTime)
 		defer timer.Stop()
 		select {
 		case <-l.mainEnded:
 		case <-timer.C:
-			l.Kill()
+			l.kill()
 		case <-ctx.Done():
-			l.Kill()
+			l.kill()
 		}
 	}
 	<-l.exited
@@ -549,7 +545,12 @@ func (l *local) lookShared() {
 }
 
 // Kill kills all processes of the server.
-func (l *local) Kill() {
+func (l *local) Kill(context.Context) error {
+	l.kill()
+	return nil
+}
+
+func (l *local) kill() {
 	if l.ask(true) {
 		l.lookShared()
 		_ = l.signal(syscall.SIGKILL) // wait goes on until all have gone
@@ -557,7 +558,7 @@ func (l *local) Kill() {
 	}
 }
 
-func (l *local) Suspend() error {
+func (l *local) Suspend(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.hasEnded() {
@@ -568,7 +569,9 @@ func (l *local) Suspend() error {
 	return err
 }
 
-func (l *local) Resume() error {
+func (l *local) Resume(context.Context) error { return l.resume() }
+
+func (l *local) resume() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.suspended || l.hasEnded() {

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/sglangtest/harness/sglangtest/internal/wire"
 )
 
 // pollInterval is the time between two looks at a server that is not ready.
@@ -21,8 +23,8 @@ const progressInterval = time.Second
 // From 0.5.21 on /ready tells; it needs no generation. Before, the socket opens when the model has been loaded,
 // /model_info answers from then on, and /health, which generates a token and takes a second, is 503 until the
 // warm-up is over (SGLang entrypoints/http_server.py). All that is no proof that tokens come: a server must also generate one.
-// A process that was launched must have opened the socket itself and generate under its own name: another server may answer
-// on its port.
+// A server that was launched under a name ([Named]) must have opened the socket itself and generate under that name: another server
+// may answer on its port.
 func (s *Server) becomeReady(ctx context.Context) error {
 	timeout := s.m.readyTimeout
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the time-out of %v: %w", timeout, context.DeadlineExceeded))
@@ -72,9 +74,15 @@ func (s *Server) becomeReady(ctx context.Context) error {
 			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return s.diagnosed(l, []string{line}, notEnded)
+			return s.diagnosed(l, []string{line}, notEnded, nil)
 		case <-ctx.Done():
-			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), LogFile: l.logFile(), Last: last, Err: context.Cause(ctx)}
+			select {
+			case <-l.inst.Exited(): // its log says more
+				<-l.ended.Done()
+				return &ExitedError{Err: l.err}
+			default:
+			}
+			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), LogFile: l.keepLog(), Last: last, Err: context.Cause(ctx)}
 		}
 	}
 	s.endStartup(l)
@@ -85,14 +93,18 @@ func (s *Server) becomeReady(ctx context.Context) error {
 	if warning != "" {
 		s.tell(KindWarning, warning)
 	}
-	if _, running := l.inst.(*attached); !running { // Launch compares the settings of one that runs, and refuses others
+	if _, running := l.inst.(Attached); !running { // Launch compares the settings of one that runs, and refuses others
 		for _, text := range append(s.otherwise(l.reservation.config), shortSecrets(l.reservation.config)...) {
 			s.tell(KindWarning, text)
 		}
 	}
 	if !s.enter(StateReady, StateStarting) {
-		<-l.ended.Done()
-		return &ExitedError{Err: l.err}
+		select {
+		case <-l.ended.Done():
+			return &ExitedError{Err: l.err}
+		case <-ctx.Done(): // what stops it hangs
+			return &ExitedError{}
+		}
 	}
 	return nil
 }
@@ -118,24 +130,23 @@ func passing(err error) bool {
 	return errors.As(err, &none) || errors.As(err, &status) && status.Status >= 500 || errors.Is(err, errNotBound)
 }
 
-// ownName checks that a server which answers is the process that was launched: it was given its name as the version
-// of its weights.
+// ownName checks that a server which answers is the one that was launched, if that was given a name.
 func (s *Server) ownName(has string) error {
 	l := s.present()
-	want := weightVersion(Spec{Name: s.name, Config: l.reservation.config})
-	if _, ok := l.inst.(Process); !ok || has == want {
+	named, ok := l.inst.(Named)
+	if !ok || has == named.WeightVersion() {
 		return nil
 	}
-	return &PortInUseError{Address: l.reservation.config.address(),
-		Err: fmt.Errorf("another server answers there: its weight_version is %q, not %q", has, want)}
+	return l.reservation.portInUse("", fmt.Errorf("another server answers at %s: its weight_version is %q, not %q",
+		wire.WithoutPassword(l.inst.URL()), has, named.WeightVersion()))
 }
 
 // proving is what is waited for when all else has been seen.
 const proving = "one generated token (POST /generate; HTTP answers, but the scheduler may hang or have a long queue)"
 
-// prove makes a server show that it generates, and a process that was launched that it is the one that answers.
+// prove makes a server show that it generates, and one that was launched under a name that it is the one that answers.
 func (s *Server) prove(ctx context.Context, l *life) error {
-	_, launched := l.inst.(Process)
+	_, launched := l.inst.(Named)
 	s.mu.Lock()
 	raw := s.raw
 	unbound := launched && l.startup.at > 0 && !l.startup.bound && showsSocket(raw)
@@ -180,36 +191,46 @@ func showsSocket(raw map[string]any) bool {
 }
 
 // followStartup reads the log of a server that starts and tells of its phases.
-func (s *Server) followStartup(ctx context.Context, l *life, log *Log) {
-	var told time.Time // of the last progress
-	for line := range log.Follow(ctx) {
-		if strings.Contains(line.Text, bindFailed) {
-			select {
-			case l.doom <- line.Text:
-			default: // said already
-			}
-		}
-		s.mu.Lock()
-		phase := l.startup.read(line.Time, line.Text)
-		s.mu.Unlock()
-		if phase == nil || phase.Duration == 0 && line.Time.Sub(told) < progressInterval {
-			continue
-		}
-		if phase.Duration == 0 {
-			told = line.Time
-		}
-		s.tellPhase(line.Time, phase)
+func (s *Server) followStartup(ctx context.Context, l *life) {
+	for line := range l.log.Follow(ctx) {
+		s.readStartup(l, line)
 	}
+}
+
+// readStartup reads one line. It is called for one after the other.
+func (s *Server) readStartup(l *life, line Line) {
+	l.nextLine = line.N + 1
+	if strings.Contains(line.Text, bindFailed) {
+		select {
+		case l.doom <- line.Text:
+		default: // said already
+		}
+	}
+	s.mu.Lock()
+	phase := l.startup.read(line.Time, line.Text)
+	s.mu.Unlock()
+	if phase == nil || phase.Duration == 0 && line.Time.Sub(l.told) < progressInterval {
+		return
+	}
+	if phase.Duration == 0 {
+		l.told = line.Time
+	}
+	s.tellPhase(line.Time, phase)
 }
 
 // endStartup ends the last phase of a start-up and the reading of the log for it.
 func (s *Server) endStartup(l *life) {
-	if _, ok := l.inst.(Logged); !ok {
+	if l.log == nil {
 		return
 	}
 	l.unfollow()
 	l.follower.Wait()
 	at := time.Now()
+	for _, line := range l.log.Tail(logCapacity) { // what was written before the server was found ready
+		if line.N >= l.nextLine && !line.Time.After(at) {
+			s.readStartup(l, line)
+		}
+	}
 	s.mu.Lock()
 	phase := l.startup.end(at)
 	s.mu.Unlock()
@@ -222,7 +243,7 @@ func (s *Server) tellPhase(at time.Time, phase *Phase) {
 
 // phase says how far a start-up has come, as its log shows it; "" if there is none.
 func (s *Server) phase(l *life) string {
-	if _, ok := l.inst.(Logged); !ok {
+	if l.log == nil {
 		return ""
 	}
 	s.mu.Lock()

@@ -32,8 +32,8 @@ func (s *Server) Record() metrics.EngineRecord {
 		}
 		r.GPUs = append(r.GPUs, name)
 	}
-	if process, ok := l.inst.(interface{ CommandLine() []string }); ok {
-		r.Command = redact.CommandLine(process.CommandLine())
+	if commanded, ok := l.inst.(Commanded); ok {
+		r.Command = redact.CommandLine(commanded.CommandLine())
 	}
 	return r
 }

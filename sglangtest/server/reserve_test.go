@@ -18,7 +18,11 @@ import (
 // onHost makes a launcher that the manager gives ports and GPUs.
 type onHost struct{ launcherFunc }
 
-func (onHost) onThisHost() {}
+func (onHost) Hosts(context.Context, Config) ([]Host, error) {
+	here := LocalHost()
+	here.Port, here.GPUs = true, true
+	return []Host{here}, nil
+}
 
 // gpuList is a GPUInventory.
 type gpuList struct {
@@ -315,7 +319,8 @@ func TestStopDuringRestart(t *testing.T) {
 			"server: server-0: restart: config:\ncontext_length: -1; want ≥ 1")
 	})
 	s := launch(t, newManager(t, Attach("http://recorded"), newPlayback(t).tiny()), Config{})
-	for _, err := range []error{s.Kill(t.Context()), s.Suspend(), s.Resume(), s.Restart(t.Context(), nil)} {
-		require.ErrorIs(t, err, errNoProcess)
+	for _, err := range []error{s.Kill(t.Context()), s.Suspend(t.Context()), s.Resume(t.Context())} {
+		require.ErrorIs(t, err, errNotOffered)
 	}
+	require.ErrorIs(t, s.Restart(t.Context(), nil), errRanBefore)
 }

@@ -47,15 +47,19 @@ type Server struct {
 type life struct {
 	inst        Instance
 	reservation *reservation
+	log         *Log     // nil: it cannot be read
 	startup     *startup // guarded by the server's lock
 	follower    sync.WaitGroup
 	unfollow    context.CancelFunc // ends the reading of the log, which the start-up needs
 	doom        chan string        // a line of the log after which the server cannot become ready
+	nextLine    int                // of the log that the start-up has not read; the follower's, and after it whoever waited for it
+	told        time.Time          // the moment of the last progress that was told; likewise
 
-	keep   bool // port and GPUs are kept when it ends: a restart follows
-	over   bool // port and GPUs have been given back, or kept
-	killed bool // by Kill
-	err    error
+	keep      bool // port and GPUs are kept when it ends: a restart follows
+	over      bool // port and GPUs have been given back, or kept
+	killed    bool // by Kill
+	suspended bool // by Suspend
+	err       error
 
 	ended context.Context // over when the end has been noted
 	end   context.CancelFunc
@@ -71,21 +75,21 @@ func newServer(m *ServerManager, r *reservation, inst Instance) *Server {
 
 // begin begins a life.
 func (s *Server) begin(inst Instance, r *reservation) {
-	l := &life{inst: inst, reservation: r, startup: newStartup(time.Now()), doom: make(chan string, 1)}
+	l := &life{inst: inst, reservation: r, log: logOf(inst), startup: newStartup(time.Now()), doom: make(chan string, 1)}
 	l.ended, l.end = context.WithCancel(context.Background())
 	s.mu.Lock()
 	s.life = l
 	s.mu.Unlock()
 	s.enter(StateStarting, "", StateStopped, StateFailed)
-	if warned, ok := inst.(interface{ Warnings() []string }); ok {
+	if warned, ok := inst.(Warned); ok {
 		for _, text := range warned.Warnings() {
 			s.tell(KindWarning, text)
 		}
 	}
 	var following context.Context
 	following, l.unfollow = context.WithCancel(context.Background())
-	if logged, ok := inst.(Logged); ok {
-		l.follower.Go(func() { s.followStartup(following, l, logged.Log()) })
+	if l.log != nil {
+		l.follower.Go(func() { s.followStartup(following, l) })
 	}
 	go s.watch(l)
 }
@@ -94,16 +98,20 @@ func (s *Server) begin(inst Instance, r *reservation) {
 func (s *Server) watch(l *life) {
 	defer l.end()
 	<-l.inst.Exited()
+	if !l.logEnded() {
+		s.tell(KindWarning, fmt.Sprintf("its log has not ended %v after it: what it wrote last may be missing (the launcher calls Log.End)", logTimeout))
+		l.unfollow()
+	}
 	l.follower.Wait()
 	l.unfollow()
 	s.client.close()
 	s.mu.Lock()
 	wanted := s.state == StateStopping
-	l.err = s.diagnosis(l)
+	l.err = s.diagnosis(l, wanted)
 	err := l.err
 	s.mu.Unlock()
 	s.tellExit(l)
-	if held, failed := l.reservation.memoryBack(l.ended); failed != nil {
+	if held, failed := l.reservation.memoryBack(); failed != nil {
 		s.tell(KindWarning, "it is not known whether the memory of the GPUs is free again: "+failed.Error())
 	} else if held != "" {
 		s.tell(KindWarning, "memory is not free again: "+held)
@@ -130,61 +138,85 @@ func (s *Server) watch(l *life) {
 
 // remains reports whether processes of an ended life could not be ended.
 func (l *life) remains() bool {
-	process, ok := l.inst.(interface{ Remains() bool })
-	return ok && process.Remains()
+	remainer, ok := l.inst.(Remainer)
+	return ok && remainer.Remains()
 }
+
+// logOf returns the log of an instance; nil if it has none.
+func logOf(inst Instance) *Log {
+	if logged, ok := inst.(Logged); ok {
+		return logged.Log()
+	}
+	return nil
+}
+
+// logEnded waits for the end of the log of a server that has ended, and reports false if it does not come.
+func (l *life) logEnded() bool {
+	if l.log == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), logTimeout)
+	defer cancel()
+	for range l.log.Follow(ctx) {
+	}
+	return l.log.hasEnded()
+}
+
+// exit returns how the main process of an ended life ended, and whether that is known.
+func (l *life) exit() (Exit, bool) {
+	if exiter, ok := l.inst.(Exiter); ok {
+		return exiter.Exit()
+	}
+	return notEnded, false
+}
+
+// errUnexplained is why a server ended of which its launcher does not tell.
+var errUnexplained = errors.New("it ended by itself; its launcher does not say why")
 
 // diagnosis says why a life has ended by itself; nil if it was wanted.
-func (s *Server) diagnosis(l *life) error {
+func (s *Server) diagnosis(l *life, wanted bool) error {
 	err := l.inst.Err()
-	process, ok := l.inst.(Process)
-	if !ok {
-		return err
-	}
-	exit, _ := process.Exit()
-	if l.killed && exit.Forced {
+	exit, known := l.exit()
+	if l.killed && (exit.Forced || !known) {
 		return ErrKilled
 	}
-	if logged, ok := l.inst.(Logged); ok && err != nil {
-		lines := logged.Log().Tail(logCapacity)
-		texts := make([]string, len(lines))
-		for i, line := range lines {
-			texts[i] = line.Text
-		}
-		return s.diagnosed(l, texts, exit)
+	if err == nil && !wanted {
+		err = errUnexplained
 	}
-	return err
+	if l.log == nil || err == nil {
+		return err
+	}
+	lines := l.log.Tail(logCapacity)
+	texts := make([]string, len(lines))
+	for i, line := range lines {
+		texts[i] = line.Text
+	}
+	return s.diagnosed(l, texts, exit, err)
 }
 
-// diagnosed is the diagnosis from the log of a life.
-func (s *Server) diagnosed(l *life, log []string, exit Exit) *FailureError {
+// diagnosed is the diagnosis from the log of a life. ended is what its launcher says of the end; nil if it has not ended.
+func (s *Server) diagnosed(l *life, log []string, exit Exit, ended error) *FailureError {
 	failure := diagnose(log, exit, l.reservation.config, l.startup)
-	failure.LogFile = l.logFile()
+	failure.LogFile, failure.Ended = l.keepLog(), ended
 	return failure
 }
 
-// logFile returns the path of what the server writes to stderr, and keeps it; "" if there is none.
-func (l *life) logFile() string {
-	filed, ok := l.inst.(interface {
-		LogFiles() []string
-		KeepLogs()
-	})
-	if !ok {
-		return ""
+// keepLog keeps all that the server writes, and returns where it is; "" if it is nowhere.
+func (l *life) keepLog() string {
+	if keeper, ok := l.inst.(LogKeeper); ok {
+		return keeper.KeepLog()
 	}
-	filed.KeepLogs()
-	return filed.LogFiles()[1]
+	return ""
 }
 
 // tellExit tells how the process of a life ended, and whether that is how its version ends when asked.
 func (s *Server) tellExit(l *life) {
-	process, ok := l.inst.(Process)
-	if !ok {
+	exit, known := l.exit()
+	if !known {
 		return
 	}
-	exit, _ := process.Exit()
 	text := exit.String()
-	if exit.Asked {
+	if exit.Asked && exit.Took > 0 {
 		text += fmt.Sprintf(" after %v", exit.Took.Round(time.Millisecond))
 	}
 	version := s.Info().Version
@@ -224,8 +256,17 @@ func (s *Server) Name() string { return s.name }
 
 // Attached reports whether the server ran before and was only attached to ([Attach]): others may use it too.
 func (s *Server) Attached() bool {
-	_, attached := s.present().inst.(*attached)
+	_, attached := s.present().inst.(Attached)
 	return attached
+}
+
+// Host returns the name of the host on which the server's port and GPUs are reserved, empty for this one; false if its launcher
+// is no [Reserver].
+func (s *Server) Host() (name string, known bool) {
+	if host := s.present().reservation.host; host != nil {
+		return host.Name, true
+	}
+	return "", false
 }
 
 // URL returns the base URL, without a trailing slash. A restart keeps it.
@@ -252,19 +293,14 @@ func (s *Server) Info() Info {
 func (s *Server) Startup() []Phase {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.life.inst.(Logged); !ok {
+	if s.life.log == nil {
 		return nil
 	}
 	return slices.Clone(s.life.startup.phases)
 }
 
 // Log returns what the server writes; nil if that cannot be read. A restart begins another log.
-func (s *Server) Log() *Log {
-	if logged, ok := s.present().inst.(Logged); ok {
-		return logged.Log()
-	}
-	return nil
-}
+func (s *Server) Log() *Log { return s.present().log }
 
 // Failing reports whether the server's log tells that it is about to end by itself: a scheduler has died, and SGLang's main
 // process follows some seconds later. It is false for a server whose log cannot be read.
@@ -273,10 +309,10 @@ func (s *Server) Failing() bool {
 	return log != nil && slices.ContainsFunc(log.Tail(logCapacity), func(l Line) bool { return isFatal(l.Text) })
 }
 
-// Exit says how the server's process ended; false if it has not, or is no process of this host.
+// Exit says how the server's process ended; false if it has not, or its launcher does not tell.
 func (s *Server) Exit() (Exit, bool) {
-	if process, ok := s.present().inst.(Process); ok {
-		return process.Exit()
+	if exit, known := s.present().exit(); known {
+		return exit, true
 	}
 	return Exit{}, false
 }
@@ -311,10 +347,8 @@ func (s *Server) Stop(ctx context.Context) error {
 
 func (s *Server) stop(ctx context.Context) error {
 	l := s.present()
-	if process, ok := l.inst.(Process); ok {
-		if err := process.Resume(); err != nil {
-			s.tell(KindWarning, "resume: "+err.Error())
-		}
+	if err := s.resume(ctx, l); err != nil {
+		s.tell(KindWarning, "resume: "+err.Error())
 	}
 	if s.State() == StateReady && s.m.abortOnStop {
 		abort, cancel := context.WithTimeout(ctx, abortTimeout)
@@ -324,11 +358,16 @@ func (s *Server) stop(ctx context.Context) error {
 		cancel()
 	}
 	s.enter(StateStopping, StateStarting, StateReady)
-	if err := l.inst.Stop(ctx); err != nil {
+	if err := order(ctx, "the launcher's Stop", l.inst.Stop); err != nil {
 		return fmt.Errorf("server: stop %s: %w", s.name, err)
 	}
-	<-l.ended.Done()
-	return nil
+	select {
+	case <-l.inst.Exited():
+		<-l.ended.Done()
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("server: stop %s: its launcher says that it has stopped it, but has not closed Exited within %v: it may still run", s.name, patience)
+	}
 }
 
 // simulation returns what simulates the server's engine; nil if it is real as far as is known.

@@ -451,15 +451,15 @@ func TestSimProcessHangs(t *testing.T) {
 		t.Parallel()
 		r := newSimulated(t, newest)
 		s := r.launch(simulatedConfig())
-		require.NoError(t, s.Suspend())
+		require.NoError(t, s.Suspend(t.Context()))
 		ctx, cancel := context.WithTimeout(t.Context(), deadline)
 		defer cancel()
 		_, err := s.Loads(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.NoError(t, s.Resume())
+		require.NoError(t, s.Resume(t.Context()))
 		_, err = s.Loads(t.Context())
 		require.NoError(t, err)
-		require.NoError(t, s.Suspend())
+		require.NoError(t, s.Suspend(t.Context()))
 		r.stops(s) // which resumes it first
 	})
 }

@@ -261,9 +261,9 @@ func (l logged) Log() *Log { return l.log }
 
 func TestFollowBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := newLog()
+		log := NewLog(Config{})
 		s := launch(t, newManager(t, launches(logged{newInstance(), log}), newPlayback(t).tiny()), Config{})
-		log.add(true, "Decode batch, #running-req: 9") // before the run
+		put(log, true, "Decode batch, #running-req: 9") // before the run
 		time.Sleep(time.Second)
 		start := time.Now()
 		got := make(chan metrics.Sample)
@@ -272,14 +272,14 @@ func TestFollowBatches(t *testing.T) {
 		go func() {
 			ended <- s.FollowBatches(ctx, func(at time.Time) time.Duration { return at.Sub(start) }, func(x metrics.Sample) { got <- x })
 		}()
-		log.add(true, "Decode batch, #running-req: 1")
-		log.add(false, "INFO: 127.0.0.1 GET /v1/loads")
+		put(log, true, "Decode batch, #running-req: 1")
+		put(log, false, "INFO: 127.0.0.1 GET /v1/loads")
 		time.Sleep(ms)
-		log.add(true, "Prefill batch, #new-seq: 2")
+		put(log, true, "Prefill batch, #new-seq: 2")
 		require.Equal(t, metrics.Sample{Source: "server-0/log", Values: map[string]float64{"decode_running_req": 1}}, <-got)
 		require.Equal(t, metrics.Sample{At: ms, Source: "server-0/log", Values: map[string]float64{"prefill_new_seq": 2}}, <-got)
 		for range logCapacity + 7 {
-			log.add(true, "Decode batch, #running-req: 3")
+			put(log, true, "Decode batch, #running-req: 3")
 		}
 		x := <-got // the follower had taken the first line before the others pushed lines out
 		for x.Err == "" {

@@ -8,13 +8,19 @@ import (
 )
 
 // Launcher returns a launcher whose servers are simulations in this process, each with an engine of the given
-// profile. Launch fails for a configuration that cannot be simulated and for a port in use; the server that it
-// returns is ready. No GPU is used, so Config.GPUs is ignored.
+// profile. Launch fails for a configuration that cannot be simulated and for a port in use; the server that
+// it returns is ready. No GPU is used, so Config.GPUs is ignored.
 func Launcher(profile Profile, opts ...Option) server.Launcher { return launcher{profile, opts} }
 
 type launcher struct {
 	profile Profile
 	opts    []Option
+}
+
+// Hosts names this host: a port that a config asks for is given once, and those that are free are found when
+// a server listens.
+func (l launcher) Hosts(context.Context, server.Config) ([]server.Host, error) {
+	return []server.Host{server.LocalHost()}, nil
 }
 
 func (l launcher) Launch(ctx context.Context, spec server.Spec) (server.Instance, error) {
@@ -36,7 +42,10 @@ func (l launcher) Launch(ctx context.Context, spec server.Spec) (server.Instance
 // instance is a started Server as a server.Instance.
 type instance struct{ *Server }
 
-var _ server.Simulated = instance{}
+var (
+	_ server.Simulated = instance{}
+	_ server.Reserver  = launcher{}
+)
 
 func (i instance) Stop(ctx context.Context) error {
 	i.Close(ctx)
