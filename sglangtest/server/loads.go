@@ -112,20 +112,12 @@ func (s *Server) prefilledByMetrics(ctx context.Context) (int64, bool, error) {
 	if !s.HasMetrics() {
 		return 0, false, nil
 	}
-	series, err := s.Metrics(ctx)
+	values, err := metricsSampler{s}.Sample(ctx)
 	if err != nil {
 		return 0, false, err
 	}
-	var n float64
-	for _, x := range series {
-		switch x.Name {
-		case "sglang:prompt_tokens_total":
-			n += x.Value
-		case "sglang:cached_tokens_total":
-			n -= x.Value
-		}
-	}
-	return int64(n), true, nil
+	prompts, counted := values["sglang:prompt_tokens_total"]
+	return int64(prompts - values["sglang:cached_tokens_total"]), counted, nil // what is 0 need not be on the page
 }
 
 // look is Loads within the time of a sample.

@@ -356,3 +356,28 @@ func TestStepLatenessIsThatOfTheRun(t *testing.T) {
 		require.Equal(t, want, v[metrics.StepLateness])
 	}
 }
+
+// What was prefilled is known only where the page counts prompts, under either name.
+func TestPrefilledByMetrics(t *testing.T) {
+	for page, want := range map[string]struct {
+		tokens  int64
+		counted bool
+	}{
+		"sglang:prompt_tokens_total{a=\"1\"} 60\nsglang:prompt_tokens_total{a=\"2\"} 40\nsglang:cached_tokens_total 30\n": {70, true},
+		"sglang_prompt_tokens_total{a=\"1\"} 60\nsglang_prompt_tokens_total{a=\"2\"} 40\nsglang_cached_tokens_total 30\n": {70, true},
+		"sglang:prompt_tokens_total 60\n": {60, true},
+		"sglang:num_running_reqs 0\n":     {0, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newPlayback(t).tiny().on("GET /metrics", answer{status: 200, body: page})
+			s := launch(t, newManager(t, launches(newInstance()), w), Config{})
+			s.mu.Lock()
+			s.raw["enable_metrics"] = true
+			s.mu.Unlock()
+			tokens, counted, err := s.prefilledByMetrics(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, want.tokens, tokens, page)
+			require.Equal(t, want.counted, counted, page)
+		})
+	}
+}
