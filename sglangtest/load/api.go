@@ -105,7 +105,7 @@ type Preparer interface {
 type Opener interface {
 	Doer
 	// CanOpen says why this machine cannot have n connections at once, and what to change; nil if nothing is known to be in
-	// the way. It is asked before the run if that many requests are due at one moment.
+	// the way. It is asked before the run if that many requests are due at one moment, or if that many are to be opened.
 	CanOpen(n int) error
 	// Open opens n connections, for the first requests to use, and returns when they are open or have failed: then the
 	// requests will. It is called just before the run's start.

@@ -122,6 +122,10 @@ func TestHowManyConnectionsARunBeginsWith(t *testing.T) {
 	require.ErrorContains(t, err, "40 requests are due at the same moment")
 	require.Empty(t, rec.results)
 	require.ErrorContains(t, Run(t.Context(), burst, o, rec, WithOpenConnections(-1)), "-1 open connections")
+	// Those that are asked for are needed as much as those of a burst.
+	single := plannedAt{arrivalsAt{0, ms}, ms}
+	require.ErrorContains(t, Run(t.Context(), single, o, rec, WithOpenConnections(41)), "41 connections are to be opened beforehand: "+o.cannot.Error())
+	require.Equal(t, 41, o.asked)
 }
 
 func TestConnectionsThatCannotBe(t *testing.T) {

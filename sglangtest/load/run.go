@@ -54,6 +54,7 @@ func WithMaxConcurrency(n int) RunOption {
 
 // WithOpenConnections has a Doer that is an [Opener] open n connections before the run's clock starts; 0: none. Default: as
 // many as requests arrive at the first moment, as in a closed loop or a burst, and fit under the cap; none if that is one.
+// Run refuses what this machine cannot have ([Opener]).
 func WithOpenConnections(n int) RunOption {
 	return func(c *runConfig) error {
 		if n < 0 {
@@ -194,6 +195,11 @@ func Run(ctx context.Context, src Source, do Doer, rec Recorder, opts ...RunOpti
 	if opener != nil && atOnce > 1 {
 		if err := opener.CanOpen(atOnce); err != nil {
 			return fmt.Errorf("load: run: %d requests are due at the same moment: %w", atOnce, err)
+		}
+	}
+	if opener != nil && cfg.open != nil && *cfg.open > 0 {
+		if err := opener.CanOpen(*cfg.open); err != nil {
+			return fmt.Errorf("load: run: %d connections are to be opened beforehand: %w", *cfg.open, err)
 		}
 	}
 	if err := warmUp(ctx, do, plan.Seed, &cfg); err != nil {
