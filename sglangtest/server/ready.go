@@ -85,6 +85,9 @@ func (s *Server) becomeReady(ctx context.Context) error {
 			return &NotReadyError{Waiting: waiting, Phase: s.phase(l), LogFile: l.keepLog(), Last: last, Err: context.Cause(ctx)}
 		}
 	}
+	if process, ok := l.inst.(interface{ lookShared() }); ok {
+		process.lookShared() // it has made what it shares by now, and may be killed at any time
+	}
 	s.endStartup(l)
 	warning, err := checkVersion(s.Info().Version)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -311,6 +312,8 @@ func (w *sharedWatch) remove(f *sharedFiles) {
 // run watches until end is closed.
 func (w *sharedWatch) run(notices *os.File, known []uint64, end <-chan struct{}, over chan<- struct{}) {
 	defer close(over)
+	runtime.LockOSThread() // whose processor time is that of the looks
+	defer runtime.UnlockOSThread()
 	created := make(chan struct{}, 1)
 	var reader sync.WaitGroup
 	defer reader.Wait()
@@ -358,7 +361,7 @@ func (w *sharedWatch) run(notices *os.File, known []uint64, end <-chan struct{},
 			continue
 		case <-timer.C:
 		}
-		began := time.Now()
+		began, used := time.Now(), threadTime()
 		entries, _ := sharedEntries()
 		for ino := range entries {
 			if !seen[ino] {
@@ -378,9 +381,19 @@ func (w *sharedWatch) run(notices *os.File, known []uint64, end <-chan struct{},
 		}
 		budget = min(sharedBurst, budget+time.Duration(float64(began.Sub(counted))*sharedShare))
 		counted = began
-		budget -= time.Since(began)
+		budget -= threadTime() - used
 		due(next)
 	}
+}
+
+// threadTime returns the processor time that the calling thread has used. On a busy machine a look takes longer than that, which
+// must not put off the next one.
+func threadTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		return 0 // the kernel knows no such thing: looks are not limited
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // look looks for the owners of files, and takes those off the list of which there is no more to learn.
