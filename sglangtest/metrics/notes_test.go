@@ -168,6 +168,14 @@ func TestNotesOnTheCache(t *testing.T) {
 	require.Empty(t, run(fresh, load.NotReported, load.Completions, prefilled(9999)), "others use the server")
 	require.Contains(t, run(fresh, load.NotReported, load.Completions, prefilled(100)), "98.4 % of the input tokens came, by the engine's own count of prefilled tokens, from the server's prefix cache")
 
+	// Prefills of requests that failed, and of others', hide what came from the cache.
+	untold := summaryOf(t, load.Plan{}, each(10, 10*msec, func(i int, at time.Duration) load.Result {
+		r := answer(i, at, 0, msec, msec, 2)
+		r.PromptTokens, r.CachedTokens = 64, load.NotReported
+		return r
+	}), prefilled(100))
+	require.Contains(t, strings.Join(strings.Fields(untold.String()), " "), "640 in (at least 540 cached, by the engine's count)")
+
 	s := summaryOf(t, load.Plan{}, nil, Event{Kind: KindCacheState, Data: map[string]any{"state": "unknown"}})
 	require.Equal(t, CacheUnknown, s.Cache)
 	require.Contains(t, strings.Join(strings.Fields(s.String()), " "), "prefix cache state unknown: the server ran before, and latencies can be shorter for what earlier requests left there; \"keep_cache\": false (or Server.FlushCache) empties it before the load")

@@ -119,7 +119,7 @@ func (s *Summary) writeRequests(t *tableWriter) {
 	if n, by, ok := th.cached(); ok {
 		cached = fmt.Sprintf("%d cached", n)
 		if by != "" {
-			cached = fmt.Sprintf("%d cached by the engine's count", n)
+			cached = fmt.Sprintf("at least %d cached, by the engine's count", n)
 		}
 	}
 	if p := s.Plan.Prompts; p != nil && p.Shared > 0 {
