@@ -79,13 +79,13 @@ func (b *builder) spoiled(p float64, delay Millis, name string, figure Millis) s
 	limit := time.Duration(max(floor, readShare*float64(figure)) * float64(time.Millisecond))
 	d := b.c.info.Delays
 	why, remedy := "", "give it more CPU, or a machine of its own"
-	switch own := d.Ready.Quantile(p/100) > limit; {
-	case float64(delay) <= ms(limit):
+	// Goroutines of a process that does not run wait, too, so that their waits tell the cause only where the probes were on time.
+	own, late := d.Ready.Quantile(p/100) > limit, d.Wakes.Count(limit) >= few && d.Moments.Count(limit) >= fewMoments
+	switch {
+	case float64(delay) <= ms(limit) || !own && !late:
 		return ""
-	case own:
+	case !late:
 		why = "its goroutines waited for a core"
-	case d.Wakes.Count(limit) < few || d.Moments.Count(limit) < fewMoments:
-		return ""
 	case d.Busy >= fullyBusy:
 		why = fmt.Sprintf("its own work took %.0f %% of the time of its cores", 100*min(d.Busy, 1))
 		remedy = "give it more CPU, or less to do at once"

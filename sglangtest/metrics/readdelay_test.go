@@ -58,6 +58,9 @@ func TestVerdictOnReads(t *testing.T) {
 			"client noticed what came up to 9.4 ms late (p99; at most 0.1 ms), a large part of the ITL p99 of 20.0 ms: its goroutines waited for a core; garbage collection paused it for up to 8.1 ms"},
 		{"its own work", func(d *load.Delays) { pauses(500, 50*msec)(d); d.Busy = 0.97 }, nil,
 			"a large part of the ITL p90 of 20.0 ms: its own work took 97 % of the time of its cores; the times of tokens are partly its own: give it more CPU, or less to do at once"},
+		// Goroutines of a process that does not run wait as well.
+		{"stopped, or short of cores", func(d *load.Delays) { pauses(500, 50*msec)(d); d.Ready.Add(50*msec, 50_000) }, nil,
+			"a large part of the ITL p90 of 20.0 ms: the system did not run it (other work on its cores, a limit on its CPU time, a stop), or its own work kept its cores;"},
 		{"three pauses at the tail", pauses(3, 30*msec), nil, "(p99.9; at most 30.4 ms), a large part of the ITL p99.9 of 20.0 ms"},
 		{"a bound that allows it", pauses(20, 40*msec), []Option{WithMaxLateness(250 * msec)}, ""},
 	} {
