@@ -5,7 +5,6 @@ package refdata
 import (
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
 // TB is the part of testing.TB that this package uses.
@@ -76,13 +75,7 @@ func SGLang(tb TB) string {
 		tb.Fatalf("refdata: %v", err)
 	}
 	tb.Cleanup(func() { lock.Close() })
-	for {
-		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
-		if err != syscall.EINTR {
-			break
-		}
-	}
-	if err != nil {
+	if err := lockFile(lock); err != nil {
 		tb.Fatalf("refdata: lock the server: %v", err)
 	}
 	return url
