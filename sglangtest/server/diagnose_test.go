@@ -160,7 +160,7 @@ func TestDiagnoseSignals(t *testing.T) {
 		{start, Exit{Code: -1, Signal: syscall.SIGBUS}, CauseSignal, "", "/dev/shm"},
 		{start + "[2026-11-20 10:01:00] Subprocess scheduler_0 (pid=2) crashed with exit code 3. Triggering\nkill_process_tree called: parent_pid=1, include_parent=True, pid=1", Exit{Code: 137}, CauseSchedulerDied, "exit code 3", "no traceback"},
 		{start + "OSError: [Errno 28] No space left on device: '/dev/shm/psm_1'\n", Exit{Code: 1}, CauseSharedMemory, "No space left", "/dev/shm"},
-		{start + "OSError: [Errno 28] No space left on device: '/root/.cache/x'\n", Exit{Code: 1}, CauseUnknown, "", ""},
+		{start + "OSError: [Errno 28] No space left on device: '/home/u/.cache/x'\n", Exit{Code: 1}, CauseUnknown, "", ""},
 		{start + "[2026-11-20 10:01:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\ntorch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 217 'peer access is not supported between these two devices'", Exit{Code: 137}, CauseNCCL, "peer access", "NCCL_P2P_DISABLE=1"},
 		{start + "[2026-11-20 10:01:00 TP0] Scheduler hit an exception: Traceback (most recent call last):\nRuntimeError: NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)", Exit{Code: 137}, CauseNCCL, "invalid usage", "a GPU of its own"},
 		// A warning of hours ago is no cause.
