@@ -156,3 +156,16 @@ func TestNothingPassesUnseen(t *testing.T) {
 	rs = append(rs, answer(10, 0, 0, 20*msec, 2*msec, 5))
 	require.Equal(t, 1, collect(t, load.Plan{}, rs, nil).Summary().Client.Lateness.Count)
 }
+
+// A mean that leaves failures out would flatter: one failed request is infinitely late.
+func TestMeanAtMost(t *testing.T) {
+	good := []load.Result{answer(0, 0, 0, 10*msec, msec, 3), answer(1, msec, 0, 20*msec, msec, 3)}
+	s := collect(t, load.Plan{}, good, nil).Summary()
+	require.NoError(t, s.Check(MeanAtMost(TTFT, 15*time.Millisecond)))
+	require.ErrorContains(t, s.Check(MeanAtMost(TTFT, 14*time.Millisecond)), "TTFT mean is 15")
+	bad := load.Result{ID: 2, Arrival: 2 * msec, Due: 2 * msec, Released: 2 * msec, Send: 2 * msec, Sent: true, Completion: 3 * msec, Outcome: load.OutcomeTimeout}
+	s = collect(t, load.Plan{}, append(good, bad), nil).Summary()
+	require.Error(t, s.Check(MeanAtMost(TTFT, time.Hour)))
+	require.NoError(t, s.Check(MeanAtMost(ITL, time.Hour)), "which is over tokens")
+	require.ErrorContains(t, s.Check(MeanAtMost(TTFT, -1)), "want a limit ≥ 0")
+}
