@@ -308,8 +308,10 @@ func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) fu
 		defer watching.Wait() // ends with the run, if not before
 		for _, at := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule)) {
 			if (load.TimerWaiter{}).WaitUntil(ctx, clock.Time(at.Duration())) != nil { // the run has ended
-				col.Event(metrics.Event{At: clock.Now(), Kind: "param_update_not_made", Source: node.Name(),
-					Data: map[string]any{"planned_ns": int64(at.Duration()), "reason": "the run had ended"}})
+				for _, name := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule[at])) {
+					col.Event(metrics.Event{At: clock.Now(), Kind: metrics.KindParamUpdateNotMade, Source: node.Name(), Data: map[string]any{
+						"name": name, "value": c.ParamUpdateSchedule[at][name], "planned_ns": int64(at.Duration()), "reason": metrics.ReasonRunEnded}})
+				}
 				continue
 			}
 			for _, name := range slices.Sorted(maps.Keys(c.ParamUpdateSchedule[at])) {
@@ -336,7 +338,7 @@ func (c NodeConfig) updateParams(node *server.Server, col *metrics.Collector) fu
 func watchServer(node *server.Server, col *metrics.Collector, end context.CancelCauseFunc) func(context.Context, load.Clock) error {
 	return func(ctx context.Context, clock load.Clock) error {
 		for _, p := range node.Startup() {
-			col.Event(metrics.Event{At: clock.Offset(p.Start), Kind: "startup_phase", Source: node.Name(), Data: map[string]any{
+			col.Event(metrics.Event{At: clock.Offset(p.Start), Kind: metrics.KindStartupPhase, Source: node.Name(), Data: map[string]any{
 				"phase": string(p.Name), "duration_ns": int64(p.Duration)}})
 		}
 		if node.Attached() {

@@ -68,6 +68,7 @@ func (c NodeConfig) runVirtual(ctx context.Context, o *runOptions, gen *load.Req
 		return nil, err
 	}
 
+	col.Event(metrics.Event{Kind: metrics.KindCacheState, Source: "server-0", Data: map[string]any{"state": string(metrics.CacheFlushed)}}) // it begins empty
 	if asked := args.MaxRunningRequests; asked > info.MaxRunningRequests {
 		col.Event(metrics.Event{Kind: metrics.KindServerWarning, Source: "server-0", Data: map[string]any{
 			"message": fmt.Sprintf("max_running_requests: %d was asked for, %d is in force", asked, info.MaxRunningRequests)}})

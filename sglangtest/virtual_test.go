@@ -2,8 +2,10 @@ package sglangtest
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,9 +42,8 @@ func TestRunNodeInVirtualTime(t *testing.T) {
 	require.Equal(t, 128, run.Server.MaxRunningRequests)
 	require.Equal(t, run.Server.Simulation, sum.Simulation)
 
-	events := run.Collector.Events()
+	events := slices.DeleteFunc(run.Collector.Events(), func(e metrics.Event) bool { return e.Kind != metrics.KindParamUpdate })
 	require.Len(t, events, 2)
-	require.Equal(t, metrics.KindParamUpdate, events[0].Kind)
 	require.Equal(t, Seconds(30).Duration(), events[0].At)
 	for _, s := range run.Collector.Samples() {
 		if s.At > Seconds(60).Duration() && s.At < Seconds(90).Duration() {
@@ -198,4 +199,30 @@ func TestTheVerdictOnTheLoad(t *testing.T) {
 			require.InEpsilon(t, capacity, s.Steady.Requests, 0.15, "sixteen end at once")
 		}
 	}
+}
+
+// The same plan is told in the same words in both kinds of time: what was done, what showed, and what came too late.
+func TestTheSamePlanGivesTheSameEvents(t *testing.T) {
+	cfg := NodeConfig{DatasetName: "random", RandomInputLen: 64, RandomOutputLen: 16, NumPrompts: 20, RequestRate: Inf, MaxConcurrency: 2, Seed: 3,
+		MaxRunningRequests: 16, EnableDynamicParams: true, ParamUpdateSchedule: map[Seconds]map[string]int{
+			0.1: {server.ParamMaxRunningRequests: 4}, 0.3: {server.ParamMaxRunningRequests: 8}, 3600: {server.ParamMaxRunningRequests: 16}}}
+	type told struct {
+		kind, source, keys string
+		value, planned     any
+	}
+	events := func(opts ...RunOption) (all []told) {
+		run, err := RunNode(t.Context(), cfg, opts...)
+		require.NoError(t, err)
+		for _, e := range run.Collector.Events() {
+			if e.Kind != metrics.KindStartupPhase { // a server that starts is the one thing that virtual time has not
+				keys := fmt.Sprint(slices.Sorted(maps.Keys(e.Data)))
+				all = append(all, told{e.Kind, e.Source, keys, e.Data["value"], e.Data["planned_ns"]})
+			}
+		}
+		return all
+	}
+	virtual := events(WithVirtualTime(sim.H100Llama8B()))
+	require.Len(t, virtual, 6)
+	require.ElementsMatch(t, virtual, events())
+	require.Contains(t, virtual, told{metrics.KindParamUpdateNotMade, "server-0", "[name planned_ns reason value]", 16, int64(3600 * time.Second)})
 }

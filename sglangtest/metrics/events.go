@@ -51,6 +51,9 @@ const (
 	KindStoringFailed = "storing_failed"
 )
 
+// ReasonRunEnded is the "reason" of what was planned for a time after the run's end.
+const ReasonRunEnded = "the run had ended"
+
 // An Event is something that was done or noticed in a run: a parameter change, a failure, the verdict of a check.
 type Event struct {
 	At     time.Duration  `json:"at_ns"`

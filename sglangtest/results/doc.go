@@ -127,6 +127,24 @@
 // JSON cannot write are the strings "NaN", "+Inf" and "-Inf"), error; one of the last two is null. events.jsonl is a
 // [metrics.Event]: at_ns*, kind*, source, data. Bytes in their strings that are not valid UTF-8 are replaced by U+FFFD.
 //
+// Kinds of events, with the keys of data. They are the same in real and in virtual time; others are the caller's own.
+//
+//	startup_phase          a phase of a server's start, at a moment before 0: phase, duration_ns
+//	server_warning         something that may spoil a measurement: message
+//	server_fault           a fault that the experiment asked for: message (killed, suspended, resumed, restarted, hung or
+//	                       slowed), and of simulated servers requests (that failed with it) or factor
+//	server_fault_not_made  one that was planned for a time after the run's end: message, planned_ns, reason
+//	server_ended           a server ended by itself: error
+//	param_update           a parameter was changed: name, value, asked_ns, accepted_ns, previous, read_back, mechanism
+//	param_update_failed    it was not, or could not be read back: name, value, error, and accepted_ns if it was accepted
+//	param_update_not_made  a change that was planned for a time after the run's end: name, value, planned_ns, reason
+//	param_in_force         running requests obeyed a changed limit first: name, value, asked_ns, accepted_ns, not_before_ns
+//	param_not_in_force     that was not seen: name, value, asked_ns, accepted_ns, reason
+//	prefix_cache           what the prefix cache held when the load began: state (flushed, kept or unknown)
+//	prefilled              tokens that the engine computed in prefills, by its own count: tokens
+//	request_lost           a simulated scheduler has forgotten a request, as SGLang's would: request (its id)
+//	storing_failed         from here on not all that is measured is stored: error
+//
 // # What survives
 //
 // Every record reaches the operating system within [FlushInterval], a request's arrival before its result.

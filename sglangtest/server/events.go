@@ -17,7 +17,8 @@ type Event struct {
 // String tells the event in a line, such as "server-0 phase: load weights: 12.3s".
 func (e Event) String() string { return e.Server + " " + e.Kind + ": " + e.Message }
 
-// The kinds of events.
+// The kinds of events in a server's life. A run's time line has kinds of its own (package metrics), for real and simulated servers
+// alike: there a warning is metrics.KindServerWarning and a fault metrics.KindServerFault.
 const (
 	KindState   = "state"   // Message is the new [State]
 	KindPhase   = "phase"   // a phase of the start-up has ended, or gone on: Phase.Done has grown

@@ -50,7 +50,7 @@ type ParamUpdate struct {
 
 // Event returns what [Server.UpdateParam] returned, u and err, as an event of a run's time line, for Collector.Event. The
 // offset of a moment is load.Clock.Offset. Its kind is metrics.KindParamUpdate, at the moment of Accepted, or with an error
-// "param_update_failed", at the present moment.
+// metrics.KindParamUpdateFailed, at the present moment.
 func (u ParamUpdate) Event(offset func(time.Time) time.Duration, err error) metrics.Event {
 	data := map[string]any{"name": u.Name, "value": u.Value}
 	if !u.Accepted.IsZero() { // else it was not made; with an error, it may not have been read back
@@ -58,7 +58,7 @@ func (u ParamUpdate) Event(offset func(time.Time) time.Duration, err error) metr
 	}
 	if err != nil {
 		data["error"] = err.Error()
-		return metrics.Event{At: offset(time.Now()), Kind: "param_update_failed", Source: u.Server, Data: data}
+		return metrics.Event{At: offset(time.Now()), Kind: metrics.KindParamUpdateFailed, Source: u.Server, Data: data}
 	}
 	data["asked_ns"] = int64(offset(u.Asked))
 	data["previous"], data["read_back"], data["mechanism"] = u.Previous, u.ReadBack, u.Mechanism

@@ -27,7 +27,7 @@ func failing(t *testing.T, src load.Source, pol policy.Policy, engines []Engine,
 func TestRequestsWithoutAPlaceAreRecordedIfTheRunBreaksOff(t *testing.T) {
 	src := requests{ask(0, 0, 10, 100), ask(1, 5*ms, 10, 1), ask(2, 30*ms, 10, 1), ask(3, 50*ms, 10, 1), ask(4, 51*ms, 10, 1)}
 	why := errors.New("that was it")
-	col, err := failing(t, src, new(policy.RoundRobin), Equal(1, steady()), WithMaxConcurrency(1), WithAction(50*ms, 0, func(Target) error { return why }))
+	col, err := failing(t, src, new(policy.RoundRobin), Equal(1, steady()), WithMaxConcurrency(1), WithAction(50*ms, 0, Do("fail", func(Target) error { return why })))
 	require.ErrorIs(t, err, why)
 	cancelled := load.OutcomeCancelled
 	require.Equal(t, []load.Outcome{cancelled, cancelled, cancelled, cancelled}, outcomes(col), "request 3 arrived when the action failed, 4 never")
@@ -173,14 +173,21 @@ func TestASourceThatFails(t *testing.T) {
 }
 
 func TestActionsThatAreNotDoneAreNoted(t *testing.T) {
-	col := play(t, requests{ask(0, 0, 10, 1)}, new(policy.RoundRobin), Equal(2, steady()), WithAction(time.Hour, 1, Kill()), WithAction(5*ms, 0, SetLimit(3)))
+	col := play(t, requests{ask(0, 0, 10, 1)}, new(policy.RoundRobin), Equal(2, steady()), WithAction(time.Hour, 1, Kill()), WithAction(time.Hour, 0, SetLimit(2)), WithAction(5*ms, 0, SetLimit(3)))
 	events := col.Events()
-	require.Len(t, events, 2)
-	require.Equal(t, metrics.Event{At: 10 * ms, Kind: KindActionNotDone, Source: "server-1", Data: map[string]any{"planned_ns": int64(time.Hour)}}, events[1])
+	require.Len(t, events, 4)
+	require.Equal(t, []string{metrics.KindParamUpdate, metrics.KindParamInForce}, []string{events[0].Kind, events[1].Kind})
+	data := func(key string, v any) map[string]any {
+		return map[string]any{key: v, "planned_ns": int64(time.Hour), "reason": "the run had ended"}
+	}
+	require.Equal(t, metrics.Event{At: 10 * ms, Kind: metrics.KindServerFaultNotMade, Source: "server-1", Data: data("message", "killed")}, events[2])
+	limit := data("name", "max_running_requests")
+	limit["value"] = 2
+	require.Equal(t, metrics.Event{At: 10 * ms, Kind: metrics.KindParamUpdateNotMade, Source: "server-0", Data: limit}, events[3])
 
 	col, _ = failing(t, requests{ask(0, 0, 10, 1)}, pickFunc(func(*policy.Request, *policy.View) policy.Decision { return policy.Decision{} }),
 		Equal(1, steady()), WithAction(5*ms, 0, Kill()))
-	require.Equal(t, KindActionNotDone, col.Events()[0].Kind)
+	require.Equal(t, metrics.KindServerFaultNotMade, col.Events()[0].Kind)
 }
 
 // bare is a recorder without the optional methods.

@@ -123,6 +123,7 @@ type worker struct {
 	hung   time.Duration  // when its scheduler began to hang; never: it does not
 	short  int            // answers that its sizes cut short
 	limit  int            // in force
+	change *limitChange   // of the limit, as long as it does not show; nil: none
 	steps  uint64         // of loops before a restart
 	coming fifo[arrival]  // on the way to the scheduler, in order of time
 	going  fifo[delivery] // on the way to the client, in order of time

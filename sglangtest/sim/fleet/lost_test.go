@@ -14,14 +14,14 @@ import (
 
 // prioritise gives the requests from the given one on a priority at which they may preempt, between two steps.
 func prioritise(from int) Action {
-	return func(t Target) error {
+	return Do("prioritise", func(t Target) error {
 		for f := t.(target).w.flights.first; f != nil; f = f.next {
 			if f.load.ID >= from {
 				f.request.Priority = 100
 			}
 		}
 		return nil
-	}
+	})
 }
 
 // A run in which a scheduler loses a request says so: an event and a note, and, if nothing ends the wait, the error.
@@ -44,7 +44,7 @@ func TestLostRequests(t *testing.T) {
 	col := play(t, src, new(policy.RoundRobin), engine(sim.Rules0515, false), append(opts, WithTimeout(10*time.Second))...)
 	require.Equal(t, []load.Outcome{timeout, ok, ok}, outcomes(col))
 	events := col.Events()
-	require.Equal(t, KindRequestLost, events[len(events)-1].Kind)
+	require.Equal(t, metrics.KindRequestLost, events[len(events)-1].Kind)
 	require.Equal(t, map[string]any{"request": 0}, events[len(events)-1].Data)
 	require.Contains(t, col.Summary().Notes, "the simulated scheduler lost 1 requests, as SGLang before 0.5.23 does with a request that it preempted for one that is "+
 		"then not admitted: they can only run into a deadline; the first IDs: [0]")

@@ -87,12 +87,13 @@ func WithTokenTimes(on bool) Option {
 
 // WithAction does an action to an engine, by its index, at a planned time. Actions at the same time are done in the
 // order in which they were given, before requests that arrive then. An action that is planned for after the end of the
-// last request, or of a run that broke off, is not done; an event of [KindActionNotDone] says so. It may be given more
+// last request, or of a run that broke off, is not done; an event of
+// metrics.KindParamUpdateNotMade or KindServerFaultNotMade says so. It may be given more
 // than once.
-func WithAction(at time.Duration, engine int, do Action) Option {
+func WithAction(at time.Duration, engine int, action Action) Option {
 	return func(c *config) error {
-		c.actions = append(c.actions, planned{at, engine, do})
-		if at < 0 || do == nil {
+		c.actions = append(c.actions, planned{at, engine, action})
+		if at < 0 || action.do == nil {
 			return fmt.Errorf("action at %v: want a time ≥ 0 and an action", at)
 		}
 		return nil

@@ -74,9 +74,16 @@ func Run(ctx context.Context, src load.Source, pol policy.Policy, engines []Engi
 	err = s.play(src)
 	s.clock(s.now)
 	for _, a := range s.timers.actions {
-		s.event(KindActionNotDone, s.workers[a.worker], map[string]any{"planned_ns": int64(a.at)})
+		data := maps.Clone(a.action.says)
+		data["planned_ns"], data["reason"] = int64(a.at), metrics.ReasonRunEnded
+		if a.action.limit {
+			s.event(metrics.KindParamUpdateNotMade, s.workers[a.worker], data)
+		} else {
+			s.event(metrics.KindServerFaultNotMade, s.workers[a.worker], data)
+		}
 	}
 	for _, w := range s.workers {
+		s.limitUnseen(w, metrics.ReasonRunEnded)
 		s.stats.Steps += w.steps + w.loop.Steps()
 		s.stats.Shortened += w.short
 		if w.short > 0 {
@@ -325,8 +332,9 @@ func (s *run) outputs(w *worker, bound time.Duration) {
 		}
 		at = next
 	}
+	s.limitSeen(w, at)
 	for _, r := range w.loop.Engine.Lost() {
-		s.event(KindRequestLost, w, map[string]any{"request": r.Owner.(*flight).load.ID})
+		s.event(metrics.KindRequestLost, w, map[string]any{"request": r.Owner.(*flight).load.ID})
 	}
 	for i := range outputs {
 		o := &outputs[i]

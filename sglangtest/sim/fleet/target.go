@@ -30,36 +30,46 @@ type Target interface {
 	Slow(factor float64) error
 }
 
-// An Action is done to one engine at a planned time. It must use its target only until it returns; its error ends
-// the run.
-type Action func(Target) error
+// An Action is done to one engine at a planned time: [SetLimit], [Kill], [Restart], [Hang], [Slow], or what [Do] makes one. The
+// zero value is none.
+type Action struct {
+	do    func(Target) error
+	limit bool           // it sets the limit
+	says  map[string]any // what the event says that it was not done
+}
+
+// Do returns the action that calls f, which must use its target only until it returns; its error ends the run. text names it for
+// the event that says that it was not done.
+func Do(text string, f func(Target) error) Action {
+	return Action{do: f, says: map[string]any{"message": text}}
+}
 
 // SetLimit returns the action that calls [Target.SetLimit].
-func SetLimit(n int) Action { return func(t Target) error { return t.SetLimit(n) } }
+func SetLimit(n int) Action {
+	return Action{func(t Target) error { return t.SetLimit(n) }, true, map[string]any{"name": limitName, "value": n}}
+}
 
 // Kill returns the action that calls [Target.Kill].
-func Kill() Action { return func(t Target) error { return t.Kill() } }
+func Kill() Action { return Do(killed, Target.Kill) }
 
 // Restart returns the action that calls [Target.Restart].
-func Restart() Action { return func(t Target) error { return t.Restart() } }
+func Restart() Action { return Do(restarted, Target.Restart) }
 
 // Hang returns the action that calls [Target.Hang].
-func Hang() Action { return func(t Target) error { return t.Hang() } }
+func Hang() Action { return Do(hung, Target.Hang) }
 
 // Slow returns the action that calls [Target.Slow].
-func Slow(factor float64) Action { return func(t Target) error { return t.Slow(factor) } }
+func Slow(factor float64) Action {
+	return Do(slowed, func(t Target) error { return t.Slow(factor) })
+}
 
-// KindFailure is the kind of the [metrics.Event] of [Target.Kill], Restart, Hang and Slow. Its Data holds "action" (kill,
-// restart, hang or slow), and "requests" (how many failed with a kill) or "factor".
-const KindFailure = "failure"
-
-// KindRequestLost is the kind of the [metrics.Event] of a request that a simulated scheduler has forgotten, as SGLang before
-// 0.5.23 can (see sim.EngineConfig.KeepPreempted). Its Data holds "request", the request's ID.
-const KindRequestLost = metrics.KindRequestLost
-
-// KindActionNotDone is the kind of the [metrics.Event] that a run has at its end for each scheduled action that was
-// still to come. Its Data holds "planned_ns", the time for which it was planned.
-const KindActionNotDone = "action_not_done"
+// What events say of faults, in the words of package server.
+const (
+	killed    = "killed"
+	restarted = "restarted"
+	hung      = "hung"
+	slowed    = "slowed"
+)
 
 // target is a worker of a run under way as a Target.
 type target struct {
@@ -76,12 +86,9 @@ func (t target) SetLimit(n int) error {
 	if n < 1 || n > most || !w.loop.SetLimit(t.run.now, float64(n)) {
 		return fmt.Errorf("fleet: set limit: %d on %s: want 1 to %d, its max_running_requests", n, w.Name, most)
 	}
-	previous := w.limit
-	w.limit = n
+	t.run.limitSet(w, n)
 	t.run.core.SetFacts(t.run.now, w.slot(), w.facts())
 	t.run.reschedule(w)
-	t.run.event(metrics.KindParamUpdate, w, map[string]any{"name": "max_running_requests", "value": n, "previous": previous,
-		"mechanism": "pp_max_micro_batch_size of the simulated scheduler"})
 	return nil
 }
 
@@ -91,13 +98,14 @@ func (t target) Kill() error {
 		return fmt.Errorf("fleet: kill: %s is down already", w.Name)
 	}
 	n := t.run.down(w, "simulated server was killed")
-	t.run.event(KindFailure, w, map[string]any{"action": "kill", "requests": n})
+	t.run.event(metrics.KindServerFault, w, map[string]any{"message": killed, "requests": n})
 	return nil
 }
 
 // down takes a worker down, and the requests that it has with it. It returns how many these were.
 func (s *run) down(w *worker, why string) (failed int) {
 	w.up, w.hung = false, never
+	s.limitUnseen(w, "the server ended")
 	w.coming.clear()
 	w.going.clear()
 	s.reschedule(w)
@@ -122,7 +130,7 @@ func (t target) Restart() error {
 		return fmt.Errorf("fleet: restart %s: %w", w.Name, err)
 	}
 	t.run.core.SetFacts(t.run.now, w.slot(), w.facts())
-	t.run.event(KindFailure, w, map[string]any{"action": "restart"})
+	t.run.event(metrics.KindServerFault, w, map[string]any{"message": restarted})
 	return nil
 }
 
@@ -133,7 +141,7 @@ func (t target) Hang() error {
 	}
 	w.hung = t.run.now
 	t.run.reschedule(w)
-	t.run.event(KindFailure, w, map[string]any{"action": "hang"})
+	t.run.event(metrics.KindServerFault, w, map[string]any{"message": hung})
 	return nil
 }
 
@@ -142,7 +150,7 @@ func (t target) Slow(factor float64) error {
 		return fmt.Errorf("fleet: slow %s: factor %v: want a finite number above 0", t.w.Name, factor)
 	}
 	t.w.pace.factor = factor / t.w.Speed
-	t.run.event(KindFailure, t.w, map[string]any{"action": "slow", "factor": factor})
+	t.run.event(metrics.KindServerFault, t.w, map[string]any{"message": slowed, "factor": factor})
 	return nil
 }
 
@@ -150,5 +158,5 @@ func (t target) Slow(factor float64) error {
 type planned struct {
 	at     time.Duration
 	worker int
-	do     Action
+	action Action
 }

@@ -37,8 +37,8 @@ func TestKillAndRestart(t *testing.T) {
 
 	events := col.Events()
 	require.Equal(t, []metrics.Event{
-		{At: 25 * ms, Kind: KindFailure, Source: "server-0", Data: map[string]any{"action": "kill", "requests": 2}},
-		{At: 60 * ms, Kind: KindFailure, Source: "server-0", Data: map[string]any{"action": "restart"}},
+		{At: 25 * ms, Kind: metrics.KindServerFault, Source: "server-0", Data: map[string]any{"message": "killed", "requests": 2}},
+		{At: 60 * ms, Kind: metrics.KindServerFault, Source: "server-0", Data: map[string]any{"message": "restarted"}},
 	}, events)
 	require.NotEmpty(t, col.Samples()[1].Err, "a dead engine leaves a gap in the samples")
 }
@@ -72,7 +72,8 @@ func TestSetLimitAndSlow(t *testing.T) {
 	require.Equal(t, 4.0, most)
 	e := col.Events()[0]
 	require.Equal(t, metrics.KindParamUpdate, e.Kind)
-	require.Equal(t, map[string]any{"name": "max_running_requests", "value": 4, "previous": 64, "mechanism": "pp_max_micro_batch_size of the simulated scheduler"}, e.Data)
+	require.Equal(t, map[string]any{"name": "max_running_requests", "value": 4, "asked_ns": int64(0), "accepted_ns": int64(0), "previous": 64, "read_back": 4,
+		"mechanism": "pp_max_micro_batch_size of the simulated scheduler"}, e.Data)
 
 	col = play(t, requests{ask(0, 0, 10, 7)}, new(policy.RoundRobin), Equal(1, steady()), WithAction(25*ms, 0, Slow(3)), WithAction(65*ms, 0, Slow(1)))
 	r := results(col)[0]
@@ -121,7 +122,7 @@ func TestHangAndSlowWithoutEnd(t *testing.T) {
 			require.LessOrEqual(t, rs[0].OutputTokens, 3, "what was under way")
 			require.Zero(t, rs[1].FirstToken)
 			if name == "hang" {
-				require.Equal(t, map[string]any{"action": "hang"}, col.Events()[0].Data)
+				require.Equal(t, map[string]any{"message": "hung"}, col.Events()[0].Data)
 				require.Contains(t, col.Samples()[1].Err, "hangs since 15ms")
 			}
 

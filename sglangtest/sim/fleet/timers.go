@@ -69,7 +69,7 @@ func (s *run) timer() {
 			at = t.actions[0].at
 		}
 		t.set(actionTimer, at)
-		if err := a.do(target{s, s.workers[a.worker]}); err != nil {
+		if err := a.action.do(target{s, s.workers[a.worker]}); err != nil {
 			s.err = err
 		}
 	case pollTimer:
@@ -124,9 +124,11 @@ func (s *run) sample() {
 	}
 }
 
-func (s *run) event(kind string, w *worker, data map[string]any) {
+func (s *run) event(kind string, w *worker, data map[string]any) { s.eventAt(s.now, kind, w, data) }
+
+func (s *run) eventAt(at time.Duration, kind string, w *worker, data map[string]any) {
 	if s.events != nil {
-		s.events.Event(metrics.Event{At: s.now, Kind: kind, Source: w.Name, Data: data})
+		s.events.Event(metrics.Event{At: at, Kind: kind, Source: w.Name, Data: data})
 	}
 }
 
