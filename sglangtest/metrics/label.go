@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/sglangtest/harness/sglangtest/load"
 )
 
 // A Simulation says that the engine was a simulation, and how far it can be trusted.
@@ -143,12 +145,21 @@ func (b *builder) bound() {
 			}
 		}
 	}
+	// Where the answers do not tell what came from the prefix cache, the engines' own count does, as a share.
+	share, untold := 0.0, false
+	if n := s.Throughput.CachedByEngine; n != nil && s.Throughput.InputTokens > 0 {
+		share = float64(*n) / float64(s.Throughput.InputTokens)
+	}
 	demands := make([]Demand, 0, s.Requests.OK)
 	for _, r := range b.rs {
 		if r.OK() {
-			d := Demand{At: r.Arrival, Prompt: r.PromptTokens, Cached: max(0, r.CachedTokens), Output: r.OutputTokens}
+			d := Demand{At: r.Arrival, Prompt: r.PromptTokens, Cached: r.CachedTokens, Output: r.OutputTokens}
 			if d.Prompt <= 0 {
 				d.Prompt = r.InputLen
+			}
+			if d.Cached == load.NotReported {
+				d.Cached = int(share * float64(d.Prompt))
+				untold = untold || s.Throughput.CachedByEngine == nil
 			}
 			demands = append(demands, d)
 		}
@@ -160,6 +171,8 @@ func (b *builder) bound() {
 	switch {
 	case s.Requests.Failed*100 > s.Requests.Arrived: // what they cost the engine is not in the workload
 		bound = ErrorBound{Uncovered: fmt.Sprintf("%d of %d requests failed", s.Requests.Failed, s.Requests.Arrived)}
+	case untold:
+		bound = ErrorBound{Uncovered: "how many prompt tokens came from the prefix cache is not told (--enable-cache-report, or --enable-metrics)"}
 	case len(s.ParamChanges) > 0:
 		bound = ErrorBound{Uncovered: "run-time parameters were changed while it ran"}
 	}

@@ -198,6 +198,12 @@ func TestSummaryStatesTheErrorOfItsWorkload(t *testing.T) {
 	require.Equal(t, "TTFT ±30 %, TPOT ±9 %, E2E ±5 %, by the only measured run like this one (a)", run(v, load.Info{}, same).Simulation.KnownError)
 	require.Contains(t, run(v, load.Info{MaxConcurrency: 10}, same).Simulation.KnownError, "not covered by any measured run: it differs from a, the most similar, in arrivals that wait for requests in flight")
 	require.NotContains(t, run(v, load.Info{MaxConcurrency: 1000}, same).Simulation.KnownError, "not covered", "a cap that never held any back")
+	// Where the answers do not tell it, the engines' count of prefilled tokens does; nothing told is not nothing cached.
+	silent := func(r *load.Result) { r.CachedTokens = load.NotReported }
+	require.Contains(t, run(v, load.Info{}, silent, Event{Kind: KindPrefilled, Data: map[string]any{"tokens": 20_000}}).Simulation.KnownError,
+		"80 % of the prompt tokens cached (there 0 %)")
+	require.NotContains(t, run(v, load.Info{}, silent, Event{Kind: KindPrefilled, Data: map[string]any{"tokens": 100_000}}).Simulation.KnownError, "not covered")
+	require.Contains(t, run(v, load.Info{}, silent).Simulation.KnownError, "not covered by any measured run: how many prompt tokens came from the prefix cache is not told")
 	require.Contains(t, run(v, load.Info{}, func(r *load.Result) { r.CachedTokens = 400 }).Simulation.KnownError, "80 % of the prompt tokens cached (there 0 %)")
 	require.Contains(t, run(v, load.Info{}, func(r *load.Result) {
 		if r.ID < 3 {

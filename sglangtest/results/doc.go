@@ -28,7 +28,7 @@
 //
 // run.json:
 //
-//	schema_version   1
+//	schema_version   2
 //	state            "running", "finished" or "failed"
 //	reason           why it failed; absent otherwise
 //	label            free text
